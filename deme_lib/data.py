@@ -1,0 +1,170 @@
+"""Images: scikit-learn's digits, or any Hugging Face data set, hub id or local folder.
+
+Images are uint8 ``[n, C, H, W]``; models see them as float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from deme_lib.parameters import ROOT
+
+
+class DataError(RuntimeError):
+    """Images cannot be had, or are not what the experiment needs."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """uint8 images [n, C, H, W] and int64 labels [n] (all 0 where the data has none)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def local_folder(source: str) -> Path | None:
+    """``source`` as an existing folder, from the working directory or the repository's root."""
+    return next((p for p in (Path(source), ROOT / source) if source and p.is_dir()), None)
+
+
+@cache
+def fingerprint(source: str) -> str:
+    """Hash of what stands behind a data set or pretrained model, for artefact keys.
+
+    Digits and local files are hashed by content, hub ids by name.
+    """
+    if source == "digits":
+        data = digits()
+        return hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()[:16]
+    folder = local_folder(source)
+    if folder is None:
+        return f"hub:{source}"
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        total.update(f"{path.relative_to(folder)}\0".encode())
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+@cache
+def digits() -> Images:
+    """scikit-learn's 1,797 digits, 8x8, 17 grey levels spread over 0..255."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.round(data.images / 16 * 255).astype(np.uint8)[:, None]
+    return Images(images, data.target.astype(np.int64))
+
+
+def split(
+    source: str, train_images: int, search_images: int, test_images: int, seed: int
+) -> dict[str, Images]:
+    """Load a data set and give each image one role: ``train``, ``search`` or ``test``.
+
+    A data set with a test split gives search and test images from there; otherwise one split is
+    cut. Both are stratified by label. The writers of the digits are shared between the roles: the
+    files do not name them.
+
+    Raises:
+        DataError: the data cannot be reached, cannot be read, or holds too few images.
+    """
+    sizes = {"train": train_images, "search": search_images, "test": test_images}
+    if source == "digits":
+        pool = digits()
+        return _cut(pool.labels, sizes, seed, source, lambda i: pool.images[i])
+    parts = _load_dataset(source)
+    roles: dict[str, Images] = {}
+    for part, names in _parts_to_roles(parts).items():
+        data = parts[part]
+        image, label = _columns(data, source)
+        labels = np.asarray(data[label]) if label else np.zeros(len(data), np.int64)
+        wanted = {name: sizes[name] for name in names}
+        roles |= _cut(labels, wanted, seed, source, partial(_decode, data, image, source))
+    shapes = {name: images.images.shape[1:] for name, images in roles.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"{source}: train and test images differ in size: {shapes}")
+    return roles
+
+
+def _cut(labels, sizes, seed, source, read) -> dict[str, Images]:
+    """Disjoint stratified subsets; ``read`` turns indices into uint8 images [n, C, H, W]."""
+    from sklearn.model_selection import train_test_split
+
+    if sum(sizes.values()) > len(labels):
+        asked = " + ".join(f"{size} {name}" for name, size in sizes.items())
+        raise DataError(
+            f"{source} holds {len(labels)} images where {asked} are asked for: lower "
+            + ", ".join(f"{name}_images" for name in sizes)
+        )
+    left, roles = np.arange(len(labels)), {}
+    for name, size in sizes.items():
+        chosen = left
+        if size < len(left):
+            counts = np.bincount(labels[left])
+            counts = counts[counts > 0]
+            possible = counts.min() >= 2 and len(counts) <= min(size, len(left) - size)
+            chosen, left = train_test_split(
+                left,
+                train_size=size,
+                stratify=labels[left] if possible else None,
+                random_state=seed,
+            )
+        roles[name] = Images(read(chosen), labels[chosen].astype(np.int64))
+    return roles
+
+
+def _load_dataset(source: str):
+    import datasets
+
+    folder = local_folder(source)
+    try:
+        return datasets.load_dataset(str(folder) if folder else source)
+    except Exception as error:  # the library raises dozens of types, its HTTP client's too
+        where = f"the folder {folder}" if folder else f"the Hugging Face data set {source!r}"
+        raise DataError(
+            f"cannot load {where} ({type(error).__name__}: {str(error)[:200]}). With a network, "
+            f"huggingface.co/datasets/{source} is fetched by itself; without, copy it to a folder "
+            "(its parquet files, or images sorted into train/ and test/) and name that folder in "
+            "the parameter `dataset`"
+        ) from error
+
+
+def _parts_to_roles(parts) -> dict[str, tuple[str, ...]]:
+    train = "train" if "train" in parts else next(iter(parts))
+    held_out = next((p for p in ("test", "validation") if p in parts and p != train), None)
+    if held_out is None:
+        return {train: ("train", "search", "test")}
+    return {train: ("train",), held_out: ("search", "test")}
+
+
+def _columns(data, source: str) -> tuple[str, str | None]:
+    import datasets
+
+    image = [n for n, f in data.features.items() if isinstance(f, datasets.Image)]
+    label = [n for n, f in data.features.items() if isinstance(f, datasets.ClassLabel)]
+    if not image:
+        raise DataError(f"{source} has no image column, only {sorted(data.features)}")
+    return image[0], (label[0] if label else None)
+
+
+def _decode(data, column: str, source: str, indices: np.ndarray) -> np.ndarray:
+    images, first = [], None
+    for i in indices.tolist():
+        try:
+            picture = data[i][column]
+        except Exception as error:  # whatever the image decoder raises
+            raise DataError(f"{source}: image {i} cannot be read ({error})") from error
+        picture = picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB")
+        array = np.asarray(picture)
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        first = array.shape if first is None else first
+        if array.shape != first:
+            raise DataError(f"{source}: image {i} is {array.shape}, the first is {first}")
+        images.append(array)
+    return np.stack(images)

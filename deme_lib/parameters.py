@@ -1,0 +1,244 @@
+"""The typed schema of all parameters, and the checks that every way in goes through.
+
+A parameter file is flat YAML and names only what differs from ``params/digits.yaml``, the one place
+of defaults. Unknown and ill-typed parameters are errors that name the nearest right one.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = ROOT / "params"
+DEFAULTS = PRESETS / "digits.yaml"
+
+EXECUTION = {"device", "threads", "sampling_batch", "checkpoint_every", "allow_long", "runs_dir"}
+"""Parameters that change where and how fast, never what: they are in no artefact's key."""
+
+
+class ParameterError(ValueError):
+    """A parameter is unknown, of the wrong type, or out of range."""
+
+
+class Parameters(BaseModel):
+    """Every parameter of an experiment. Field descriptions are the reference; units in names."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    experiment: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="name of this experiment")
+
+    # data
+    dataset: str = Field(min_length=1, description="digits, a hub id, or a local dataset folder")
+    train_images: int = Field(ge=1, description="images to train on; FID's reference")
+    search_images: int = Field(ge=1, description="held-out images that searches may look at")
+    test_images: int = Field(ge=1, description="images no training and no search sees")
+    split_seed: int = Field(ge=0, description="seed of the split")
+
+    # baseline
+    pretrained: str = Field(description="diffusers folder or hub id; empty: train one here")
+    model_channels: list[int] = Field(min_length=1, description="UNet channels per resolution")
+    layers_per_block: int = Field(ge=1, description="resnets per UNet block")
+    num_train_timesteps: int = Field(ge=2, description="T of the noise schedule")
+    pretrain_steps: int = Field(ge=0, description="optimiser steps from scratch")
+    pretrain_lr: float = Field(gt=0, description="decays to finetune_lr over the first 80 %")
+    init_roundings: int = Field(ge=0, description="initial weights moved by this many roundings")
+
+    # finetuning, the same for experts and controls
+    n_ranges: int = Field(ge=1, description="N of Eq. 3")
+    probability: float = Field(ge=0, le=1, description="p of Eq. 6")
+    consistency_weight: float = Field(ge=0, description="weight of Eq. 4 in Eq. 5; 0: without")
+    channel_projection: bool = Field(description="channel-wise projections (Sec. 3.2)")
+    finetune_steps: int = Field(ge=1, description="steps of one expert; controls get N times this")
+    finetune_lr: float = Field(gt=0, description="constant learning rate")
+    batch_size: int = Field(ge=1, description="images per optimiser step")
+    adam_beta1: float = Field(ge=0, lt=1, description="AdamW")
+    adam_beta2: float = Field(ge=0, lt=1, description="AdamW")
+    weight_decay: float = Field(ge=0, description="AdamW")
+    clip_norm: float = Field(gt=0, description="gradient norm clipped to this")
+    ema_decay: float = Field(ge=0, lt=1, description="EMA of the weights")
+    precision: Literal["no", "bf16", "fp16"] = Field(description="autocast in training")
+    seed: int = Field(ge=0, description="training seed")
+
+    # merge
+    merge_weights: str | list[float] = Field(description="uniform, search, or one weight a range")
+    search_strategy: Literal["tpe", "grid"] = Field(description="who proposes weights by loss")
+    search_low: float = Field(description="smallest weight")
+    search_high: float = Field(description="largest weight")
+    search_step: float = Field(gt=0, description="weights are multiples of this")
+    search_losses: int = Field(ge=1, description="proposals scored by held-out loss")
+    search_candidates: int = Field(ge=3, description="candidates scored by images")
+    search_samples: int = Field(ge=4, description="images per candidate")
+
+    # sampling and evaluation
+    sampling_steps: int = Field(ge=1, description="DDIM steps")
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = Field(description="of DDIM")
+    samples: int = Field(ge=4, description="images per sampling seed and arm")
+    sampling_seeds: list[int] = Field(min_length=2, description="independent sampling seeds")
+    features: str = Field(description="digits-a, digits-b (shipped classifiers) or inception")
+    second_features: str = Field(description="features that must rank models alike; empty: none")
+    inception_weights: str = Field(description="local file of torch-fidelity's Inception weights")
+    is_splits: int = Field(ge=1, description="splits of the inception score")
+    kid_subset_size: int = Field(ge=2, description="images per KID subset")
+    kid_subsets: int = Field(ge=1, description="KID subsets")
+    acceptance_samples: int = Field(ge=8, description="images of the pretrained model, halved")
+    loss_draws: int = Field(ge=1, description="fixed (timestep, noise) draws per held-out image")
+    primary_decoupling: list[str] = Field(description='primary "arm - arm" of ablation 1')
+    primary_merging: list[str] = Field(description='primary "arm - arm" of ablation 2')
+    confidence: float = Field(gt=0, lt=1, description="level of the paired t intervals")
+
+    # analysis
+    loss_bins: int = Field(ge=1, description="bins of [0, T) for losses per timestep")
+    gradient_bins: int = Field(ge=2, description="timesteps of the gradient similarity map")
+    plane_points: int = Field(ge=2, description="points per axis of the w1-w2 plane")
+
+    # execution
+    device: str = Field(description="auto, cpu, cuda, ...")
+    threads: int = Field(ge=1, description="CPU threads of one process")
+    sampling_batch: int = Field(ge=1, description="images per denoiser call")
+    checkpoint_every: int = Field(ge=1, description="optimiser steps between checkpoints")
+    allow_long: bool = Field(description="go on where the estimate exceeds two hours")
+    runs_dir: str = Field(min_length=1, description="folder of everything made")
+
+    @field_validator("merge_weights", mode="before")
+    @classmethod
+    def _weights_from_text(cls, value: Any) -> Any:
+        """papermill's -p hands lists over as text."""
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            try:
+                return json.loads(value)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"is not a list of numbers: {value}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Parameters:
+        weights, n = self.merge_weights, self.n_ranges
+        if n > self.num_train_timesteps:
+            raise ValueError(f"n_ranges={n} is above num_train_timesteps={self.num_train_timesteps}")
+        if isinstance(weights, str) and weights not in ("uniform", "search"):
+            raise ValueError(f'merge_weights={weights!r}: give "uniform", "search" or a list')
+        if isinstance(weights, list) and len(weights) != n:
+            raise ValueError(f"merge_weights has {len(weights)} weights for n_ranges={n}")
+        if self.search_low > self.search_high:
+            raise ValueError("search_low is above search_high")
+        if len(set(self.sampling_seeds)) < len(self.sampling_seeds):
+            raise ValueError("sampling_seeds repeats a seed: seeds must be independent")
+        if self.kid_subset_size > min(self.samples, self.test_images):
+            raise ValueError(
+                f"kid_subset_size={self.kid_subset_size} needs as many samples "
+                f"({self.samples}) and test_images ({self.test_images})"
+            )
+        if self.is_splits > self.samples:
+            raise ValueError(f"is_splits={self.is_splits} needs at least as many samples")
+        if min(self.model_channels) < 8 or any(c % 8 for c in self.model_channels):
+            raise ValueError("model_channels must be multiples of 8 (group norm with 8 groups)")
+        return self
+
+    def pick(self, *names: str) -> dict[str, Any]:
+        """The named parameters, for an artefact's key."""
+        return {name: getattr(self, name) for name in names}
+
+    def is_preset(self) -> bool:
+        """Whether every parameter equals the file ``params/<experiment>.yaml``."""
+        path = PRESETS / f"{self.experiment}.yaml"
+        return path.is_file() and load(path) == self
+
+
+def check(values: dict[str, Any], source: str) -> Parameters:
+    """Overlay ``values`` on the defaults and check everything.
+
+    Raises:
+        ParameterError: naming the parameter, what is wrong, and what to do.
+    """
+    for name in values:
+        if name not in Parameters.model_fields:
+            raise ParameterError(f"{source}: unknown parameter {name!r}{_nearest(name)}")
+    try:
+        return Parameters(**{**_read_yaml(DEFAULTS), **values})
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(e)}" for e in error.errors())
+        raise ParameterError(f"{source}:\n{problems}") from None
+
+
+def load(path: str | Path, **overrides: Any) -> Parameters:
+    """Read a parameter file; relative paths count from the working directory, then the root.
+
+    Raises:
+        ParameterError: the file is missing, is no flat YAML mapping, or holds a bad parameter.
+    """
+    found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
+    if found is None:
+        presets = ", ".join(sorted(f"params/{p.name}" for p in PRESETS.glob("*.yaml")))
+        raise ParameterError(f"no parameter file {path}; there are {presets}")
+    return check({**_read_yaml(found), **overrides}, str(path))
+
+
+def from_notebook(namespace: dict[str, Any]) -> Parameters:
+    """Check the parameters of a notebook, whoever set them: its cell, papermill, or a person.
+
+    papermill injects every key of ``-f`` into every notebook and only warns of unknown ones, so
+    the names are read from the cells that were run (IPython's ``In``).
+
+    Args:
+        namespace: the notebook's ``globals()``.
+    """
+    names: dict[str, None] = {}
+    for source in namespace.get("In", []):
+        assigned = _literal_assignments(source)
+        if source.startswith("# Parameters") or set(assigned) & set(Parameters.model_fields):
+            names.update(dict.fromkeys(assigned))
+    return check({name: namespace[name] for name in names if name in namespace}, "this notebook")
+
+
+def _literal_assignments(source: str) -> list[str]:
+    """Names assigned by a cell that holds nothing but assignments of literals."""
+    try:
+        statements = ast.parse(source).body
+        names = []
+        for s in statements:
+            targets = s.targets if isinstance(s, ast.Assign) else [s.target]
+            ast.literal_eval(s.value)
+            names += [t.id for t in targets]
+        return names
+    except (SyntaxError, AttributeError, ValueError, TypeError):
+        return []
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+        raise ParameterError(f"{path} must be a flat list of `name: value` lines")
+    return values
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, Parameters.model_fields, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "; see params/digits.yaml for all of them"
+
+
+def _explain(error: Any) -> str:
+    if not error["loc"]:
+        return error["msg"].removeprefix("Value error, ")
+    name, value = error["loc"][0], error["input"]
+    text = f"{name}={value!r}: {error['msg']} ({Parameters.model_fields[name].description})"
+    if isinstance(value, str) and _is_number(value):
+        text += f"; YAML reads {value} as text, write {float(value)!r}" if "e" in value else ""
+    return text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

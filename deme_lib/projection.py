@@ -1,0 +1,92 @@
+"""Channel-wise projections (paper Sec. 3.2): P(F) = W F on the output of every block.
+
+They sit where the published reference puts them: after every down block (on the hidden state, not
+on the skip tensors), after the mid block, after every up block. Because the skips bypass them they
+cannot be folded into neighbouring weights; a merged model keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffusers import UNet2DModel
+from torch import nn
+
+
+class ProjectedUNet2DModel(UNet2DModel):
+    """A ``UNet2DModel`` with an identity-initialised C x C projection after every block.
+
+    Takes the same configuration as ``UNet2DModel``; each block gains the parameter
+    ``projection.weight`` of shape [C, C, 1, 1]. Saves and loads as any diffusers model.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for block, channels in self._blocks_with_channels():
+            block.projection = identity_projection(channels)
+            block.register_forward_hook(_project_output)
+
+    @classmethod
+    def from_stock(cls, unet: UNet2DModel) -> ProjectedUNet2DModel:
+        """The same function with projections added: outputs equal ``unet``'s until W is trained."""
+        projected = cls.from_config(unet.config).to(device=unet.device, dtype=unet.dtype)
+        missing, unexpected = projected.load_state_dict(unet.state_dict(), strict=False)
+        wrong = [key for key in missing if not is_projection(key)] + unexpected
+        if wrong:
+            raise ValueError(f"the UNet's weights do not fit its configuration: {sorted(wrong)}")
+        return projected.train(unet.training)
+
+    def _blocks_with_channels(self) -> Iterator[tuple[nn.Module, int]]:
+        channels = self.config.block_out_channels
+        yield from zip(self.down_blocks, channels, strict=True)
+        if self.mid_block is not None:
+            yield self.mid_block, channels[-1]
+        yield from zip(self.up_blocks, reversed(channels), strict=True)
+
+
+def identity_projection(channels: int) -> nn.Conv2d:
+    """W = I as a bias-free 1x1 convolution, weight [C, C, 1, 1]."""
+    projection = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+    nn.init.dirac_(projection.weight)
+    return projection
+
+
+def _project_output(block: nn.Module, _inputs, output):
+    """Forward hook: project the hidden state; pass skips on untouched.
+
+    It takes the projection from the block it is called for, so a deep copy uses its own.
+    """
+    if isinstance(output, tuple):
+        return (block.projection(output[0]), *output[1:])
+    return block.projection(output)
+
+
+def is_projection(name: str) -> bool:
+    """Whether a parameter name of a ``ProjectedUNet2DModel`` belongs to a projection."""
+    return ".projection." in name
+
+
+def projection_share(unet: nn.Module) -> float:
+    """Share of the parameters that are projections (the paper reports 1.06 %)."""
+    sizes = {name: tensor.numel() for name, tensor in unet.named_parameters()}
+    return sum(n for name, n in sizes.items() if is_projection(name)) / sum(sizes.values())
+
+
+def unet_class(config: dict) -> type[UNet2DModel]:
+    """The class a saved UNet's ``config.json`` names: stock or projected.
+
+    Raises:
+        ValueError: the configuration is of another kind of model.
+    """
+    known = {cls.__name__: cls for cls in (UNet2DModel, ProjectedUNet2DModel)}
+    name = config.get("_class_name")
+    if name not in known:
+        raise ValueError(f"the model is a {name}; deme_lib works on {' and '.join(known)}")
+    return known[name]
+
+
+def plain_or_projected(unet: UNet2DModel, projected: bool) -> UNet2DModel:
+    """``unet`` itself, or a projected version of it where asked and not there already."""
+    if projected and not isinstance(unet, ProjectedUNet2DModel):
+        return ProjectedUNet2DModel.from_stock(unet)
+    return unet

@@ -1,0 +1,77 @@
+"""Ranges of timesteps, routing and the draw of training timesteps (paper Eq. 3, 6 and 7).
+
+Ranges are counted from 0. The paper counts them from 1 in Eq. 3 and from 0 in Eq. 7; integer
+bounds ``ceil(k T / N)`` make the two agree also where N does not divide T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def split_timesteps(n_ranges: int, num_train_timesteps: int) -> list[range]:
+    """Eq. 3: cut [0, T) into N adjacent, equal, non-overlapping ranges.
+
+    Args:
+        n_ranges: N, in 1..T.
+        num_train_timesteps: T, the number of timesteps of the noise scheduler.
+
+    Returns:
+        N ``range`` objects that tile [0, T) in order.
+
+    Raises:
+        ValueError: N is below 1 or above T.
+    """
+    if not 1 <= n_ranges <= num_train_timesteps:
+        raise ValueError(
+            f"n_ranges={n_ranges} cannot cut {num_train_timesteps} timesteps: "
+            f"choose between 1 and {num_train_timesteps}"
+        )
+    bounds = [-(-k * num_train_timesteps // n_ranges) for k in range(n_ranges + 1)]
+    return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def route(timesteps: torch.Tensor, ranges: Sequence[range]) -> torch.Tensor:
+    """Eq. 7: the index of the range that holds each timestep.
+
+    Args:
+        timesteps: any shape, integers in [0, T).
+        ranges: adjacent ranges that tile [0, T) in order.
+
+    Returns:
+        int64 indices in [0, N), of the same shape.
+
+    Raises:
+        ValueError: a timestep lies outside the ranges.
+    """
+    if timesteps.numel() and not (
+        ranges[0].start <= int(timesteps.min()) and int(timesteps.max()) < ranges[-1].stop
+    ):
+        raise ValueError(
+            f"timesteps from {int(timesteps.min())} to {int(timesteps.max())} leave "
+            f"[{ranges[0].start}, {ranges[-1].stop})"
+        )
+    inner_bounds = torch.tensor([r.start for r in ranges[1:]], device=timesteps.device)
+    return torch.bucketize(timesteps, inner_bounds, right=True)
+
+
+def draw_timesteps(
+    batch_size: int,
+    own_range: range,
+    num_train_timesteps: int,
+    probability: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Eq. 6: from the own range with probability 1 - p, from all of [0, T) with probability p.
+
+    The coin is tossed for every sample; the published reference code tosses it for a batch.
+
+    Returns:
+        [batch_size] int64 timesteps on the CPU.
+    """
+    own = torch.randint(own_range.start, own_range.stop, (batch_size,), generator=generator)
+    anywhere = torch.randint(0, num_train_timesteps, (batch_size,), generator=generator)
+    leave = torch.rand(batch_size, generator=generator) < probability
+    return torch.where(leave, anywhere, own)

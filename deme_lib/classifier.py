@@ -87,7 +87,9 @@ def train(dataset: str, roles: dict[str, data.Images], folder: Path = FOLDER) ->
         folder.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), folder / f"{dataset}-{letter}.safetensors")
         (folder / f"{dataset}-{letter}.json").write_text(json.dumps(card, indent=1) + "\n")
-        print(f"{dataset}-{letter}: {card['test_accuracy']:.1%} of {card['test_images']} test images")
+        print(
+            f"{dataset}-{letter}: {card['test_accuracy']:.1%} of {card['test_images']} test images"
+        )
 
 
 def _fit(train: data.Images, seed: int) -> Classifier:

@@ -1,4 +1,4 @@
-"""The finetuning objective (paper Eq. 2, 4 and 5), kept per sample so that callers may weight it."""
+"""The finetuning objective (paper Eq. 2, 4 and 5), per sample so that callers may weight it."""
 
 from __future__ import annotations
 

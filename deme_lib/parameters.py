@@ -121,7 +121,9 @@ class Parameters(BaseModel):
     def _fits_together(self) -> Parameters:
         weights, n = self.merge_weights, self.n_ranges
         if n > self.num_train_timesteps:
-            raise ValueError(f"n_ranges={n} is above num_train_timesteps={self.num_train_timesteps}")
+            raise ValueError(
+                f"n_ranges={n} is above num_train_timesteps={self.num_train_timesteps}"
+            )
         if isinstance(weights, str) and weights not in ("uniform", "search"):
             raise ValueError(f'merge_weights={weights!r}: give "uniform", "search" or a list')
         if isinstance(weights, list) and len(weights) != n:

@@ -6,6 +6,7 @@ bounds ``ceil(k T / N)`` make the two agree also where N does not divide T.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +31,7 @@ def split_timesteps(n_ranges: int, num_train_timesteps: int) -> list[range]:
             f"choose between 1 and {num_train_timesteps}"
         )
     bounds = [-(-k * num_train_timesteps // n_ranges) for k in range(n_ranges + 1)]
-    return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [range(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 def route(timesteps: torch.Tensor, ranges: Sequence[range]) -> torch.Tensor:

@@ -99,7 +99,7 @@ class Parameters(BaseModel):
     plane_points: int = Field(ge=2, description="points per axis of the w1-w2 plane")
 
     # execution
-    device: str = Field(description="auto, cpu, cuda, ...")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="where to compute")
     threads: int = Field(ge=1, description="CPU threads of one process")
     sampling_batch: int = Field(ge=1, description="images per denoiser call")
     checkpoint_every: int = Field(ge=1, description="optimiser steps between checkpoints")
@@ -130,6 +130,8 @@ class Parameters(BaseModel):
             raise ValueError(f"merge_weights has {len(weights)} weights for n_ranges={n}")
         if self.search_low > self.search_high:
             raise ValueError("search_low is above search_high")
+        if self.search_candidates < n + 1:
+            raise ValueError(f"search_candidates must be at least n_ranges + 1 = {n + 1}")
         if len(set(self.sampling_seeds)) < len(self.sampling_seeds):
             raise ValueError("sampling_seeds repeats a seed: seeds must be independent")
         if self.kid_subset_size > min(self.samples, self.test_images):

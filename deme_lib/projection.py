@@ -7,6 +7,7 @@ cannot be folded into neighbouring weights; a merged model keeps them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from diffusers import UNet2DModel
@@ -20,6 +21,7 @@ class ProjectedUNet2DModel(UNet2DModel):
     ``projection.weight`` of shape [C, C, 1, 1]. Saves and loads as any diffusers model.
     """
 
+    @functools.wraps(UNet2DModel.__init__)  # from_config reads the names of its arguments
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for block, channels in self._blocks_with_channels():
@@ -29,7 +31,8 @@ class ProjectedUNet2DModel(UNet2DModel):
     @classmethod
     def from_stock(cls, unet: UNet2DModel) -> ProjectedUNet2DModel:
         """The same function with projections added: outputs equal ``unet``'s until W is trained."""
-        projected = cls.from_config(unet.config).to(device=unet.device, dtype=unet.dtype)
+        projected = cls.from_config(unet.config)
+        nn.Module.to(projected, device=unet.device, dtype=unet.dtype)
         missing, unexpected = projected.load_state_dict(unet.state_dict(), strict=False)
         wrong = [key for key in missing if not is_projection(key)] + unexpected
         if wrong:

@@ -97,6 +97,16 @@ class Store:
     def holds(self, recipe: Recipe) -> bool:
         return (self.folder(recipe) / RECORD).is_file()
 
+    def missing(self, recipe: Recipe) -> list[Recipe]:
+        """What must be made to have ``recipe``, upstream first; each once."""
+        if self.holds(recipe):
+            return []
+        found: dict[str, Recipe] = {}
+        for upstream in recipe.inputs.values():
+            found.update((r.key, r) for r in self.missing(upstream))
+        found[recipe.key] = recipe
+        return list(found.values())
+
     def load(self, recipe: Recipe) -> Artefact:
         """Load and check an artefact.
 
@@ -134,8 +144,15 @@ class Store:
         with _locked(locks / f"{recipe.name}.lock", recipe.name):
             if self.holds(recipe):
                 return self.load(recipe)
+            if self.folder(recipe).is_dir() and any(self.folder(recipe).iterdir()):
+                raise StoreError(
+                    f"{self.folder(recipe)} holds files but no {RECORD}: something removed it; "
+                    "delete the folder and run again"
+                )
             partial = self.root / ".partial" / recipe.name
             partial.mkdir(parents=True, exist_ok=True)
+            for leftover in partial.rglob("*.tmp"):
+                remove(leftover)
             started = time.time()
             results = build(partial)
             record = {

@@ -1,0 +1,31 @@
+# make reproduce [PARAMS=params/smoke.yaml] [CORES=2]   make test   make lab   make clean
+PYTHON ?= python3
+PARAMS ?= params/digits.yaml
+CORES ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))')
+BIN := .venv/bin
+SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --nolock \
+	--rerun-incomplete --rerun-triggers mtime --config params=$(PARAMS)
+
+.PHONY: reproduce test lint lab clean
+
+reproduce: .venv/installed
+	$(SNAKEMAKE) --forcerun notebook_06
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest -n $(CORES) --dist worksteal
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("deme needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf runs .snakemake

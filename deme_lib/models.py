@@ -1,0 +1,158 @@
+"""Denoisers and pipelines, the diffusers way: build, load, save, check."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.utils.logging import disable_progress_bar
+
+from deme_lib.data import local_folder
+from deme_lib.projection import unet_class
+from deme_lib.randomness import seed_of
+
+disable_progress_bar()
+
+
+class ModelError(RuntimeError):
+    """A pretrained model cannot be had, or is not one that DeMe applies to."""
+
+
+def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
+    """accelerate's view of this process.
+
+    Args:
+        device: ``auto`` (accelerate's choice), ``cpu`` or ``cuda``.
+        precision: ``no``, ``bf16`` or ``fp16`` autocast.
+
+    Raises:
+        ModelError: CUDA is asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device=cuda, but torch sees no CUDA device; set device to auto or cpu")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+
+
+def new_unet(
+    channels: int,
+    size: int,
+    block_channels: list[int],
+    layers_per_block: int,
+    seed: int,
+    roundings: int = 0,
+) -> UNet2DModel:
+    """A small UNet2DModel without attention, its weights a function of ``seed``.
+
+    Args:
+        roundings: move every initial weight up by this many units in the last place, to measure
+            how far results drift when only the rounding differs.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(seed, "weights"))
+        unet = UNet2DModel(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=layers_per_block,
+            block_out_channels=tuple(block_channels),
+            down_block_types=("DownBlock2D",) * len(block_channels),
+            up_block_types=("UpBlock2D",) * len(block_channels),
+            norm_num_groups=8,
+            add_attention=False,
+        )
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            for _ in range(roundings):
+                parameter.copy_(torch.nextafter(parameter, torch.tensor(torch.inf)))
+    return unet
+
+
+def new_scheduler(num_train_timesteps: int) -> DDPMScheduler:
+    """The linear-beta schedule of Ho et al. 2020, stretched to T timesteps of equal total noise.
+
+    With T = 1000 these are diffusers' defaults, beta from 1e-4 to 0.02.
+    """
+    stretch = 1000 / num_train_timesteps
+    return DDPMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_start=min(1e-4 * stretch, 0.999),
+        beta_end=min(0.02 * stretch, 0.999),
+    )
+
+
+def load_pipeline(source: str | Path) -> DDPMPipeline:
+    """A DDPM pipeline from a folder or a hub id, stock or projected.
+
+    Raises:
+        ModelError: it cannot be reached or read, or is no pipeline of a ``UNet2DModel``.
+    """
+    folder = local_folder(str(source))
+    try:
+        if folder is None:
+            return DDPMPipeline.from_pretrained(str(source))
+        return DDPMPipeline.from_pretrained(folder, unet=load_unet(folder / "unet"))
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers and its HTTP client raise dozens of types
+        where = f"the folder {folder}" if folder else f"the Hugging Face model {str(source)!r}"
+        raise ModelError(
+            f"cannot load {where} ({type(error).__name__}: {str(error)[:200]}). With a network, "
+            f"huggingface.co/{source} is fetched by itself; without, copy that repository to a "
+            "folder and name the folder in the parameter `pretrained`"
+        ) from error
+
+
+def load_unet(folder: str | Path) -> UNet2DModel:
+    """A ``UNet2DModel`` or ``ProjectedUNet2DModel`` from the folder it was saved to."""
+    config = Path(folder) / "config.json"
+    if not config.is_file():
+        raise ModelError(f"{folder} holds no diffusers UNet (config.json is missing)")
+    try:
+        return unet_class(json.loads(config.read_text())).from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{folder}: {error}") from error
+
+
+def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Path) -> None:
+    """Save as a diffusers pipeline; without projections ``DDPMPipeline`` loads it unaided."""
+    DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
+
+
+def check_pipeline(
+    pipeline: DDPMPipeline, num_train_timesteps: int, image_shape: tuple[int, ...]
+) -> None:
+    """Refuse, before any training starts, a pipeline that the experiment cannot use.
+
+    Args:
+        image_shape: (C, H, W) of the data set.
+
+    Raises:
+        ModelError: another prediction type, T, number of channels or image size.
+    """
+    kind = getattr(pipeline.scheduler.config, "prediction_type", "epsilon")
+    if kind != "epsilon":
+        raise ModelError(f"the scheduler predicts {kind}; DeMe's losses are on noise (epsilon)")
+    timesteps = pipeline.scheduler.config.num_train_timesteps
+    if timesteps != num_train_timesteps:
+        raise ModelError(
+            f"the pretrained model has {timesteps} timesteps and num_train_timesteps is "
+            f"{num_train_timesteps}: set num_train_timesteps to {timesteps}"
+        )
+    size = pipeline.unet.config.sample_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    model_shape = (pipeline.unet.config.in_channels, *size)
+    if model_shape != tuple(image_shape):
+        raise ModelError(f"the model makes images {model_shape}, the data set has {image_shape}")
+
+
+def copy_with(unet: UNet2DModel, state: dict[str, torch.Tensor]) -> UNet2DModel:
+    """A copy of ``unet`` holding other weights."""
+    changed = copy.deepcopy(unet)
+    changed.load_state_dict(state)
+    return changed.eval()

@@ -1,0 +1,24 @@
+"""Every random draw is a function of what it is for, never of what was drawn before.
+
+So data, timesteps and noise of a training step depend on (seed, step), and the noise of an image
+on (seed, index): batch size, resumption and the number of processes change nothing.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+
+def seed_of(*purpose: int | str) -> int:
+    """A 63-bit seed from words and non-negative integers, independent between purposes."""
+    entropy = [zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in purpose]
+    high, low = np.random.SeedSequence(entropy).generate_state(2, np.uint32).tolist()
+    return (high << 32 | low) >> 1
+
+
+def generator(*purpose: int | str) -> torch.Generator:
+    """A fresh CPU generator for one purpose: ``generator(seed, "expert", 2, step)``."""
+    return torch.Generator().manual_seed(seed_of(*purpose))

@@ -1,0 +1,221 @@
+"""What each artefact is made from: the experiment as a graph of recipes. No torch, no work.
+
+``stages`` holds the function behind each recipe; ``Recipe.parameters`` is all that it may read.
+"""
+
+from __future__ import annotations
+
+from deme_lib.arms import ARMS, SEARCHES, Arm, search_of
+from deme_lib.data import fingerprint
+from deme_lib.parameters import Parameters
+from deme_lib.store import Recipe
+
+ADAM = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "ema_decay")
+TRAINING = (*ADAM, "precision", "seed")
+
+
+def data(p: Parameters) -> Recipe:
+    """The three roles of the images."""
+    names = ("dataset", "train_images", "search_images", "test_images", "split_seed")
+    return Recipe("data", "data", {**p.pick(*names), "hash": fingerprint(p.dataset)}, {})
+
+
+def reference(p: Parameters) -> Recipe:
+    """Features of the train and test images."""
+    return Recipe("reference", "reference", _features(p), {"data": data(p)})
+
+
+def baseline(p: Parameters) -> Recipe:
+    """The pretrained model: trained here, or loaded."""
+    if p.pretrained:
+        loaded = {
+            **p.pick("pretrained", "num_train_timesteps", "loss_draws"),
+            "hash": fingerprint(p.pretrained),
+        }
+        return Recipe("load_baseline", "baseline", loaded, {"data": data(p)})
+    names = ("model_channels", "layers_per_block", "num_train_timesteps", "init_roundings")
+    steps = ("pretrain_steps", "pretrain_lr", "finetune_lr", "loss_draws")
+    return Recipe(
+        "train_baseline",
+        "baseline",
+        p.pick(*names, *steps, *TRAINING),
+        {"data": data(p)},
+        training_steps=p.pretrain_steps,
+    )
+
+
+def finetuned(p: Parameters, members: str) -> list[Recipe]:
+    """A family of finetuned copies: experts, soup, all_same or all_plain (one copy each)."""
+    n, one = p.n_ranges, p.finetune_steps
+    if members == "experts":
+        return [_finetune(p, f"expert-{k + 1}of{n}", one, range_index=k) for k in range(n)]
+    if members == "soup":
+        return [_finetune(p, f"soup-{k + 1}of{n}", one) for k in range(n)]
+    if members == "all_same":
+        return [_finetune(p, "all-same", n * one)]
+    if members == "all_plain":
+        return [_finetune(p, "all-plain", n * one, techniques=False)]
+    return []
+
+
+def _finetune(
+    p: Parameters, label: str, steps: int, range_index: int | None = None, techniques: bool = True
+) -> Recipe:
+    """One finetuned copy; without a range it trains on all timesteps."""
+    return Recipe(
+        "finetune",
+        label,
+        {
+            **p.pick("finetune_lr", "loss_draws", *TRAINING),
+            "purpose": label,
+            "steps": steps,
+            "n_ranges": p.n_ranges if range_index is not None else 1,
+            "range_index": range_index or 0,
+            "probability": p.probability if range_index is not None else 0.0,
+            "consistency_weight": p.consistency_weight if techniques else 0.0,
+            "channel_projection": p.channel_projection and techniques,
+        },
+        {"data": data(p), "baseline": baseline(p)},
+        training_steps=steps,
+    )
+
+
+def search(p: Parameters, name: str) -> Recipe:
+    """One of ``SEARCHES``, all under one strategy and budget."""
+    members = {"merge": "experts", "single": "experts", "soup": "soup", "scale": "all_same"}[name]
+    budget = ("search_strategy", "search_low", "search_high", "search_step", "search_losses")
+    scoring = ("search_candidates", "search_samples", "loss_draws", "seed")
+    losses = p.search_losses * p.search_images * p.loss_draws
+    return Recipe(
+        "search",
+        f"search-{name}",
+        {**p.pick(*budget, *scoring, *SAMPLING), **_features(p), "single": name == "single"},
+        {"data": data(p), "reference": reference(p), **_models(p, members)},
+        denoiser_calls=losses + p.search_candidates * p.search_samples * p.sampling_steps,
+    )
+
+
+SAMPLING = ("sampling_steps", "timestep_spacing")
+
+
+def _models(p: Parameters, members: str) -> dict[str, Recipe]:
+    """The pretrained model and a family, as inputs."""
+    family = {f"member{k}": recipe for k, recipe in enumerate(finetuned(p, members))}
+    return {"baseline": baseline(p), **family}
+
+
+def _denoiser(p: Parameters, arm: Arm) -> tuple[dict, dict[str, Recipe]]:
+    """Parameters and inputs from which ``stages`` builds an arm's denoiser."""
+    inputs = _models(p, arm.members)
+    name = search_of(arm, p.merge_weights)
+    if name is not None:
+        inputs["search"] = search(p, name)
+    weights: str | list[float] = arm.weights
+    if arm.weights == "preset":
+        weights = p.merge_weights
+    parameters = {"combine": arm.combine, "weights": weights}
+    if arm.combine == "routed":
+        parameters["n_ranges"] = p.n_ranges
+    return parameters, inputs
+
+
+def merged(p: Parameters) -> Recipe:
+    """The merged model as a diffusers pipeline."""
+    parameters, inputs = _denoiser(p, ARMS["merged"])
+    return Recipe("merged", "merged", parameters, inputs)
+
+
+def images(p: Parameters, arm: Arm) -> Recipe:
+    """An arm's images for every sampling seed, its losses and its cost."""
+    parameters, inputs = _denoiser(p, arm)
+    names = ("samples", "sampling_seeds", "loss_draws", "loss_bins", "seed", *SAMPLING)
+    members = len(inputs) - 1 if arm.combine == "outputs" else 1
+    return Recipe(
+        "images",
+        f"images-{arm.name}",
+        {**parameters, **p.pick(*names)},
+        {"data": data(p), **inputs},
+        denoiser_calls=members * p.samples * len(p.sampling_seeds) * p.sampling_steps,
+    )
+
+
+def metrics(p: Parameters, arm: Arm) -> Recipe:
+    """An arm's metrics per sampling seed."""
+    names = ("is_splits", "kid_subset_size", "kid_subsets", "samples", "sampling_seeds")
+    return Recipe(
+        "metrics",
+        f"metrics-{arm.name}",
+        {**p.pick(*names, "sampling_steps"), **_features(p)},
+        {"data": data(p), "reference": reference(p), "images": images(p, arm)},
+    )
+
+
+def acceptance(p: Parameters) -> Recipe:
+    """Whether the metric holds still and ranks alike, before any arm is judged."""
+    names = ("acceptance_samples", "samples", "pretrained", "pretrain_steps", "seed")
+    reals = ("is_splits", "kid_subset_size", "kid_subsets")
+    total = p.acceptance_samples + (0 if p.pretrained else 2 * p.samples)
+    return Recipe(
+        "acceptance",
+        "acceptance",
+        {**p.pick(*names, *reals, *SAMPLING), **_features(p)},
+        {"data": data(p), "reference": reference(p), "baseline": baseline(p)},
+        denoiser_calls=total * p.sampling_steps,
+    )
+
+
+def gradients(p: Parameters) -> Recipe:
+    """Fig. 1a, for the pretrained model."""
+    return Recipe(
+        "gradients",
+        "gradients",
+        p.pick("gradient_bins", "seed"),
+        {"data": data(p), "baseline": baseline(p)},
+    )
+
+
+def task_vectors(p: Parameters) -> Recipe:
+    """Fig. 6b and the norms and cosines of the experts' task vectors."""
+    return Recipe("task_vectors", "task-vectors", {}, _models(p, "experts"))
+
+
+def plane(p: Parameters) -> Recipe:
+    """Fig. 6a: held-out loss over the weights of the first and the last expert."""
+    return Recipe(
+        "plane",
+        "plane",
+        p.pick("plane_points", "loss_draws", "seed"),
+        {"data": data(p), **_models(p, "experts")},
+        denoiser_calls=p.plane_points**2 * p.search_images * p.loss_draws,
+    )
+
+
+def everything(p: Parameters) -> dict[str, Recipe]:
+    """All recipes of an experiment by label, upstream first."""
+    found: dict[str, Recipe] = {}
+
+    def add(recipe: Recipe) -> None:
+        for upstream in recipe.inputs.values():
+            add(upstream)
+        found.setdefault(recipe.label, recipe)
+
+    used = {search_of(arm, p.merge_weights) for arm in ARMS.values()}
+    for recipe in (
+        acceptance(p),
+        gradients(p),
+        *(search(p, name) for name in SEARCHES if name in used),
+        task_vectors(p),
+        plane(p),
+        merged(p),
+        *(metrics(p, arm) for arm in ARMS.values()),
+    ):
+        add(recipe)
+    return found
+
+
+def _features(p: Parameters) -> dict:
+    return {
+        **p.pick("features", "second_features"),
+        "inception_hash": fingerprint(p.inception_weights) if p.inception_weights else "",
+        "inception_weights": p.inception_weights,
+    }

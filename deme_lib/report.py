@@ -1,0 +1,203 @@
+"""Records to files: every table and figure of an experiment, and the README's generated parts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from . import plots, tables
+
+LIMITS = (
+    "Differences a − b paired over sampling seeds, mean ± half-width of the t interval at the "
+    "level named; negative: a is better. Primary comparisons were named before the run and are "
+    "Bonferroni-corrected within their ablation; exploratory ones are not corrected. The verdict "
+    "reads FID. Intervals cover sampling noise only: one training seed."
+)
+
+
+def render(records: Path, out: Path) -> None:
+    """Write every table (.csv, .md, .tex) and figure (.png) of the records into ``out``.
+
+    The same records give the same bytes: no dates, no versions in the files.
+    """
+    known = tables.read(records)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for number in tables.ABLATIONS:
+        _write_ablation(known, number, out / f"ablation{number}")
+    _write_paired(known, out / "paired")
+    _write(out / "verdicts.md", _verdicts(known))
+    for name, draw in _figures(known).items():
+        figure = draw()
+        figure.savefig(out / f"{name}.png", dpi=150, metadata={"Software": None})
+        plt.close(figure)
+
+
+def update_readme(readme: Path, figures: Path) -> None:
+    """Put ``figures/NAME.md`` between ``<!-- NAME -->`` and ``<!-- /NAME -->`` of the README.
+
+    Raises:
+        ValueError: the README lacks a pair of markers.
+    """
+    text = Path(readme).read_text()
+    for name in ("ablation1", "ablation2", "verdicts"):
+        generated = (Path(figures) / f"{name}.md").read_text().strip()
+        block = f"<!-- {name} -->\n{generated}\n<!-- /{name} -->"
+        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
+        text, found = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
+        if not found:
+            raise ValueError(f"{readme} has no <!-- {name} --> ... <!-- /{name} -->")
+    _write(Path(readme), text)
+
+
+def printed(table: pd.DataFrame) -> pd.DataFrame:
+    """An ablation table as printed: mean ± sd, KID times 1000, a dash where nothing is known."""
+    search = table[["search_losses", "search_images"]].apply(_pair, axis=1)
+    return pd.DataFrame(
+        {
+            "arm": table["title"],
+            "FID ↓": _mean_sd(table, "fid"),
+            "pixel distance ↓": _mean_sd(table, "pixel"),
+            "IS ↑": table["inception_score_mean"].map(_number),
+            "KID × 1000 ↓": (1000 * table["kid_mean"].astype(float)).map(_number),
+            "precision ↑": table["precision_mean"].map(_number),
+            "recall ↑": table["recall_mean"].map(_number),
+            "parameters held": table["parameters"].map(_count),
+            "denoiser calls per image": table["calls_per_image"].map(_count),
+            "training steps": table["training_steps"].map(_count),
+            "search cost (losses / images)": search,
+        }
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of strings in GitHub's markdown; the first column to the left."""
+    rules = [":--", *["--:"] * (table.shape[1] - 1)]
+    lines = [list(table.columns), rules, *table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def latex(table: pd.DataFrame, caption: str, label: str) -> str:
+    """A table of strings as a LaTeX table (needs booktabs)."""
+    lines = [" & ".join(map(_tex, line)) + r" \\" for line in table.to_numpy().tolist()]
+    head = " & ".join(map(_tex, table.columns)) + r" \\"
+    body = "\n".join([r"\toprule", head, r"\midrule", *lines, r"\bottomrule"])
+    return (
+        f"\\begin{{table}}\n\\caption{{{_tex(caption)}}}\n\\label{{tab:{label}}}\n"
+        f"\\begin{{tabular}}{{l{'r' * (table.shape[1] - 1)}}}\n{body}\n"
+        "\\end{tabular}\n\\end{table}"
+    )
+
+
+def _figures(known: tables.Records) -> dict:
+    p = known.parameters
+    one = f"{p['dataset']}, training seed {p['seed']}"
+    loss = f"{one}: {p['test_images']:,} test images, {p['loss_draws']} draws each"
+    held = f"{one}: {p['search_images']:,} search images, {p['loss_draws']} draws each"
+    scored = f"{held}; FID of {p['search_samples']:,} images per candidate"
+    timesteps = p["num_train_timesteps"]
+    return {
+        "main": lambda: plots.main(known),
+        "samples": lambda: plots.samples(known.samples, known.titles, one),
+        "loss_per_timestep": lambda: plots.loss_per_timestep(known.losses, loss),
+        "gradient_similarity": lambda: plots.gradient_similarity(known.gradients, one, timesteps),
+        "task_vectors": lambda: plots.task_vectors(known.task_vectors, one),
+        "plane": lambda: plots.plane(known.plane, one),
+        "cost": lambda: plots.cost(known),
+        "search": lambda: plots.search(known.search, scored),
+        "pretraining": lambda: plots.history(known.history, held),
+        "neighbours": lambda: plots.neighbours(known.neighbours, one),
+    }
+
+
+def _write_ablation(known: tables.Records, number: int, path: Path) -> None:
+    table, title = tables.ablation(known, number), tables.ABLATIONS[number]
+    caption = f"Ablation {number}, {title}. {tables.caption(known)}"
+    _write(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
+    _write(path.with_suffix(".md"), f"{markdown(printed(table))}\n\n{caption}\n")
+    _write(path.with_suffix(".tex"), latex(printed(table), caption, path.name) + "\n")
+
+
+def _write_paired(known: tables.Records, path: Path) -> None:
+    parts = [tables.paired(known, number) for number in tables.ABLATIONS]
+    _write(path.with_suffix(".csv"), pd.concat(parts).to_csv(index=False, float_format="%.6g"))
+    text = [f"{LIMITS} {tables.setting(known)}."]
+    for number, part in zip(tables.ABLATIONS, parts, strict=True):
+        text += [f"### Ablation {number}, {tables.ABLATIONS[number]}"]
+        text += [markdown(_printed_paired(known, part))]
+    _write(path.with_suffix(".md"), "\n\n".join(text) + "\n")
+
+
+def _printed_paired(known: tables.Records, part: pd.DataFrame) -> pd.DataFrame:
+    titles, second = known.titles, known.parameters["second_features"] or "no second features"
+    scaled = part.assign(kid=1000 * part["kid"], kid_halfwidth=1000 * part["kid_halfwidth"])
+    return pd.DataFrame(
+        {
+            "a − b": part["a"].map(titles) + " − " + part["b"].map(titles),
+            "kind": part["kind"],
+            "level": part["level"].map(lambda level: f"{100 * level:.4g} %"),
+            "FID": _mean_halfwidth(part, "fid"),
+            f"FID ({second})": _mean_halfwidth(part, "fid_second"),
+            "pixel distance": _mean_halfwidth(part, "pixel"),
+            "KID × 1000": _mean_halfwidth(scaled, "kid"),
+            "verdict": part["verdict"],
+        }
+    )
+
+
+def _verdicts(known: tables.Records) -> str:
+    a, parts = known.acceptance, [tables.verdict(known, number) for number in tables.ABLATIONS]
+    halves, same = a["halves"], {True: "the same way", False: "differently"}
+    text = (
+        f"**The metric** was {'accepted' if a['accepted'] else 'not accepted'}: FIDs of two halves "
+        f"({halves['n_half']:,} images each, {halves['features']}, {halves['repeats']} repeats) "
+        f"of the pretrained model's images differ by {100 * halves['relative_difference_rms']:.2g} "
+        "% (root mean square)"
+    )
+    if a["same_ranking"] is not None:
+        text += (
+            f", and both feature spaces rank {len(a['ranking'])} samplers {same[a['same_ranking']]}"
+        )
+    return "\n\n".join([*parts, text + "."]) + "\n"
+
+
+def _mean_sd(table: pd.DataFrame, name: str) -> list[str]:
+    pairs = zip(table[f"{name}_mean"], table[f"{name}_sd"], strict=True)
+    return [_number(mean) + ("" if pd.isna(sd) else f" ± {_number(sd)}") for mean, sd in pairs]
+
+
+def _mean_halfwidth(table: pd.DataFrame, name: str) -> list[str]:
+    pairs = zip(table[name], table[f"{name}_halfwidth"], strict=True)
+    return ["–" if pd.isna(m) else tables.plus_minus(m, h, signed=True) for m, h in pairs]
+
+
+def _number(x: float) -> str:
+    return "–" if pd.isna(x) else f"{x:.3f}" if abs(x) < 10 else f"{x:.2f}"
+
+
+def _count(x: float) -> str:
+    if pd.isna(x):
+        return "–"
+    return f"{x:,.0f}" if np.isclose(x, round(x)) else f"{x:,.1f}"
+
+
+def _pair(row: pd.Series) -> str:
+    if row.isna().any() or not row.any():
+        return "–"
+    return " / ".join(map(_count, row))
+
+
+def _tex(text: str) -> str:
+    text = re.sub(r"([%&_#$])", r"\\\1", text)
+    signs = {"±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--", "↓": r"$\downarrow$"}
+    for sign, command in {**signs, "↑": r"$\uparrow$"}.items():
+        text = text.replace(sign, command)
+    return text
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")

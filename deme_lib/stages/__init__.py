@@ -1,0 +1,82 @@
+"""How each artefact is made. A stage reads its recipe's parameters and inputs, nothing else.
+
+``make`` is the one way in: it loads what is stored, makes what is not, and says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deme_lib import models
+from deme_lib.parameters import Parameters
+from deme_lib.stages import calibrate, combine, evaluate, look, prepare, train
+from deme_lib.stages.estimate import announce
+from deme_lib.stages.job import Job
+from deme_lib.store import Artefact, Recipe, Store
+
+STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
+    "data": prepare.make_data,
+    "reference": prepare.make_reference,
+    "load_baseline": train.load_baseline,
+    "train_baseline": train.train_baseline,
+    "finetune": train.finetune,
+    "search": combine.make_search,
+    "merged": combine.make_merged,
+    "images": evaluate.make_images,
+    "metrics": evaluate.make_metrics,
+    "acceptance": calibrate.make_acceptance,
+    "gradients": look.make_gradients,
+    "task_vectors": look.make_task_vectors,
+    "plane": look.make_plane,
+}
+
+
+def make(recipe: Recipe, p: Parameters) -> Artefact:
+    """Load an artefact, or make it and everything it needs, after saying what and how long.
+
+    Raises:
+        TooLongError: the estimate exceeds two hours and ``allow_long`` is false.
+    """
+    store = Store(p.runs_dir)
+    missing = store.missing(recipe)
+    if missing:
+        torch.set_num_threads(p.threads)
+        by_label = {upstream.label: upstream for upstream in missing}
+        if "data" in by_label:
+            _build(by_label.pop("data"), store, p)
+        announce(list(by_label.values()), store, p)
+    artefact = _build(recipe, store, p)
+    if not missing:
+        print(f"{recipe.name}: loaded, made {artefact.record['made']} by {_commit(artefact)}")
+    return artefact
+
+
+def _build(recipe: Recipe, store: Store, p: Parameters) -> Artefact:
+    if store.holds(recipe):
+        return store.load(recipe)
+    inputs = {role: _build(upstream, store, p) for role, upstream in recipe.inputs.items()}
+    device = models.accelerator(p.device).device
+
+    def run(folder: Path) -> dict[str, Any]:
+        torch.set_num_threads(p.threads)
+        job = Job(
+            recipe.parameters,
+            inputs,
+            folder,
+            recipe.label,
+            device,
+            p.sampling_batch,
+            p.checkpoint_every,
+        )
+        return STAGES[recipe.stage](job)
+
+    return store.make(recipe, run, str(device))
+
+
+def _commit(artefact: Artefact) -> str:
+    record = artefact.record
+    return f"commit {record['commit']}{' with local changes' if record['dirty'] else ''}"

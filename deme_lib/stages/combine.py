@@ -1,0 +1,118 @@
+"""Combining copies: an arm's denoiser, the search of its weights, the merged pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import UNet2DModel
+from torch import nn
+
+from deme_lib import metrics, models, sampling, weight_search
+from deme_lib.ensembles import RoutedEnsemble, WeightedEnsemble
+from deme_lib.merging import merge, task_vector
+from deme_lib.progress import bar
+from deme_lib.projection import is_projection, plain_or_projected, projection_share
+from deme_lib.stages.job import Job
+from deme_lib.timesteps import split_timesteps
+
+
+def weights_of(job: Job, members: int) -> list[float]:
+    """An arm's weights: fixed, or what a search found."""
+    rule = job["weights"]
+    if isinstance(rule, list):
+        return rule
+    if rule == "one":
+        return [1.0] * members
+    if rule == "uniform":
+        return [1 / members] * members
+    found = job.inputs["search"].results
+    return found["best_single" if rule == "best_single" else "weights"]
+
+
+def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
+    """An arm's denoiser, on the CPU, and the weights it combines its members with."""
+    base, members = job.pipeline.unet.eval(), job.members()
+    weights = weights_of(job, len(members))
+    if not members:
+        return base, []
+    if job["combine"] == "routed":
+        num_train_timesteps = job.pipeline.scheduler.config.num_train_timesteps
+        ranges = split_timesteps(job["n_ranges"], num_train_timesteps)
+        return RoutedEnsemble(members, ranges), weights
+    if job["combine"] == "outputs":
+        return WeightedEnsemble([base, *members], [1 - sum(weights), *weights]), weights
+    return Merger(base, members).merged(weights), weights
+
+
+class Merger:
+    """Merges one family with any weights (Eq. 8), computing its task vectors once."""
+
+    def __init__(self, base: UNet2DModel, members: list[UNet2DModel]):
+        projected = any(is_projection(name) for name in members[0].state_dict())
+        self.base = plain_or_projected(base, projected).eval()
+        self.start = self.base.state_dict()
+        self.vectors = [task_vector(self.start, m.state_dict()) for m in members]
+
+    def merged(self, weights: Sequence[float]) -> UNet2DModel:
+        return models.copy_with(self.base, merge(self.start, self.vectors, weights))
+
+
+def make_search(job: Job) -> dict[str, Any]:
+    pipeline, device = job.pipeline, job.device
+    merger = Merger(pipeline.unet, job.members())
+    noise = job.fixed_noise("search", pipeline.scheduler)
+    reference = job.reference("train", job["features"])
+    dimensions = len(merger.vectors)
+    space = weight_search.Space(
+        dimensions, job["search_low"], job["search_high"], job["search_step"], job["single"]
+    )
+    tried = []
+
+    def loss(weights) -> float:
+        progress.update(1)
+        tried.append(weights)
+        return noise.loss(merger.merged(weights).to(device), device)
+
+    def score(weights) -> float:
+        images = sampling.sample(
+            merger.merged(weights).to(device),
+            pipeline.scheduler,
+            job["search_samples"],
+            steps=job["sampling_steps"],
+            purpose=(job["seed"], "search"),
+            spacing=job["timestep_spacing"],
+            batch_size=job.batch,
+            device=device,
+        )
+        progress.update(1)
+        return metrics.frechet(job.extract(images, job["features"]), reference)
+
+    tries = job["search_losses"] + len(space.anchors()) + job["search_candidates"]
+    with bar(tries, job.label, "try") as progress:
+        candidates = weight_search.search(
+            space,
+            job["search_strategy"],
+            losses=job["search_losses"],
+            images=job["search_candidates"],
+            loss=loss,
+            score=score,
+            seed=job["seed"],
+        )
+    scored = [c for c in candidates if c.score is not None]
+    one_hot = [c for c in scored if sorted(c.weights) == [0.0] * (dimensions - 1) + [1.0]]
+    return {
+        "weights": list(scored[0].weights),
+        "best_single": list(one_hot[0].weights) if one_hot else None,
+        "candidates": [
+            {"weights": list(c.weights), "loss": c.loss, "fid": c.score} for c in candidates
+        ],
+        "losses": len(tried),
+        "images": len(scored) * job["search_samples"],
+    }
+
+
+def make_merged(job: Job) -> dict[str, Any]:
+    unet, weights = denoiser(job)
+    models.save_pipeline(unet, job.pipeline.scheduler, job.folder / "pipeline")
+    return {"weights": weights, "projection_share": projection_share(unet)}

@@ -1,0 +1,93 @@
+"""How long missing artefacts will take, from a few timed steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from deme_lib import models, recipes
+from deme_lib.parameters import Parameters
+from deme_lib.store import Recipe, Store
+from deme_lib.training import Training, TrainingSpec
+
+LONGEST_S = 2 * 3600.0
+TIMED_STEPS = 3
+
+
+class TooLongError(RuntimeError):
+    """The estimate exceeds two hours and nobody allowed it."""
+
+
+def announce(missing: Sequence[Recipe], store: Store, p: Parameters) -> None:
+    """Print what will be made, why, and for how long; stop above two hours unless allowed."""
+    if not missing:
+        return
+    steps = sum(r.training_steps for r in missing)
+    calls = sum(r.denoiser_calls for r in missing)
+    step_s, call_s = _timings(store, p) if steps + calls else (0.0, 0.0)
+    seconds = steps * step_s + calls * call_s
+    print(
+        f"not in {store.root}, so made now: {', '.join(r.label for r in missing)}\n"
+        f"{steps:,} optimiser steps of {1e3 * step_s:.0f} ms and {calls:,} denoiser calls of "
+        f"{1e3 * call_s:.2f} ms: about {_readable(seconds)} in one process",
+        flush=True,
+    )
+    if seconds > LONGEST_S and not p.allow_long:
+        raise TooLongError(
+            f"about {_readable(seconds)} is more than {_readable(LONGEST_S)}: set allow_long to "
+            "true to go on, or make it in parallel with `make reproduce`"
+        )
+
+
+def _timings(store: Store, p: Parameters) -> tuple[float, float]:
+    """Seconds of one optimiser step (with teacher) and of one image through the denoiser."""
+    baseline = recipes.baseline(p)
+    if store.holds(baseline):
+        pipeline = models.load_pipeline(store.load(baseline).path / "pipeline")
+        unet, scheduler = pipeline.unet, pipeline.scheduler
+    elif p.pretrained:
+        pipeline = models.load_pipeline(p.pretrained)
+        unet, scheduler = pipeline.unet, pipeline.scheduler
+    else:
+        channels, size, _ = store.load(recipes.data(p)).results["shape"]
+        unet = models.new_unet(channels, size, p.model_channels, p.layers_per_block, p.seed)
+        scheduler = models.new_scheduler(p.num_train_timesteps)
+    size = unet.config.sample_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    images = torch.zeros(p.batch_size, unet.config.in_channels, *size, dtype=torch.uint8)
+    spec = TrainingSpec(
+        steps=TIMED_STEPS + 1,
+        purpose=(0, "timing"),
+        own_range=range(scheduler.config.num_train_timesteps),
+        learning_rate=0.0,
+        final_learning_rate=0.0,
+        batch_size=p.batch_size,
+        precision=p.precision,
+    )
+    run = iter(Training(unet, scheduler, images, spec, teacher=None, device=p.device))
+    next(run)
+    started = time.perf_counter()
+    for _ in run:
+        pass
+    step = (time.perf_counter() - started) / TIMED_STEPS
+    return 1.25 * step, _call_time(unet, p.sampling_batch)
+
+
+def _call_time(unet: torch.nn.Module, batch: int) -> float:
+    size = unet.config.sample_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    x = torch.zeros(batch, unet.config.in_channels, *size, device=unet.device)
+    with torch.inference_mode():
+        unet(x, 0)
+        started = time.perf_counter()
+        for _ in range(TIMED_STEPS):
+            unet(x, 0).sample.sum().item()
+    return (time.perf_counter() - started) / TIMED_STEPS / batch
+
+
+def _readable(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,124 @@
+"""The pretrained model and its finetuned copies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import DDPMScheduler, UNet2DModel
+
+from deme_lib import models
+from deme_lib.progress import bar
+from deme_lib.projection import plain_or_projected, projection_share
+from deme_lib.stages.job import Job
+from deme_lib.store import remove, write_text
+from deme_lib.timesteps import split_timesteps
+from deme_lib.training import Training, TrainingSpec
+
+HELD_OUT_POINTS = 16  # evaluations of the held-out loss over a run
+SNAPSHOTS = (4, 2)  # pretraining leaves models at 1/4 and 1/2 of its steps, to judge the metric
+
+
+def load_baseline(job: Job) -> dict[str, Any]:
+    pipeline = models.load_pipeline(job["pretrained"])
+    shape = tuple(job.images("train").shape[1:])
+    models.check_pipeline(pipeline, job["num_train_timesteps"], shape)
+    models.save_pipeline(pipeline.unet, pipeline.scheduler, job.folder / "pipeline")
+    noise = job.fixed_noise("search", pipeline.scheduler)
+    loss = noise.loss(pipeline.unet.eval().to(job.device), job.device)
+    return {"history": [{"step": 0, "learning_rate": 0.0, "held_out_loss": loss}]}
+
+
+def train_baseline(job: Job) -> dict[str, Any]:
+    images = job.images("train")
+    size = images.shape[-1]
+    unet = models.new_unet(
+        images.shape[1],
+        size,
+        job["model_channels"],
+        job["layers_per_block"],
+        job["seed"],
+        job["init_roundings"],
+    )
+    scheduler = models.new_scheduler(job["num_train_timesteps"])
+    spec = _spec(job, job["pretrain_steps"], range(job["num_train_timesteps"]), job["pretrain_lr"])
+    snapshots = {job["pretrain_steps"] // d: f"snapshot-{d}" for d in SNAPSHOTS}
+    trained, history = _train(job, unet, scheduler, spec, snapshots=snapshots)
+    models.save_pipeline(trained, scheduler, job.folder / "pipeline")
+    return {"history": history}
+
+
+def finetune(job: Job) -> dict[str, Any]:
+    pipeline = job.pipeline
+    teacher = pipeline.unet if job["consistency_weight"] > 0 else None
+    unet = plain_or_projected(
+        models.load_unet(job.inputs["baseline"].path / "pipeline" / "unet"),
+        job["channel_projection"],
+    )
+    ranges = split_timesteps(job["n_ranges"], pipeline.scheduler.config.num_train_timesteps)
+    spec = _spec(job, job["steps"], ranges[job["range_index"]], job["finetune_lr"])
+    trained, history = _train(job, unet, pipeline.scheduler, spec, teacher)
+    trained.save_pretrained(job.folder / "unet")
+    return {"history": history, "projection_share": projection_share(trained)}
+
+
+def _spec(job: Job, steps: int, own_range: range, learning_rate: float) -> TrainingSpec:
+    shared = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "ema_decay")
+    extra = ("probability", "consistency_weight")
+    return TrainingSpec(
+        steps=steps,
+        purpose=(job["seed"], job.label),
+        own_range=own_range,
+        learning_rate=learning_rate,
+        final_learning_rate=job["finetune_lr"],
+        precision=job["precision"],
+        **{name: job[name] for name in shared},
+        **{name: job[name] for name in extra if name in job.parameters},
+    )
+
+
+def _train(
+    job: Job,
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    spec: TrainingSpec,
+    teacher: UNet2DModel | None = None,
+    snapshots: Mapping[int, str] | None = None,
+) -> tuple[UNet2DModel, list[dict[str, float]]]:
+    """Train to the end, with the held-out loss of the EMA weights along the way."""
+    snapshots = snapshots or {}
+    checkpoint, kept = job.folder / "checkpoint.safetensors", job.folder / "history.json"
+    run = Training(
+        unet,
+        scheduler,
+        job.images("train"),
+        spec,
+        teacher,
+        job.device.type,
+        checkpoint,
+        job.checkpoint_every,
+    )
+    noise = job.fixed_noise("search", scheduler)
+    every = max(1, spec.steps // HELD_OUT_POINTS)
+    history = json.loads(kept.read_text()) if kept.is_file() else []
+    history = [point for point in history if point["step"] <= run.position]
+
+    def look(step: int, rate: float) -> None:
+        ema = run.ema_unet().to(run.accelerator.device)
+        loss = noise.loss(ema, run.accelerator.device)
+        history.append({"step": step, "learning_rate": rate, "held_out_loss": loss})
+        write_text(kept, json.dumps(history))
+        if step in snapshots:
+            ema.to("cpu").save_pretrained(job.folder / snapshots[step])
+
+    if run.position == 0:
+        look(0, spec.learning_rate)
+    with bar(spec.steps, job.label, "step", done=run.position) as progress:
+        for step in run:
+            progress.update(1)
+            if step.step % every == 0 or step.step in (spec.steps, *snapshots):
+                look(step.step, step.learning_rate)
+    for leftover in (checkpoint, kept):
+        remove(leftover)
+    return run.ema_unet(), history

@@ -1,0 +1,212 @@
+"""One finetuning or pretraining run: a generator of steps, exactly resumable.
+
+Data, timesteps and noise of a step are drawn from (seed, purpose, step); a checkpoint is one
+safetensors file, replaced atomically, that holds weights, EMA, AdamW moments and the position.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from deme_lib import models
+from deme_lib.objectives import deme_loss
+from deme_lib.randomness import generator
+from deme_lib.timesteps import draw_timesteps
+
+
+class TrainingError(RuntimeError):
+    """Training went wrong in a way that more steps will not mend."""
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """Everything a run depends on, besides the model, the images and the teacher.
+
+    Attributes:
+        purpose: names the stream of random draws, such as ("expert", 2).
+        own_range: timesteps to train on (Eq. 3); all of [0, T) for controls.
+        probability: p of Eq. 6.
+        consistency_weight: weight of Eq. 4; used where a teacher is given.
+        final_learning_rate: reached by a cosine after 80 % of the steps, then held. Equal to
+            ``learning_rate`` for a constant rate.
+    """
+
+    steps: int
+    purpose: tuple[int | str, ...]
+    own_range: range
+    learning_rate: float
+    final_learning_rate: float
+    batch_size: int
+    probability: float = 0.0
+    consistency_weight: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    precision: str = "no"
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        progress = min(1.0, step / max(1, 0.8 * self.steps))
+        share = (1 + math.cos(math.pi * progress)) / 2
+        return self.final_learning_rate + share * (self.learning_rate - self.final_learning_rate)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step reports; ``step`` counts from 1."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+class Training:
+    """A run over uint8 images [n, C, H, W]; iterate over it to train.
+
+    Args:
+        unet: trained in place; afterwards ask for ``ema_unet()``.
+        teacher: frozen pretrained model of the consistency loss (Eq. 4), or None.
+        checkpoint: file to resume from if it is there, and to write to.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        images: torch.Tensor,
+        spec: TrainingSpec,
+        teacher: UNet2DModel | None = None,
+        device: str = "auto",
+        checkpoint: Path | None = None,
+        checkpoint_every: int = 1000,
+    ):
+        self.spec, self.scheduler, self.checkpoint = spec, scheduler, checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.images = images
+        self.accelerator = models.accelerator(device, spec.precision)
+        optimiser = torch.optim.AdamW(
+            unet.parameters(),
+            lr=spec.learning_rate,
+            betas=(spec.adam_beta1, spec.adam_beta2),
+            weight_decay=spec.weight_decay,
+            fused=True,
+        )
+        self.unet, self.optimiser = self.accelerator.prepare(unet.train(), optimiser)
+        self.ema = EMAModel(unet.parameters(), decay=spec.ema_decay)
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = teacher.eval().requires_grad_(False).to(self.accelerator.device)
+        self.position = 0
+        if checkpoint is not None and checkpoint.is_file():
+            self._restore()
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.position < self.spec.steps:
+            loss, rate = self._step(self.position), self.spec.learning_rate_at(self.position)
+            self.position += 1
+            if self.checkpoint is not None and self.position % self.checkpoint_every == 0:
+                self._save()
+            yield Step(self.position, loss, rate)
+
+    def ema_unet(self) -> UNet2DModel:
+        """A copy on the CPU holding the EMA weights."""
+        unet = copy.deepcopy(self.accelerator.unwrap_model(self.unet)).eval()
+        self.ema.copy_to(unet.parameters())
+        return unet.to("cpu")
+
+    def _step(self, step: int) -> float:
+        spec, device = self.spec, self.accelerator.device
+        g = generator(*spec.purpose, step)
+        chosen = torch.randint(len(self.images), (spec.batch_size,), generator=g)
+        timesteps = draw_timesteps(
+            spec.batch_size,
+            spec.own_range,
+            self.scheduler.config.num_train_timesteps,
+            spec.probability,
+            g,
+        ).to(device)
+        clean = to_model_range(self.images[chosen]).to(device)
+        noise = torch.randn(clean.shape, generator=g).to(device)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+
+        for group in self.optimiser.param_groups:
+            group["lr"] = spec.learning_rate_at(step)
+        with self.accelerator.autocast():
+            prediction = self.unet(noisy, timesteps, return_dict=False)[0]
+            target = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    target = self.teacher(noisy, timesteps, return_dict=False)[0]
+        loss = deme_loss(prediction, noise, target, spec.consistency_weight)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{'-'.join(map(str, spec.purpose))}: the loss is {value} at step {step + 1} "
+                f"(timesteps {spec.own_range.start} to {spec.own_range.stop - 1}). The last good "
+                "checkpoint is kept. Lower the learning rate, or set precision to 'no'"
+            )
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.ema.step(self.unet.parameters())
+        return value
+
+    def _save(self) -> None:
+        unet, optimiser = self.accelerator.unwrap_model(self.unet), self.optimiser.state_dict()
+        tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
+        tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
+        tensors |= {f"adam.{i}.{k}": v for i, s in optimiser["state"].items() for k, v in s.items()}
+        scaler = self.accelerator.scaler
+        metadata = {
+            "position": str(self.position),
+            "ema_step": str(self.ema.optimization_step),
+            "scaler": json.dumps(scaler.state_dict() if scaler else {}),
+        }
+        temporary = self.checkpoint.with_name(self.checkpoint.name + ".tmp")
+        contiguous = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+        save_file(contiguous, temporary, metadata)
+        os.replace(temporary, self.checkpoint)
+
+    def _restore(self) -> None:
+        with safe_open(self.checkpoint, "pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        groups: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "ema": {}, "adam": {}}
+        for key, tensor in tensors.items():
+            kind, name = key.split(".", 1)
+            groups[kind][name] = tensor
+        device = self.accelerator.device
+        self.accelerator.unwrap_model(self.unet).load_state_dict(groups["unet"])
+        self.ema.shadow_params = [
+            groups["ema"][str(i)].to(device) for i in range(len(groups["ema"]))
+        ]
+        self.ema.optimization_step = int(metadata["ema_step"])
+        state = self.optimiser.state_dict()
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in groups["adam"].items():
+            index, kind = name.split(".", 1)
+            moments.setdefault(int(index), {})[kind] = tensor
+        self.optimiser.load_state_dict({**state, "state": moments})
+        if scale := json.loads(metadata["scaler"]):
+            self.accelerator.scaler.load_state_dict(scale)
+        self.position = int(metadata["position"])
+
+
+def to_model_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images to the float32 in [-1, 1] that denoisers see."""
+    return images.float() / 127.5 - 1

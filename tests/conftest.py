@@ -1,0 +1,46 @@
+"""What all tests share: no network, one thread, reproducible examples, one tiny UNet."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
+os.environ["GIT_OPTIONAL_LOCKS"] = "0"  # records ask git for its status; never lock the index
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("deme", deadline=None, database=None, derandomize=True, max_examples=50)
+settings.load_profile("deme")
+
+TINY = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "add_attention": False,
+}
+
+
+@pytest.fixture
+def tiny_unet():
+    """A function: ``tiny_unet(seed=0, **config)``, a stock UNet with seeded weights."""
+    from diffusers import UNet2DModel
+
+    def make(seed: int = 0, **config):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return UNet2DModel(**TINY | config).eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def noisy_batch():
+    """Five noisy images [5, 1, 8, 8] and their timesteps [5], mixed over [0, 1000)."""
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return images, torch.tensor([999, 0, 250, 600, 249])

@@ -1,0 +1,193 @@
+"""Records of an experiment that never ran: all arms, every file, numbers drawn from a seed."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import save_file
+
+from deme_lib.arms import ARMS, SEARCHES, search_of
+
+FID = dict(
+    zip(
+        ARMS,
+        (0.57, 0.44, 0.48, 0.45, 0.52, 0.47, 0.50, 0.51, 0.46, 0.62, 0.49, 0.53, 0.55),
+        strict=True,
+    )
+)
+QUANTILES = ["q05", "q25", "median", "q75", "q95"]
+
+
+def write(
+    folder: Path,
+    *,
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    n_ranges: int = 4,
+    channels: int = 1,
+    second: bool = True,
+    history: bool = True,
+    points: int = 15,
+    bins: int = 20,
+    merge: str | list[float] = "search",
+    fid: dict[str, float] | None = None,
+) -> Path:
+    """Write the records of a synthetic experiment; ``fid`` overrides means of single arms."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        a.name: [0.25, 0.0, 0.55, 0.4][:n_ranges] if a.weights == "preset" else ""
+        for a in ARMS.values()
+    }
+    weights |= {
+        "all_scaled": [0.8],
+        "soup": [0.3] * n_ranges,
+        "averaged": [1 / n_ranges] * n_ranges,
+    }
+    tables = {
+        "metrics": _metrics(rng, {**FID, **(fid or {})}, seeds, second),
+        "arms": _arms(weights, n_ranges, merge),
+        "losses": _losses(rng, bins),
+        "neighbours": _neighbours(rng),
+        "search": _search(rng, n_ranges),
+        "history": _history(rng, n_ranges, history),
+        "gradients": _gradients(rng, bins),
+        "task_vectors": _task_vectors(rng, n_ranges),
+        "plane": _plane(points),
+    }
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    for name, value in _dicts(seeds, n_ranges, second, merge).items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    size = (16, channels, 8, 8)
+    images = {a: rng.integers(0, 256, size).astype(np.uint8) for a in (*ARMS, "real")}
+    save_file(images, folder / "samples.safetensors")
+    return folder
+
+
+def _metrics(rng, fid, seeds, second) -> pd.DataFrame:
+    common = {s: rng.normal(0, 0.06) for s in seeds}  # shared by the arms: the same noise
+    rows = []
+    for arm in ARMS:
+        for s in seeds:
+            value = fid[arm] + common[s] + rng.normal(0, 0.015)
+            rows.append(
+                {"arm": arm, "seed": s, "n": 2000, "features": "digits-a", "steps": 20}
+                | {"fid": value, "fid_second": 0.8 * value if second else np.nan}
+                | {"pixel": 0.3 * value + 0.02, "inception_score": 9 + rng.normal(0, 0.05)}
+                | {"kid": value / 500, "precision": 0.8 + rng.normal(0, 0.01), "recall": 0.7}
+            )
+    return pd.DataFrame(rows)
+
+
+def _arms(weights, n_ranges, merge) -> pd.DataFrame:
+    rows = []
+    for arm in ARMS.values():
+        calls = 20 * n_ranges if arm.combine == "outputs" else 20
+        held = 160_000 * (n_ranges if arm.combine in ("outputs", "routed") else 1)
+        searched = search_of(arm, merge) is not None
+        rows.append(
+            {"arm": arm.name, "title": arm.title, "ablation1": int(1 in arm.ablations)}
+            | {"ablation2": int(2 in arm.ablations), "parameters": held, "calls_per_image": calls}
+            | {"training_steps": 0 if arm.members == "none" else 1000 * n_ranges}
+            | {"search_losses": 150 * searched, "search_images": 18000 * searched}
+            | {"weights": json.dumps(w) if (w := weights[arm.name]) else "", "test_loss": 0.077}
+        )
+    return pd.DataFrame(rows)
+
+
+def _losses(rng, bins) -> pd.DataFrame:
+    edges = np.linspace(0, 1000, bins + 1).astype(int)
+    rows = [
+        {"arm": arm, "bin_start": a, "bin_stop": b}
+        | {"loss": 0.3 * np.exp(-a / 150) * (FID[arm] / 0.57) ** 0.1 * rng.uniform(0.99, 1.01)}
+        for arm in ARMS
+        for a, b in pairwise(edges)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _neighbours(rng) -> pd.DataFrame:
+    names = ["test", *ARMS]
+    values = [np.sort(rng.normal(2.1, 0.02) + np.array([-0.9, -0.3, 0, 0.3, 0.8])) for _ in names]
+    table = pd.DataFrame(values, columns=QUANTILES)
+    return pd.DataFrame({"arm": names, "n": [300, *[2000] * len(ARMS)]}).join(table)
+
+
+def _search(rng, n_ranges) -> pd.DataFrame:
+    rows = []
+    for name in SEARCHES:
+        for i in range(30):
+            w = [0.0] * n_ranges if i == 0 else rng.uniform(0, 1.5, n_ranges).round(2).tolist()
+            loss = 0.0765 + 0.01 * np.square(w).mean() - 0.008 * np.mean(w)
+            fid = 0.5 + 30 * (loss - 0.075) + rng.normal(0, 0.02) if i < 12 else np.nan
+            rows.append({"search": name, "weights": json.dumps(w), "loss": loss, "fid": fid})
+    table = pd.DataFrame(rows)
+    best = table.groupby("search")["fid"].idxmin()
+    return table.assign(chosen=table.index.isin(best).astype(int))
+
+
+def _history(rng, n_ranges, baseline) -> pd.DataFrame:
+    rows, names = [], [f"expert-{i + 1}of{n_ranges}" for i in range(n_ranges)]
+    names += ["all-plain", "all-same", *(f"soup-{i + 1}of{n_ranges}" for i in range(n_ranges))]
+    for step in range(500, 8001, 500) if baseline else ():
+        rate = max(2e-4, 1e-3 * 0.5 * (1 + np.cos(np.pi * min(step / 6400, 1))))
+        rows.append(("baseline", step, rate, 0.0765 + 0.4 * np.exp(-step / 900)))
+    for name in names:
+        drop = rng.uniform(0.0005, 0.0015)
+        for step in range(0, 4001 if name.startswith("all") else 1001, 200):
+            rows.append((name, step, 2e-4, 0.0765 - drop * (1 - np.exp(-step / 800))))
+    return pd.DataFrame(rows, columns=["run", "step", "learning_rate", "held_out_loss"])
+
+
+def _gradients(rng, bins) -> pd.DataFrame:
+    t = ((np.arange(bins) + 0.5) * 1000 / bins).astype(int)
+    rows = [
+        (a, b, np.exp(-abs(a - b) / 200) * (1 if a == b else rng.uniform(0.6, 1)) - (a != b) * 0.05)
+        for a in t
+        for b in t
+    ]
+    return pd.DataFrame(rows, columns=["timestep1", "timestep2", "cosine"])
+
+
+def _task_vectors(rng, n_ranges) -> pd.DataFrame:
+    rows = []
+    for k in range(1, n_ranges + 1):
+        for block in ("conv_in", "time_embedding", "down", "mid", "up", "conv_out", "projection"):
+            scale = 0.01 * rng.uniform(0.5, 2) / k
+            rows.append([k, block, *(scale * np.array([-1.6, -0.7, 0, 0.7, 1.6]))])
+    return pd.DataFrame(rows, columns=["range", "block", *QUANTILES])
+
+
+def _plane(points) -> pd.DataFrame:
+    grid = np.linspace(-0.2, 1.2, points)
+    rows = [
+        (a, b, 0.0765 + 0.004 * ((a - 0.5) ** 2 + (b - 0.3) ** 2 + 0.5 * a * b))
+        for a in grid
+        for b in grid
+    ]
+    return pd.DataFrame(rows, columns=["w1", "w2", "loss"])
+
+
+def _dicts(seeds, n_ranges, second, merge) -> dict[str, dict]:
+    parameters = {
+        "dataset": "digits", "n_ranges": n_ranges, "merge_weights": merge, "confidence": 0.95,
+        "seed": 0, "second_features": "digits-b" if second else "", "features": "digits-a",
+        "sampling_seeds": list(seeds), "primary_decoupling": ["merged - all_scaled"],
+        "primary_merging": ["merged - averaged", "merged - routed"], "loss_draws": 8,
+        "num_train_timesteps": 1000, "test_images": 300, "search_images": 297,
+        "search_samples": 1500,
+    }  # fmt: skip
+    halves = {"features": "digits-a", "n_half": 8000, "repeats": 8}
+    ranking = [{"steps": s, "fid": 2 / s, "fid_second": 1.6 / s} for s in (5, 10, 20)]
+    return {
+        "real": {"inception_score": 9.7, "fid_halves": 0.26, "pixel_halves": 0.09}
+        | {"kid_halves": 0.0001, "n_halves": 898, "features": "digits-a"},
+        "acceptance": {"halves": {**halves, "relative_difference_rms": 0.062}, "ranking": ranking}
+        | {"same_ranking": True if second else None, "accepted": True},
+        "run": {"experiment": "synthetic", "parameters": parameters, "commit": "", "versions": {}}
+        | {"device": "cpu", "cpu_threads": 1},
+    }

@@ -1,0 +1,100 @@
+"""Ranges, routing and draws of timesteps (paper Eq. 3, 6, 7)."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deme_lib.timesteps import draw_timesteps, route, split_timesteps
+
+T_and_N = st.integers(1, 1200).flatmap(lambda t: st.tuples(st.just(t), st.integers(1, t)))
+
+
+@given(T_and_N)
+def test_ranges_tile_all_timesteps_and_differ_by_one_at_most(sizes):
+    T, N = sizes
+    ranges = split_timesteps(N, T)
+    assert len(ranges) == N
+    assert [t for r in ranges for t in r] == list(range(T))
+    lengths = {len(r) for r in ranges}
+    assert max(lengths) - min(lengths) <= 1
+
+
+@given(T_and_N)
+def test_routing_is_floor_of_tN_over_T(sizes):
+    T, N = sizes
+    timesteps = torch.arange(T)
+    owner = route(timesteps, split_timesteps(N, T))
+    assert owner.dtype == torch.int64
+    assert owner.tolist() == [t * N // T for t in range(T)]
+
+
+def test_routing_keeps_the_shape_and_takes_an_empty_batch():
+    ranges = split_timesteps(4, 1000)
+    assert route(torch.tensor(999), ranges).item() == 3
+    assert route(torch.tensor([[0, 250], [749, 750]]), ranges).tolist() == [[0, 1], [2, 3]]
+    assert route(torch.tensor([], dtype=torch.int64), ranges).shape == (0,)
+
+
+@pytest.mark.parametrize(("N", "T"), [(0, 10), (-1, 10), (11, 10), (1, 0)])
+def test_impossible_cuts_are_errors(N, T):
+    with pytest.raises(ValueError, match=f"n_ranges={N} "):
+        split_timesteps(N, T)
+
+
+@pytest.mark.parametrize("outside", [-1, 1000])
+def test_timesteps_outside_the_ranges_are_errors(outside):
+    with pytest.raises(ValueError, match=r"leave \[0, 1000\)"):
+        route(torch.tensor([5, outside]), split_timesteps(4, 1000))
+
+
+@given(T_and_N, st.integers(0, 2**31), st.data())
+def test_without_probability_draws_stay_in_their_own_range(sizes, seed, data):
+    T, N = sizes
+    own = data.draw(st.sampled_from(split_timesteps(N, T)))
+    drawn = draw_timesteps(64, own, T, 0.0, torch.Generator().manual_seed(seed))
+    assert drawn.dtype == torch.int64 and drawn.shape == (64,)
+    assert set(drawn.tolist()) <= set(own)
+
+
+def test_without_probability_draws_reach_all_of_their_range():
+    drawn = draw_timesteps(1000, range(3, 13), 100, 0.0, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == set(range(3, 13))
+
+
+def test_probability_one_draws_uniformly_from_all_timesteps():
+    n, T = 20_000, 20
+    drawn = draw_timesteps(n, range(5, 10), T, 1.0, torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn, minlength=T)
+    sigma = (n / T * (1 - 1 / T)) ** 0.5
+    assert len(counts) == T
+    assert (counts - n / T).abs().max() < 5 * sigma
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.7])
+def test_draws_leave_their_range_at_the_expected_rate(p):
+    """A draw from all of [0, T) falls back into the own range 1 time in N."""
+    n, N, T = 40_000, 4, 1000
+    own = split_timesteps(N, T)[2]
+    drawn = draw_timesteps(n, own, T, p, torch.Generator().manual_seed(0))
+    outside = ((drawn < own.start) | (drawn >= own.stop)).float().mean().item()
+    expected = p * (1 - 1 / N)
+    assert abs(outside - expected) < 5 * (expected * (1 - expected) / n) ** 0.5
+
+
+def test_the_coin_is_tossed_for_every_sample():
+    """One toss for a batch would give batches wholly inside or spread as with p = 1."""
+    own = range(0, 10)
+    inside = [
+        (draw_timesteps(100, own, 1000, 0.5, torch.Generator().manual_seed(s)) < 10).sum().item()
+        for s in range(20)
+    ]
+    assert all(25 < n < 75 for n in inside)
+
+
+def test_draws_are_a_function_of_the_generator():
+    draws = [
+        draw_timesteps(50, range(0, 500), 1000, 0.3, torch.Generator().manual_seed(s)).tolist()
+        for s in (7, 7, 8)
+    ]
+    assert draws[0] == draws[1] != draws[2]

@@ -17,7 +17,7 @@ P = parameters.load(PARAMS)
 FLAGS = f"{P.runs_dir}/flags"
 os.environ.setdefault("OMP_NUM_THREADS", str(P.threads))
 
-ALONG_THE_WAY = ("data", "reference", "images-", "gradients", "task-vectors", "merged")
+ALONG_THE_WAY = ("data", "reference", "images-", "gradients", "task-vectors", "range-", "merged")
 """Made within the jobs and notebooks that need them: seconds each, or used by one job only."""
 
 RECIPES = recipes.everything(P)

@@ -32,7 +32,6 @@ def local_folder(source: str) -> Path | None:
     return next((p for p in (Path(source), ROOT / source) if source and p.is_dir()), None)
 
 
-@cache
 def fingerprint(source: str) -> str:
     """Hash of what stands behind a data set or pretrained model, for artefact keys.
 
@@ -41,13 +40,20 @@ def fingerprint(source: str) -> str:
     if source == "digits":
         data = digits()
         return hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()[:16]
-    folder = local_folder(source)
-    if folder is None:
+    path = local_folder(source) or (Path(source) if source and Path(source).is_file() else None)
+    if path is None:
         return f"hub:{source}"
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return _content_hash(tuple(stats))
+
+
+@cache  # by size and time of change, so that a file is read once a process and change
+def _content_hash(files: tuple[tuple[str, int, int], ...]) -> str:
     total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        total.update(f"{path.relative_to(folder)}\0".encode())
-        with open(path, "rb") as file:
+    for name, *_ in files:
+        total.update(f"{Path(name).name}\0".encode())
+        with open(name, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]
 
@@ -106,8 +112,7 @@ def _cut(labels, sizes, seed, source, read) -> dict[str, Images]:
     for name, size in sizes.items():
         chosen = left
         if size < len(left):
-            counts = np.bincount(labels[left])
-            counts = counts[counts > 0]
+            _, counts = np.unique(labels[left], return_counts=True)
             possible = counts.min() >= 2 and len(counts) <= min(size, len(left) - size)
             chosen, left = train_test_split(
                 left,
@@ -160,8 +165,10 @@ def _decode(data, column: str, source: str, indices: np.ndarray) -> np.ndarray:
             picture = data[i][column]
         except Exception as error:  # whatever the image decoder raises
             raise DataError(f"{source}: image {i} cannot be read ({error})") from error
-        picture = picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB")
-        array = np.asarray(picture)
+        if picture.mode == "I;16":  # convert() would clip at 255
+            array = (np.asarray(picture) >> 8).astype(np.uint8)
+        else:
+            array = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         first = array.shape if first is None else first
         if array.shape != first:

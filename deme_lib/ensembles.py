@@ -7,6 +7,7 @@ merge combines predictions with the weights that Eq. 8 applies to parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -74,6 +75,9 @@ class RoutedEnsemble(_Ensemble):
         self.ranges = list(ranges)
         self.active_device = None if active_device is None else torch.device(active_device)
         self._active: int | None = None
+        if active_device is not None:
+            for expert in experts:
+                expert.to("cpu")
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +109,8 @@ class WeightedEnsemble(_Ensemble):
     def __init__(self, members: Sequence[nn.Module], weights: Sequence[float]):
         if len(weights) != len(members):
             raise ValueError(f"{len(weights)} weights for {len(members)} members: give one each")
+        if not all(map(math.isfinite, weights)):
+            raise ValueError(f"weights must be finite, got {list(weights)}")
         kept = [(m, float(w)) for m, w in zip(members, weights, strict=True) if w]
         super().__init__([m for m, _ in kept])
         self.weights = [w for _, w in kept]
@@ -125,4 +131,4 @@ def output_space_merge(
     base: nn.Module, experts: Sequence[nn.Module], weights: Sequence[float]
 ) -> WeightedEnsemble:
     """eps + sum_i w_i (eps_i - eps): Eq. 8's combination, made of outputs instead of weights."""
-    return WeightedEnsemble([base, *experts], [1 - sum(weights), *weights])
+    return WeightedEnsemble([base, *experts], [1 - math.fsum(weights), *weights])

@@ -47,7 +47,7 @@ def merge(
         check_same_architecture(base, vector)
     merged = {}
     for name, tensor in base.items():
-        total = tensor.double()
+        total = tensor.to(torch.float64, copy=True)
         for weight, vector in zip(weights, task_vectors, strict=True):
             if weight:
                 total = total + weight * vector[name].double()

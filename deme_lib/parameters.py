@@ -15,6 +15,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from deme_lib.arms import ARMS
+
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "params"
 DEFAULTS = PRESETS / "digits.yaml"
@@ -89,8 +91,8 @@ class Parameters(BaseModel):
     kid_subsets: int = Field(ge=1, description="KID subsets")
     acceptance_samples: int = Field(ge=8, description="images of the pretrained model, halved")
     loss_draws: int = Field(ge=1, description="fixed (timestep, noise) draws per held-out image")
-    primary_decoupling: list[str] = Field(description='primary "arm - arm" of ablation 1')
-    primary_merging: list[str] = Field(description='primary "arm - arm" of ablation 2')
+    primary_decoupling: list[str] = Field(description="primary, ablation 1")
+    primary_merging: list[str] = Field(description="primary, ablation 2")
     confidence: float = Field(gt=0, lt=1, description="level of the paired t intervals")
 
     # analysis
@@ -128,6 +130,13 @@ class Parameters(BaseModel):
             raise ValueError(f'merge_weights={weights!r}: give "uniform", "search" or a list')
         if isinstance(weights, list) and len(weights) != n:
             raise ValueError(f"merge_weights has {len(weights)} weights for n_ranges={n}")
+        if min(self.sampling_seeds) < 0:
+            raise ValueError("sampling_seeds must be 0 or more")
+        if self.sampling_steps > self.num_train_timesteps:
+            raise ValueError("sampling_steps is above num_train_timesteps")
+        for pair in self.primary_decoupling + self.primary_merging:
+            if len(names := pair.split(" - ")) != 2 or not set(names) <= set(ARMS):
+                raise ValueError(f"{pair!r} is no comparison: write 'a - b' with {', '.join(ARMS)}")
         if self.search_low > self.search_high:
             raise ValueError("search_low is above search_high")
         if self.search_candidates < n + 1:
@@ -193,32 +202,55 @@ def from_notebook(namespace: dict[str, Any]) -> Parameters:
     Args:
         namespace: the notebook's ``globals()``.
     """
-    names: dict[str, None] = {}
+    fields, cells = set(Parameters.model_fields), []
     for source in namespace.get("In", []):
-        assigned = _literal_assignments(source)
-        if source.startswith("# Parameters") or set(assigned) & set(Parameters.model_fields):
-            names.update(dict.fromkeys(assigned))
-    return check({name: namespace[name] for name in names if name in namespace}, "this notebook")
+        names = _names_set_by(source)
+        known = fields & set(names)
+        if known:  # a cell that was edited and run again replaces what it said before
+            cells = [c for c in cells if not fields & set(c) or not fields & set(c) <= known]
+        cells.append(names)
+    names = [name for cell in cells for name in cell if name in namespace]
+    return check({name: namespace[name] for name in names}, "this notebook")
 
 
-def _literal_assignments(source: str) -> list[str]:
-    """Names assigned by a cell that holds nothing but assignments of literals."""
+def _names_set_by(source: str) -> list[str]:
+    """Names that a cell sets as parameters: none, unless it is a parameters cell.
+
+    That is papermill's injected cell, or one that assigns a literal to a known parameter. Where a
+    cell does other things as well, only the known names in it are parameters.
+    """
+    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
     try:
-        statements = ast.parse(source).body
-        names = []
-        for s in statements:
-            targets = s.targets if isinstance(s, ast.Assign) else [s.target]
-            ast.literal_eval(s.value)
-            names += [t.id for t in targets]
-        return names
-    except (SyntaxError, AttributeError, ValueError, TypeError):
+        statements = ast.parse("\n".join(lines)).body
+    except SyntaxError:
         return []
+    assignments = [s for s in statements if isinstance(s, ast.Assign | ast.AnnAssign) and s.value]
+    names = {name: s for s in assignments for name in _targets(s)}
+    known = [name for name in names if name in Parameters.model_fields]
+    if source.startswith("# Parameters"):
+        return list(names)
+    if not any(_is_literal(names[name].value) for name in known):
+        return []
+    return list(names) if len(assignments) == len(statements) else known
+
+
+def _targets(statement: ast.Assign | ast.AnnAssign) -> list[str]:
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
+
+
+def _is_literal(value: ast.expr) -> bool:
+    try:
+        ast.literal_eval(value)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ParameterError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise ParameterError(f"{path} must be a flat list of `name: value` lines")
@@ -235,8 +267,8 @@ def _explain(error: Any) -> str:
         return error["msg"].removeprefix("Value error, ")
     name, value = error["loc"][0], error["input"]
     text = f"{name}={value!r}: {error['msg']} ({Parameters.model_fields[name].description})"
-    if isinstance(value, str) and _is_number(value):
-        text += f"; YAML reads {value} as text, write {float(value)!r}" if "e" in value else ""
+    if isinstance(value, str) and "e" in value.lower() and _is_number(value):
+        text += f"; YAML reads {value} as text, write {float(value)!r}"
     return text
 
 

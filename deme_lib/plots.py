@@ -51,7 +51,9 @@ def main(records: tables.Records) -> Figure:
         _ablation_panel(ax, records, number)
         _panel_title(ax, records, number)
     _symlog_if_wide(axes.flat[0], records)
-    axes.flat[-1].set_xlabel("← better      FID minus the pretrained model's      worse →")
+    scale = ", symmetric log scale" if axes.flat[0].get_xscale() == "symlog" else ""
+    what = f"FID minus the pretrained model's{scale}"
+    axes.flat[-1].set_xlabel(f"← better      {what}      worse →")
     level = f"{100 * records.parameters['confidence']:g} %"
     note = (
         f"Dots: sampling seeds; symbols: mean with {level} paired t interval (uncorrected; the "
@@ -83,7 +85,9 @@ def _ablation_panel(ax: plt.Axes, records: tables.Records, number: int) -> None:
     right = ax.twinx()
     right.set_ylim(ax.get_ylim())
     fids = zip(rows["fid_mean"], rows["fid_sd"], strict=True)
-    right.set_yticks(range(len(arms)), [tables.plus_minus(m, s) for m, s in fids])
+    right.set_yticks(
+        range(len(arms)), [f"{tables.number(m)} ± {tables.number(s)}" for m, s in fids]
+    )
     right.tick_params(length=0)
     ax.text(1.012, -0.02, "FID ± sd", transform=ax.transAxes, va="top", fontsize=10, color="0.3")
 
@@ -250,14 +254,16 @@ def plane(df: pd.DataFrame, caption: str = "") -> Figure:
     else:
         filled = ax.pcolormesh(w1, w2, ratio, cmap="viridis_r", shading="nearest")
     figure.colorbar(filled, ax=ax, label="loss / pretrained model's loss", format="%.3f")
-    names = {(0, 0): "pretrained", (1, 0): "expert of $w_1$", (0, 1): "expert of $w_2$"}
+    first, second = df["expert1"].iloc[0], df["expert2"].iloc[0]
+    names = {(0, 0): "pretrained", (1, 0): f"expert {first}", (0, 1): f"expert {second}"}
     for (x, y), name in names.items():
         ax.plot(x, y, "o", color="black", mec="white", ms=8)
         _label(ax, x, y, name)
     row, column = np.unravel_index(ratio.argmin(), ratio.shape)
     ax.plot(w1[column], w2[row], "*", color=_C[3], mec="white", ms=17)
-    _label(ax, w1[column], w2[row], f"minimum {ratio.min():.4f}", -18)
-    ax.set(xlabel="$w_1$", ylabel="$w_2$", title="plane of two task vectors (paper: Fig. 6a)")
+    _label(ax, w1[column], w2[row], f"minimum {ratio.min():.4f}", -18 if row else 8)
+    ax.set(xlabel=f"$w_1$ (expert {first})", ylabel=f"$w_2$ (expert {second})")
+    ax.set_title("plane of two task vectors (paper: Fig. 6a)")
     return _captioned(figure, caption)
 
 
@@ -296,7 +302,8 @@ def _cost_panel(ax: plt.Axes, table: pd.DataFrame, column: str) -> None:
             ax.errorbar(at, row["fid_mean"], row["fid_sd"], capsize=2, label=row["title"], **style)
         if x:
             ax.axvline(x - 0.5, color="0.9", lw=1)
-    ax.set_xticks(range(len(groups)), [f"{cost:,.0f}" for cost, _ in groups])
+    labels = [f"{cost:,.0f}" for cost, _ in groups]
+    ax.set_xticks(range(len(groups)), labels, rotation=25 if len(groups) > 3 else 0)
     ax.set_xlim(-0.5, len(groups) - 0.5)
     ax.tick_params(axis="x", length=0)
 
@@ -440,7 +447,9 @@ def _symlog_if_wide(ax: plt.Axes, records: tables.Records) -> None:
     means = records.metrics.groupby("arm")["fid"].mean()
     sizes = (means - means["pretrained"]).abs().drop("pretrained")
     if sizes.max() > 15 * sizes.median() > 0:
+        low, high = ax.get_xlim()
         ax.set_xscale("symlog", linthresh=2 * sizes.median())
+        ax.set_xlim(2 * low if low < -sizes.median() else low, 2 * high)
 
 
 def _label(ax: plt.Axes, x: float, y: float, text: str, above: int = 8) -> None:
@@ -453,3 +462,4 @@ def _label(ax: plt.Axes, x: float, y: float, text: str, above: int = 8) -> None:
 
 def _empty(ax: plt.Axes, text: str) -> None:
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color="0.4")
+    ax.set(xticks=[], yticks=[])

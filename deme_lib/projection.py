@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from diffusers import UNet2DModel
+from diffusers import ModelMixin, UNet2DModel  # noqa: F401  pipelines look for ModelMixin here
 from torch import nn
 
 

@@ -179,6 +179,20 @@ def task_vectors(p: Parameters) -> Recipe:
     return Recipe("task_vectors", "task-vectors", {}, _models(p, "experts"))
 
 
+def range_losses(p: Parameters) -> Recipe:
+    """Held-out loss of the pretrained model, each expert and each control in each range."""
+    families = ("experts", "all_same", "all_plain")
+    members = [recipe for family in families for recipe in finetuned(p, family)]
+    inputs = {f"member{k}": recipe for k, recipe in enumerate(members)}
+    parameters = {"labels": ["pretrained", *(r.label for r in members)]}
+    return Recipe(
+        "range_losses",
+        "range-losses",
+        {**parameters, **p.pick("n_ranges", "loss_draws")},
+        {"data": data(p), "baseline": baseline(p), **inputs},
+    )
+
+
 def plane(p: Parameters) -> Recipe:
     """Fig. 6a: held-out loss over the weights of the first and the last expert."""
     return Recipe(
@@ -204,6 +218,7 @@ def everything(p: Parameters) -> dict[str, Recipe]:
         acceptance(p),
         gradients(p),
         *(search(p, name) for name in SEARCHES if name in used),
+        range_losses(p),
         task_vectors(p),
         plane(p),
         merged(p),

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from . import plots, tables
+from deme_lib import plots, tables
 
 LIMITS = (
     "Differences a − b paired over sampling seeds, mean ± half-width of the t interval at the "
@@ -30,7 +30,7 @@ def render(records: Path, out: Path) -> None:
     for number in tables.ABLATIONS:
         _write_ablation(known, number, out / f"ablation{number}")
     _write_paired(known, out / "paired")
-    _write(out / "verdicts.md", _verdicts(known))
+    _write(out / "verdicts.md", verdicts_markdown(known))
     for name, draw in _figures(known).items():
         figure = draw()
         figure.savefig(out / f"{name}.png", dpi=150, metadata={"Software": None})
@@ -62,10 +62,10 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
             "arm": table["title"],
             "FID ↓": _mean_sd(table, "fid"),
             "pixel distance ↓": _mean_sd(table, "pixel"),
-            "IS ↑": table["inception_score_mean"].map(_number),
-            "KID × 1000 ↓": (1000 * table["kid_mean"].astype(float)).map(_number),
-            "precision ↑": table["precision_mean"].map(_number),
-            "recall ↑": table["recall_mean"].map(_number),
+            "IS ↑": table["inception_score_mean"].map(tables.number),
+            "KID × 1000 ↓": (1000 * table["kid_mean"].astype(float)).map(tables.number),
+            "precision ↑": table["precision_mean"].map(tables.number),
+            "recall ↑": table["recall_mean"].map(tables.number),
             "parameters held": table["parameters"].map(_count),
             "denoiser calls per image": table["calls_per_image"].map(_count),
             "training steps": table["training_steps"].map(_count),
@@ -114,28 +114,42 @@ def _figures(known: tables.Records) -> dict:
     }
 
 
+def ablation_markdown(known: tables.Records, number: int) -> str:
+    """The table of ablation 1 or 2 with its caption."""
+    return f"{markdown(printed(tables.ablation(known, number)))}\n\n{_caption(known, number)}\n"
+
+
+def paired_markdown(known: tables.Records, number: int) -> str:
+    """The paired differences of ablation 1 or 2 with what their intervals mean."""
+    table = markdown(_printed_paired(known, tables.paired(known, number)))
+    return f"### Ablation {number}, {tables.ABLATIONS[number]}\n\n{table}\n"
+
+
+def _caption(known: tables.Records, number: int) -> str:
+    return f"Ablation {number}, {tables.ABLATIONS[number]}. {tables.caption(known)}"
+
+
 def _write_ablation(known: tables.Records, number: int, path: Path) -> None:
-    table, title = tables.ablation(known, number), tables.ABLATIONS[number]
-    caption = f"Ablation {number}, {title}. {tables.caption(known)}"
+    table = tables.ablation(known, number)
     _write(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
-    _write(path.with_suffix(".md"), f"{markdown(printed(table))}\n\n{caption}\n")
-    _write(path.with_suffix(".tex"), latex(printed(table), caption, path.name) + "\n")
+    _write(path.with_suffix(".md"), ablation_markdown(known, number))
+    _write(
+        path.with_suffix(".tex"), latex(printed(table), _caption(known, number), path.name) + "\n"
+    )
 
 
 def _write_paired(known: tables.Records, path: Path) -> None:
     parts = [tables.paired(known, number) for number in tables.ABLATIONS]
     _write(path.with_suffix(".csv"), pd.concat(parts).to_csv(index=False, float_format="%.6g"))
-    text = [f"{LIMITS} {tables.setting(known)}."]
-    for number, part in zip(tables.ABLATIONS, parts, strict=True):
-        text += [f"### Ablation {number}, {tables.ABLATIONS[number]}"]
-        text += [markdown(_printed_paired(known, part))]
-    _write(path.with_suffix(".md"), "\n\n".join(text) + "\n")
+    text = [f"{LIMITS} {tables.setting(known)}.\n"]
+    text += [paired_markdown(known, number) for number in tables.ABLATIONS]
+    _write(path.with_suffix(".md"), "\n".join(text))
 
 
 def _printed_paired(known: tables.Records, part: pd.DataFrame) -> pd.DataFrame:
-    titles, second = known.titles, known.parameters["second_features"] or "no second features"
+    titles, second = known.titles, known.parameters["second_features"]
     scaled = part.assign(kid=1000 * part["kid"], kid_halfwidth=1000 * part["kid_halfwidth"])
-    return pd.DataFrame(
+    printed = pd.DataFrame(
         {
             "a − b": part["a"].map(titles) + " − " + part["b"].map(titles),
             "kind": part["kind"],
@@ -147,9 +161,10 @@ def _printed_paired(known: tables.Records, part: pd.DataFrame) -> pd.DataFrame:
             "verdict": part["verdict"],
         }
     )
+    return printed.loc[:, (printed != "–").any()]
 
 
-def _verdicts(known: tables.Records) -> str:
+def verdicts_markdown(known: tables.Records) -> str:
     a, parts = known.acceptance, [tables.verdict(known, number) for number in tables.ABLATIONS]
     halves, same = a["halves"], {True: "the same way", False: "differently"}
     text = (
@@ -167,16 +182,15 @@ def _verdicts(known: tables.Records) -> str:
 
 def _mean_sd(table: pd.DataFrame, name: str) -> list[str]:
     pairs = zip(table[f"{name}_mean"], table[f"{name}_sd"], strict=True)
-    return [_number(mean) + ("" if pd.isna(sd) else f" ± {_number(sd)}") for mean, sd in pairs]
+    return [
+        tables.number(mean) + ("" if pd.isna(sd) else f" ± {tables.number(sd)}")
+        for mean, sd in pairs
+    ]
 
 
 def _mean_halfwidth(table: pd.DataFrame, name: str) -> list[str]:
     pairs = zip(table[name], table[f"{name}_halfwidth"], strict=True)
     return ["–" if pd.isna(m) else tables.plus_minus(m, h, signed=True) for m, h in pairs]
-
-
-def _number(x: float) -> str:
-    return "–" if pd.isna(x) else f"{x:.3f}" if abs(x) < 10 else f"{x:.2f}"
 
 
 def _count(x: float) -> str:

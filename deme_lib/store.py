@@ -162,7 +162,7 @@ class Store:
                 "version": recipe.version,
                 "parameters": recipe.parameters,
                 "inputs": {role: r.name for role, r in recipe.inputs.items()},
-                "results": results,
+                "results": json.loads(json.dumps(results)),
                 "files": {name: _sha256(partial / name) for name in _files(partial)},
                 "seconds": round(time.time() - started, 2),
                 "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -181,7 +181,9 @@ def provenance() -> dict[str, Any]:
     """Git commit (and whether the tree was dirty) and versions, for records."""
 
     def git(*command: str) -> str:
-        done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", ROOT, *command], capture_output=True, text=True
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     packages = ("torch", "diffusers", "accelerate", "torch-fidelity", "optuna", "numpy")
@@ -219,7 +221,7 @@ def _locked(path: Path, name: str) -> FileLock:
 
 
 def _files(folder: Path) -> list[str]:
-    paths = (p for p in folder.rglob("*") if p.is_file() and p.name != RECORD)
+    paths = (p for p in folder.rglob("*") if p.is_file() and p != folder / RECORD)
     return sorted(str(p.relative_to(folder)) for p in paths)
 
 

@@ -31,7 +31,7 @@ COLUMNS = {
     "history": "run step learning_rate held_out_loss",
     "gradients": "timestep1 timestep2 cosine",
     "task_vectors": "range block q05 q25 median q75 q95",
-    "plane": "w1 w2 loss",
+    "plane": "w1 w2 loss expert1 expert2",
 }
 """Record -> the columns it must have."""
 
@@ -247,6 +247,11 @@ def plus_minus(mean: float, spread: float, signed: bool = False) -> str:
     return f"{mean:{sign}.{digits}f} ± {spread:.{digits}f}".replace("-", "−")
 
 
+def number(x: float) -> str:
+    """Three decimals below 10 and two above; a dash where nothing is known."""
+    return "–" if pd.isna(x) else f"{x:.3f}" if abs(x) < 10 else f"{x:.2f}"
+
+
 def verdict(records: Records, number: int) -> str:
     """A paragraph: the primary comparisons of an ablation and what limits them."""
     table, rows = paired(records, number), ablation(records, number).iloc[:-1]
@@ -296,6 +301,20 @@ def _weights(records: Records, arms: list[str]) -> list[str]:
         searched = records.parameters["merge_weights"] == "search"
         sentences.append(
             "Fewer than two weights are not zero: "
-            + ("the search chose no merge." if searched else "the weights given are no merge.")
+            + ("the search chose no merge." if searched else "these weights are no merge.")
         )
     return sentences
+
+
+def flatness(history: pd.DataFrame) -> str:
+    """How much the held-out loss of pretraining still moved over its last quarter, in words."""
+    run = history[history["run"] == "baseline"]
+    if len(run) < 5:
+        return "the pretrained model was loaded: its training is not ours to judge"
+    last = run.iloc[-1]
+    before = run[run["step"] <= 0.75 * last["step"]].iloc[-1]
+    change = last["held_out_loss"] / before["held_out_loss"] - 1
+    return (
+        f"held-out loss {before['held_out_loss']:.5f} after {before['step']:,} steps and "
+        f"{last['held_out_loss']:.5f} after {last['step']:,}: {change:+.2%} over the last quarter"
+    )

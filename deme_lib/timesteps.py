@@ -55,7 +55,7 @@ def route(timesteps: torch.Tensor, ranges: Sequence[range]) -> torch.Tensor:
             f"[{ranges[0].start}, {ranges[-1].stop})"
         )
     inner_bounds = torch.tensor([r.start for r in ranges[1:]], device=timesteps.device)
-    return torch.bucketize(timesteps, inner_bounds, right=True)
+    return torch.bucketize(timesteps.contiguous(), inner_bounds, right=True)
 
 
 def draw_timesteps(

@@ -33,23 +33,21 @@ def write(
     points: int = 15,
     bins: int = 20,
     merge: str | list[float] = "search",
+    weights: list[float] | None = None,
     fid: dict[str, float] | None = None,
 ) -> Path:
-    """Write the records of a synthetic experiment; ``fid`` overrides means of single arms."""
+    """Write the records of a synthetic experiment; ``fid`` overrides means of single arms.
+
+    ``weights`` are the merge's; ``merge`` is the parameter merge_weights.
+    """
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        a.name: [0.25, 0.0, 0.55, 0.4][:n_ranges] if a.weights == "preset" else ""
-        for a in ARMS.values()
-    }
-    weights |= {
-        "all_scaled": [0.8],
-        "soup": [0.3] * n_ranges,
-        "averaged": [1 / n_ranges] * n_ranges,
-    }
+    merged = weights or [0.25, 0.0, 0.55, 0.4][:n_ranges]
+    held = {"merged": merged, "output_merge": merged, "all_scaled": [0.8], "soup": [0.3] * n_ranges}
+    held["averaged"] = [1 / n_ranges] * n_ranges
     tables = {
         "metrics": _metrics(rng, {**FID, **(fid or {})}, seeds, second),
-        "arms": _arms(weights, n_ranges, merge),
+        "arms": _arms(held, n_ranges, merge),
         "losses": _losses(rng, bins),
         "neighbours": _neighbours(rng),
         "search": _search(rng, n_ranges),
@@ -83,18 +81,22 @@ def _metrics(rng, fid, seeds, second) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _arms(weights, n_ranges, merge) -> pd.DataFrame:
+def _arms(held, n_ranges, merge) -> pd.DataFrame:
     rows = []
     for arm in ARMS.values():
         calls = 20 * n_ranges if arm.combine == "outputs" else 20
-        held = 160_000 * (n_ranges if arm.combine in ("outputs", "routed") else 1)
+        parameters = 160_000 * (n_ranges if arm.combine in ("outputs", "routed") else 1)
         searched = search_of(arm, merge) is not None
         rows.append(
             {"arm": arm.name, "title": arm.title, "ablation1": int(1 in arm.ablations)}
-            | {"ablation2": int(2 in arm.ablations), "parameters": held, "calls_per_image": calls}
+            | {
+                "ablation2": int(2 in arm.ablations),
+                "parameters": parameters,
+                "calls_per_image": calls,
+            }
             | {"training_steps": 0 if arm.members == "none" else 1000 * n_ranges}
             | {"search_losses": 150 * searched, "search_images": 18000 * searched}
-            | {"weights": json.dumps(w) if (w := weights[arm.name]) else "", "test_loss": 0.077}
+            | {"weights": json.dumps(w) if (w := held.get(arm.name)) else "", "test_loss": 0.077}
         )
     return pd.DataFrame(rows)
 
@@ -169,7 +171,7 @@ def _plane(points) -> pd.DataFrame:
         for a in grid
         for b in grid
     ]
-    return pd.DataFrame(rows, columns=["w1", "w2", "loss"])
+    return pd.DataFrame(rows, columns=["w1", "w2", "loss"]).assign(expert1=1, expert2=4)
 
 
 def _dicts(seeds, n_ranges, second, merge) -> dict[str, dict]:

@@ -110,7 +110,7 @@ def test_members_of_weight_zero_are_never_called(noisy_batch):
 
 def test_output_space_merge_of_weights_that_sum_to_one_does_without_the_base(noisy_batch):
     base, experts = Denoiser(9), [Denoiser(k) for k in range(3)]
-    output_space_merge(base, experts, [0.1, 0.2, 0.7])(*noisy_batch)  # 0.1 + 0.2 + 0.7 < 1
+    output_space_merge(base, experts, [0.7, 0.2, 0.1])(*noisy_batch)  # 0.7 + 0.2 + 0.1 < 1
     assert not base.asked
     output_space_merge(base, experts, [0.0, 0.0, 0.0])(*noisy_batch)
     assert len(base.asked) == 5

@@ -40,6 +40,12 @@ def test_zero_weights_give_the_base_and_one_hot_weights_the_expert(n, dtype):
         assert_bit_equal(merge(base, vectors, [float(i == j) for j in range(n)]), expert)
 
 
+def test_an_expert_that_diverged_does_no_harm_at_weight_zero():
+    base, experts, vectors = base_and_experts(2)
+    vectors[0]["scale"] = torch.tensor(float("nan"))
+    assert_bit_equal(merge(base, vectors, [0.0, 1.0]), experts[1])
+
+
 @given(weight_lists)
 def test_the_textbook_formula(weights):
     base, experts, vectors = base_and_experts(len(weights))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
     "acceptance": calibrate.make_acceptance,
     "gradients": look.make_gradients,
     "task_vectors": look.make_task_vectors,
+    "range_losses": look.make_range_losses,
     "plane": look.make_plane,
 }
 
@@ -41,18 +42,23 @@ def make(recipe: Recipe, p: Parameters) -> Artefact:
     Raises:
         TooLongError: the estimate exceeds two hours and ``allow_long`` is false.
     """
-    store = Store(p.runs_dir)
-    missing = store.missing(recipe)
-    if missing:
-        torch.set_num_threads(p.threads)
-        by_label = {upstream.label: upstream for upstream in missing}
-        if "data" in by_label:
-            _build(by_label.pop("data"), store, p)
-        announce(list(by_label.values()), store, p)
-    artefact = _build(recipe, store, p)
-    if not missing:
+    stored = Store(p.runs_dir).holds(recipe)
+    artefact = make_all([recipe], p)[recipe.label]
+    if stored:
         print(f"{recipe.name}: loaded, made {artefact.record['made']} by {_commit(artefact)}")
     return artefact
+
+
+def make_all(wanted: Sequence[Recipe], p: Parameters) -> dict[str, Artefact]:
+    """``make`` for several recipes under one estimate; the artefacts by label."""
+    store = Store(p.runs_dir)
+    missing = {r.label: r for recipe in wanted for r in store.missing(recipe)}
+    if missing:
+        torch.set_num_threads(p.threads)
+        if "data" in missing:
+            _build(missing.pop("data"), store, p)
+        announce(list(missing.values()), store, p)
+    return {recipe.label: _build(recipe, store, p) for recipe in wanted}
 
 
 def _build(recipe: Recipe, store: Store, p: Parameters) -> Artefact:

@@ -39,7 +39,7 @@ def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
     if job["combine"] == "routed":
         num_train_timesteps = job.pipeline.scheduler.config.num_train_timesteps
         ranges = split_timesteps(job["n_ranges"], num_train_timesteps)
-        return RoutedEnsemble(members, ranges), weights
+        return RoutedEnsemble(members, ranges), []
     if job["combine"] == "outputs":
         return WeightedEnsemble([base, *members], [1 - sum(weights), *weights]), weights
     return Merger(base, members).merged(weights), weights

@@ -38,6 +38,20 @@ def make_task_vectors(job: Job) -> dict[str, Any]:
     }
 
 
+def make_range_losses(job: Job) -> dict[str, Any]:
+    scheduler = job.pipeline.scheduler
+    ranges = split_timesteps(job["n_ranges"], scheduler.config.num_train_timesteps)
+    noise = job.fixed_noise("search", scheduler)
+    models = [job.pipeline.unet.eval(), *(m.eval() for m in job.members())]
+    return {
+        "losses": [
+            {"model": label, "range": k + 1, "held_out_loss": loss}
+            for label, model in zip(job["labels"], models, strict=True)
+            for k, loss in enumerate(noise.loss_per_bin(model.to(job.device), ranges, job.device))
+        ]
+    }
+
+
 def make_plane(job: Job) -> dict[str, Any]:
     pipeline, device = job.pipeline, job.device
     merger = Merger(pipeline.unet, job.members())

@@ -1,0 +1,209 @@
+"""From stored artefacts to records: the small CSV and JSON files behind every table and figure.
+
+Each function turns artefacts into a DataFrame; ``collect`` makes what is missing and writes the
+whole folder that ``tables`` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import load_file, save_file
+
+from deme_lib import recipes
+from deme_lib.arms import ARMS, SEARCHES, Arm, search_of
+from deme_lib.parameters import ROOT, Parameters
+from deme_lib.stages import make_all
+from deme_lib.store import Artefact, provenance, write_text
+
+SAMPLES_SHOWN = 16
+
+
+def figures_folder(p: Parameters) -> Path:
+    """``figures/<experiment>`` where every parameter equals the preset's file, else under runs."""
+    if p.is_preset():
+        return ROOT / "figures" / p.experiment
+    digest = hashlib.sha256(p.model_dump_json().encode()).hexdigest()[:8]
+    return ROOT / p.runs_dir / "figures" / f"{p.experiment}-{digest}"
+
+
+def history(artefacts: Iterable[Artefact]) -> pd.DataFrame:
+    """Held-out denoising loss of the EMA weights over the steps of training runs."""
+    rows = [{"run": _label(a), **point} for a in artefacts for point in a.results["history"]]
+    return pd.DataFrame(rows, columns=["run", "step", "learning_rate", "held_out_loss"])
+
+
+def gradients(artefact: Artefact) -> pd.DataFrame:
+    """Cosine similarity of the loss's gradients between timesteps (Fig. 1a)."""
+    timesteps, cosines = artefact.results["timesteps"], artefact.results["cosines"]
+    return pd.DataFrame(
+        [
+            {"timestep1": a, "timestep2": b, "cosine": cosines[i][j]}
+            for i, a in enumerate(timesteps)
+            for j, b in enumerate(timesteps)
+        ]
+    )
+
+
+def task_vectors(artefact: Artefact) -> pd.DataFrame:
+    """Quantiles of task-vector values per range and part of the UNet (Fig. 6b)."""
+    return pd.DataFrame(
+        [
+            {"range": k + 1, "block": block, **values}
+            for k, blocks in enumerate(artefact.results["quantiles"])
+            for block, values in blocks.items()
+        ]
+    )
+
+
+def plane(artefact: Artefact) -> pd.DataFrame:
+    """Held-out loss over two merge weights (Fig. 6a)."""
+    expert1, expert2 = artefact.results["experts"]
+    return pd.DataFrame(artefact.results["points"]).assign(expert1=expert1, expert2=expert2)
+
+
+def range_losses(artefact: Artefact) -> pd.DataFrame:
+    """Held-out loss of each model in each range."""
+    return pd.DataFrame(artefact.results["losses"])
+
+
+def search(artefacts: dict[str, Artefact]) -> pd.DataFrame:
+    """Every candidate of every search; ``chosen`` marks the weights it ended with."""
+    rows = [
+        {
+            "search": name,
+            "weights": json.dumps(candidate["weights"]),
+            "loss": candidate["loss"],
+            "fid": candidate["fid"],
+            "chosen": int(candidate["weights"] == artefact.results["weights"]),
+        }
+        for name, artefact in artefacts.items()
+        for candidate in artefact.results["candidates"]
+    ]
+    return pd.DataFrame(rows, columns=["search", "weights", "loss", "fid", "chosen"])
+
+
+def images(artefact: Artefact) -> np.ndarray:
+    """An arm's images of its first sampling seed, uint8 [n, C, H, W]."""
+    return next(iter(load_file(artefact.path / "images.safetensors").values())).numpy()
+
+
+def arm_row(p: Parameters, arm: Arm, images: Artefact, searches: dict[str, Artefact]) -> dict:
+    """What an arm is and costs, beside its test loss."""
+    name = search_of(arm, p.merge_weights)
+    cost = searches[name].results if name else {"losses": 0, "images": 0}
+    return {
+        "arm": arm.name,
+        "title": arm.title,
+        "ablation1": int(1 in arm.ablations),
+        "ablation2": int(2 in arm.ablations),
+        "parameters": images.results["parameters"],
+        "calls_per_image": images.results["calls_per_image"],
+        "training_steps": sum(r.training_steps for r in recipes.finetuned(p, arm.members)),
+        "search_losses": cost["losses"],
+        "search_images": cost["images"],
+        "weights": json.dumps(images.results["weights"]) if images.results["weights"] else "",
+        "test_loss": images.results["test_loss"],
+    }
+
+
+def collect(p: Parameters) -> Path:
+    """Make whatever is missing, then write the records of the whole experiment.
+
+    Returns:
+        The folder of figures and tables; the records are in its ``records/``.
+    """
+    every = recipes.everything(p)
+    made = make_all(list(every.values()), p)
+    acceptance = dict(made["acceptance"].results)
+    documents = {"real": acceptance.pop("real"), "acceptance": acceptance, "run": _run(p, made)}
+    frames = _frames(p, made) | {"timing": timing(p, made)}
+    out = figures_folder(p)
+    _write(out / "records", frames, documents)
+    _write_samples(out / "records", made)
+    return out
+
+
+def _frames(p: Parameters, made: dict[str, Artefact]) -> dict[str, pd.DataFrame]:
+    images = {name: made[f"images-{name}"] for name in ARMS}
+    metrics = {name: made[f"metrics-{name}"].results for name in ARMS}
+    searches = {n: made[f"search-{n}"] for n in SEARCHES if f"search-{n}" in made}
+    families = ("experts", "all_same", "all_plain", "soup")
+    runs = [made[r.label] for family in families for r in recipes.finetuned(p, family)]
+    test = {"arm": "test", **metrics["pretrained"]["test_neighbours"]}
+    rows = {
+        "metrics": [{"arm": n, **row} for n, found in metrics.items() for row in found["rows"]],
+        "arms": [arm_row(p, ARMS[n], a, searches) for n, a in images.items()],
+        "losses": [{"arm": n, **row} for n, a in images.items() for row in a.results["losses"]],
+        "neighbours": [{"arm": n, **m["neighbours"]} for n, m in metrics.items()] + [test],
+    }
+    return {name: pd.DataFrame(found) for name, found in rows.items()} | {
+        "search": search(searches),
+        "history": history([made["baseline"], *runs]),
+        "gradients": gradients(made["gradients"]),
+        "task_vectors": task_vectors(made["task-vectors"]),
+        "plane": plane(made["plane"]),
+        "range_losses": range_losses(made["range-losses"]),
+    }
+
+
+def timing(p: Parameters, made: dict[str, Artefact]) -> pd.DataFrame:
+    """Seconds, peak memory and throughput per artefact, as measured when it was made."""
+    rows = []
+    for label, recipe in recipes.everything(p).items():
+        record = made[label].record
+        count = p.samples * len(p.sampling_seeds) if recipe.stage == "images" else 0
+        rows.append(
+            {
+                "artefact": label,
+                "seconds": record["seconds"],
+                "peak_memory_mib": record["peak_memory_mib"],
+                "training_steps": recipe.training_steps,
+                "denoiser_calls": recipe.denoiser_calls,
+                "images_per_second": round(count / record["seconds"], 1) if count else None,
+                "device": record["device"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _run(p: Parameters, made: dict[str, Artefact]) -> dict[str, Any]:
+    records = [artefact.record for artefact in made.values()]
+    return {
+        "experiment": p.experiment,
+        "parameters": p.model_dump(),
+        "device": ", ".join(sorted({r["device"] for r in records})),
+        "cpu_threads": p.threads,
+        "commits": sorted({f"{r['commit']}{'+' if r['dirty'] else ''}" for r in records}),
+        **provenance(),
+    }
+
+
+def _write(folder: Path, frames: dict[str, pd.DataFrame], documents: dict[str, dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frame in frames.items():
+        write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+    for name, document in documents.items():
+        write_text(folder / f"{name}.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def _write_samples(folder: Path, made: dict[str, Artefact]) -> None:
+    shown = {}
+    for name in ARMS:
+        seeds = load_file(made[f"images-{name}"].path / "images.safetensors")
+        shown[name] = next(iter(seeds.values()))[:SAMPLES_SHOWN].contiguous()
+    real = load_file(made["data"].path / "images.safetensors")["train"]
+    shown["real"] = real[:SAMPLES_SHOWN].contiguous()
+    save_file(shown, folder / "samples.tmp")
+    (folder / "samples.tmp").replace(folder / "samples.safetensors")
+
+
+def _label(artefact: Artefact) -> str:
+    name, key = artefact.record["name"], artefact.record["key"]
+    return name.removesuffix(f"-{key}")

@@ -1,0 +1,112 @@
+"""Figures and rendered files: all there, the same bytes twice, and odd inputs work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from deme_lib import plots, report, tables
+from deme_lib.arms import ARMS, of_ablation
+
+matplotlib.use("Agg")
+
+FIGURES = ["main", "samples", "loss_per_timestep", "gradient_similarity", "task_vectors"]
+FIGURES += ["plane", "cost", "search", "pretraining", "neighbours"]
+TABLES = ["ablation1", "ablation2"]
+EXPECTED = {
+    *(f"{name}.png" for name in FIGURES),
+    *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")),
+    *("paired.csv", "paired.md", "verdicts.md"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def test_rendering_twice_gives_the_same_bytes(tmp_path):
+    records = synthetic.write(tmp_path / "records")
+    for out in ("one", "two"):
+        report.render(records, tmp_path / out)
+    assert {p.name for p in (tmp_path / "one").iterdir()} == EXPECTED
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    assert not plt.get_fignums()
+
+
+def test_small_and_odd_records_render(tmp_path):
+    """Two seeds, N = 1, colour, no second features, no pretraining, two bins, two points."""
+    odd = {"seeds": (3, 8), "n_ranges": 1, "channels": 3, "second": False, "history": False}
+    records = synthetic.write(tmp_path / "records", **odd, points=2, bins=2, merge="uniform")
+    search = pd.read_csv(records / "search.csv")
+    search.iloc[:0].to_csv(records / "search.csv", index=False)
+    report.render(records, tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == EXPECTED
+    assert "nan" not in (tmp_path / "out" / "paired.md").read_text()
+    assert "the search chose no merge" not in (tmp_path / "out" / "verdicts.md").read_text()
+
+
+def test_tables_show_the_numbers_of_the_records(tmp_path):
+    records = synthetic.write(tmp_path / "records")
+    report.render(records, tmp_path)
+    known = tables.ablation(tables.read(records), 1).set_index("arm")
+    csv = pd.read_csv(tmp_path / "ablation1.csv").set_index("arm")
+    np.testing.assert_allclose(csv["fid_mean"], known["fid_mean"].astype(float), rtol=1e-5)
+    row = next(x for x in (tmp_path / "ablation1.md").read_text().splitlines() if "searched)" in x)
+    mean, kid = known.loc["merged", ["fid_mean", "kid_mean"]]
+    assert f"{mean:.3f} ±" in row and f" {1000 * kid:.3f} " in row
+    tex = (tmp_path / "ablation1.tex").read_text()
+    assert "±" not in tex and "DeMe merged (searched) & " in tex
+
+
+def test_every_arm_has_its_own_look():
+    assert set(plots.STYLES) == set(ARMS)
+    assert len({marker for _, marker, _ in plots.STYLES.values()}) == len(ARMS)
+    for number in tables.ABLATIONS:
+        colours = [plots.STYLES[arm.name][0] for arm in of_ablation(number)]
+        assert len(set(colours)) == len(colours)
+
+
+def test_losses_are_relative_to_pretrained():
+    bins = {"bin_start": [0, 500] * 2, "bin_stop": [500, 1000] * 2}
+    df = pd.DataFrame({"arm": ["pretrained"] * 2 + ["expert 1"] * 2, **bins, "loss": [4, 2, 2, 3]})
+    figure = plots.loss_per_timestep(df)
+    line = next(x for x in figure.axes[0].lines if x.get_label() == "expert 1")
+    assert line.get_ydata().tolist() == [0.5, 1.5]
+    with pytest.raises(ValueError, match="pretrained"):
+        plots.loss_per_timestep(df[df["arm"] != "pretrained"])
+
+
+def test_gradient_pairs_are_counted_once():
+    t = [50, 150, 600, 900]
+    full = pd.DataFrame(
+        [(a, b, 0.5) for a in t for b in t], columns=tables.COLUMNS["gradients"].split()
+    )
+    for df in (full, full[full["timestep1"] <= full["timestep2"]]):
+        labels = [x.get_text() for x in plots.gradient_similarity(df).axes[1].get_legend().texts]
+        assert labels[0].startswith("t in [0, 1000): 6 pairs")
+        assert labels[1].startswith("t in [0, 250): 1 pairs")
+
+
+def test_a_flat_plane_and_an_outlier_draw(tmp_path):
+    flat = pd.DataFrame(
+        {"w1": [0, 1, 0, 1], "w2": [0, 0, 1, 1], "loss": [1.0] * 4, "expert1": 1, "expert2": 4}
+    )
+    plots.plane(flat)
+    known = tables.read(synthetic.write(tmp_path, fid={"averaged": 60.0}))
+    assert plots.main(known).axes[0].get_xscale() == "symlog"
+    assert plots.cost(known).axes[0].get_yscale() == "log"
+
+
+def test_tables_and_plots_need_no_torch():
+    code = "import sys, deme_lib.report; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

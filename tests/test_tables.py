@@ -1,0 +1,183 @@
+"""Tables and verdicts: against independent references, and following the numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import synthetic
+
+from deme_lib import report, tables
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A folder of synthetic records with all arms."""
+    return synthetic.write(tmp_path / "records")
+
+
+def test_paired_interval_by_hand():
+    # mean 2, sd 1, n = 3: 4.302652730 (Student's t, 2 degrees, 97.5 %) / sqrt(3)
+    mean, half = tables.paired_interval(np.array([1.0, 2.0, 3.0]), 0.95)
+    assert mean == 2
+    assert half == pytest.approx(4.302652730 / 3**0.5)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.975])
+def test_paired_interval_is_scipys(level):
+    d = np.random.default_rng(1).normal(0.1, 1, 7)
+    mean, half = tables.paired_interval(d, level)
+    interval = scipy.stats.ttest_1samp(d, 0).confidence_interval(level)
+    assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
+
+
+def test_paired_interval_needs_two_seeds():
+    with pytest.raises(ValueError, match="two sampling seeds"):
+        tables.paired_interval(np.array([1.0]), 0.95)
+
+
+def test_common_noise_cancels(tmp_path):
+    """Pairing: a constant shift is seen exactly, however much the seeds differ."""
+    folder = synthetic.write(tmp_path)
+    metrics = pd.read_csv(folder / "metrics.csv")
+    base = metrics.loc[metrics["arm"] == "pretrained", "fid"].to_numpy()
+    metrics.loc[metrics["arm"] == "routed", "fid"] = base - 0.25
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    table = tables.paired(tables.read(folder), 2).set_index(["a", "b"])
+    row = table.loc[("routed", "pretrained")]
+    assert row["fid"] == pytest.approx(-0.25)
+    assert row["fid_halfwidth"] == pytest.approx(0, abs=1e-12)
+
+
+def test_mean_and_sd_are_over_seeds(records):
+    known = tables.read(records)
+    row = tables.ablation(known, 1).set_index("arm").loc["merged"]
+    fids = known.metrics.query("arm == 'merged'")["fid"].to_numpy()
+    assert row["fid_mean"] == pytest.approx(fids.sum() / fids.size)
+    variance = ((fids - fids.mean()) ** 2).sum() / (fids.size - 1)
+    assert row["fid_sd"] == pytest.approx(variance**0.5)
+
+
+def test_rows_keep_the_order_of_arms(records):
+    known = tables.read(records)
+    names = tables.ablation(known, 2)["arm"].tolist()
+    assert names == [*known.arms.query("ablation2 == 1")["arm"], "real"]
+
+
+@pytest.mark.parametrize(
+    ("fid", "outcome"), [(0.1, "better"), (0.9, "worse"), (0.45, "no difference found")]
+)
+def test_verdict_follows_the_numbers(tmp_path, fid, outcome):
+    known = tables.read(synthetic.write(tmp_path, fid={"merged": fid, "all_scaled": 0.45}))
+    primary = tables.paired(known, 1).iloc[0]
+    assert (primary["a"], primary["b"]) == ("merged", "all_scaled")
+    assert primary["outcome"] == outcome
+    assert primary["verdict"] in tables.verdict(known, 1)
+    assert ("for these weights" in primary["verdict"]) == (outcome in ("better", "worse"))
+
+
+def test_words_at_the_edges():
+    assert "smallest visible: 0.2" in tables.in_words("a", "b", -0.1, 0.2)
+    assert tables.in_words("a", "b", 0.0, 0.0) == "the same numbers for every seed"
+    assert tables.outcome_of(0.2, 0.2) == "no difference found"
+
+
+def test_only_primaries_are_corrected_and_each_pair_stands_once(records):
+    known = tables.read(records)
+    one, two = tables.paired(known, 1), tables.paired(known, 2)
+    assert one.query("kind == 'primary'")["level"].tolist() == [0.95]
+    assert two.query("kind == 'primary'")["level"].tolist() == pytest.approx([0.975, 0.975])
+    for table in (one, two):
+        assert set(table.query("kind == 'exploratory'")["level"]) == {0.95}
+        pairs = [frozenset(p) for p in zip(table["a"], table["b"], strict=True)]
+        assert len(set(pairs)) == len(pairs)
+
+
+def test_an_unknown_primary_arm_is_an_error(records):
+    known = tables.read(records)
+    known.parameters["primary_merging"] = ["merged - mergd"]
+    with pytest.raises(ValueError, match=r"primary_merging.*mergd"):
+        tables.paired(known, 2)
+
+
+@pytest.mark.parametrize(("chosen", "said"), [([0, 0.5, 0, 0], True), ([0.1, 0.5, 0, 0], False)])
+def test_one_weight_is_no_merge(tmp_path, chosen, said):
+    known = tables.read(synthetic.write(tmp_path, weights=chosen))
+    assert ("the search chose no merge" in tables.verdict(known, 2)) == said
+
+
+@pytest.mark.parametrize(
+    ("merge", "word"),
+    [("search", "searched"), ("uniform", "uniform"), ([1.0] * 4, "weights given")],
+)
+def test_title_says_where_the_weights_come_from(tmp_path, merge, word):
+    known = tables.read(synthetic.write(tmp_path, merge=merge))
+    assert known.titles["merged"] == f"DeMe merged ({word})"
+
+
+def test_verdict_says_when_the_second_features_disagree(records):
+    metrics = pd.read_csv(records / "metrics.csv")
+    assert ", the same sign; by pixels" in tables.verdict(tables.read(records), 1)
+    metrics["fid_second"] *= -1
+    metrics.to_csv(records / "metrics.csv", index=False)
+    assert "not the same sign; by pixels" in tables.verdict(tables.read(records), 1)
+
+
+def test_caption_says_what_was_measured(records):
+    text = tables.caption(tables.read(records))
+    for part in ("n = 2,000", "digits-a", "DDIM 20", "5 sampling seeds", "one training seed"):
+        assert part in text
+
+
+def test_a_missing_record_says_what_to_run(records):
+    (records / "losses.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"losses\.csv(.|\n)*05_evaluation"):
+        tables.read(records)
+
+
+def test_a_missing_column_is_named(records):
+    pd.read_csv(records / "plane.csv").drop(columns="w2").to_csv(records / "plane.csv")
+    with pytest.raises(ValueError, match=r"plane\.csv lacks the columns \['w2'\]"):
+        tables.read(records)
+
+
+def test_another_n_is_not_compared(records):
+    metrics = pd.read_csv(records / "metrics.csv")
+    metrics.loc[0, "n"] = 500
+    metrics.to_csv(records / "metrics.csv", index=False)
+    with pytest.raises(ValueError, match="mixes n"):
+        tables.read(records)
+
+
+def test_an_arm_without_a_seed_is_not_paired(records):
+    pd.read_csv(records / "metrics.csv").iloc[1:].to_csv(records / "metrics.csv", index=False)
+    with pytest.raises(ValueError, match="pretrained needs exactly one row per seed"):
+        tables.read(records)
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "text"),
+    [(-0.1234, 0.0456, "−0.123 ± 0.046"), (3.5, 12.3, "+4 ± 12"), (1.0, 0.0, "+1.000 ± 0.000")],
+)
+def test_plus_minus_keeps_two_digits_of_the_spread(mean, spread, text):
+    assert tables.plus_minus(mean, spread, signed=True) == text
+
+
+def test_readme_parts_are_replaced_and_nothing_else(tmp_path):
+    for name in ("ablation1", "ablation2", "verdicts"):
+        (tmp_path / f"{name}.md").write_text(f"new {name} \\1\n")
+    readme = tmp_path / "README.md"
+    old = "\n".join(
+        f"<!-- {n} -->\nold\n<!-- /{n} -->\nkept {n}" for n in ("ablation1", "verdicts")
+    )
+    readme.write_text(f"# title\n{old}\n")
+    with pytest.raises(ValueError, match="no <!-- ablation2 -->"):
+        report.update_readme(readme, tmp_path)
+    readme.write_text(f"# title\n{old}\n<!-- ablation2 --><!-- /ablation2 -->\nend\n")
+    report.update_readme(readme, tmp_path)
+    first = readme.read_text()
+    assert "old" not in first and "new ablation2 \\1" in first
+    assert first.startswith("# title\n") and first.endswith("\nend\n") and "kept verdicts" in first
+    report.update_readme(readme, tmp_path)
+    assert readme.read_text() == first

@@ -55,14 +55,6 @@ def merge(
     return merged
 
 
-def merge_models(
-    base: torch.nn.Module, experts: Sequence[torch.nn.Module], weights: Sequence[float]
-) -> dict[str, torch.Tensor]:
-    """Eq. 8 straight from models of one architecture; load the result with ``load_state_dict``."""
-    start = base.state_dict()
-    return merge(start, [task_vector(start, e.state_dict()) for e in experts], weights)
-
-
 def check_same_architecture(base: State, other: State) -> None:
     """Raise where two state dicts do not hold the same tensors."""
     if missing := sorted(base.keys() - other.keys()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -149,10 +148,3 @@ def check_pipeline(
     model_shape = (pipeline.unet.config.in_channels, *size)
     if model_shape != tuple(image_shape):
         raise ModelError(f"the model makes images {model_shape}, the data set has {image_shape}")
-
-
-def copy_with(unet: UNet2DModel, state: dict[str, torch.Tensor]) -> UNet2DModel:
-    """A copy of ``unet`` holding other weights."""
-    changed = copy.deepcopy(unet)
-    changed.load_state_dict(state)
-    return changed.eval()

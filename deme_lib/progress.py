@@ -6,7 +6,6 @@ import os
 import sys
 
 from tqdm import tqdm
-from tqdm.auto import tqdm as widget_bar
 
 TEXT_INTERVAL_S = 5.0
 
@@ -17,6 +16,8 @@ def bar(total: int, label: str, unit: str, done: int = 0) -> tqdm:
     papermill stores what is printed, and stored widgets freeze, so it gets text.
     """
     if "ipykernel" in sys.modules and "PAPERMILL_OUTPUT_PATH" not in os.environ:
+        from tqdm.auto import tqdm as widget_bar
+
         return widget_bar(total=total, desc=label, unit=unit, initial=done, leave=False)
     interval = 0.1 if sys.stderr.isatty() else TEXT_INTERVAL_S
     return tqdm(

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deme_lib.merging import merge, merge_models, task_vector
+from deme_lib.decouple_merge import merge_experts
+from deme_lib.merging import merge, task_vector
 from deme_lib.projection import ProjectedUNet2DModel, is_projection
 
 SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "scale": ()}
@@ -138,7 +139,7 @@ def test_projections_merge_around_the_identity(tiny_unet):
         for name, tensor in expert.named_parameters():
             if is_projection(name):
                 tensor.data += 0.1 * torch.randn(tensor.shape, generator=generator)
-    merged = merge_models(base, experts, weights)
+    merged = merge_experts(base, experts, weights).state_dict()
     names = [n for n in merged if is_projection(n)]
     assert len(names) == 5
     for name in names:
@@ -149,6 +150,14 @@ def test_projections_merge_around_the_identity(tiny_unet):
     base.load_state_dict(merged)
 
 
-def test_stock_and_projected_models_do_not_mix(tiny_unet):
+def test_a_stock_base_gains_identity_projections(tiny_unet):
+    stock, expert = tiny_unet(), ProjectedUNet2DModel.from_stock(tiny_unet(1))
+    merged = merge_experts(stock, [expert], [1.0])
+    assert isinstance(merged, ProjectedUNet2DModel)
+    for name, tensor in merged.state_dict().items():
+        torch.testing.assert_close(tensor, expert.state_dict()[name], rtol=0, atol=0)
+
+
+def test_a_projected_base_refuses_stock_experts(tiny_unet):
     with pytest.raises(KeyError, match=r"projection\.weight"):
-        merge_models(tiny_unet(), [ProjectedUNet2DModel.from_stock(tiny_unet())], [1.0])
+        merge_experts(ProjectedUNet2DModel.from_stock(tiny_unet()), [tiny_unet(1)], [1.0])

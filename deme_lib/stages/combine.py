@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from diffusers import UNet2DModel
 from torch import nn
 
 from deme_lib import metrics, models, sampling, weight_search
+from deme_lib.decouple_merge import Merger
 from deme_lib.ensembles import RoutedEnsemble, WeightedEnsemble
-from deme_lib.merging import merge, task_vector
 from deme_lib.progress import bar
-from deme_lib.projection import is_projection, plain_or_projected, projection_share
+from deme_lib.projection import projection_share
 from deme_lib.stages.job import Job
 from deme_lib.timesteps import split_timesteps
 
@@ -43,19 +41,6 @@ def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
     if job["combine"] == "outputs":
         return WeightedEnsemble([base, *members], [1 - sum(weights), *weights]), weights
     return Merger(base, members).merged(weights), weights
-
-
-class Merger:
-    """Merges one family with any weights (Eq. 8), computing its task vectors once."""
-
-    def __init__(self, base: UNet2DModel, members: list[UNet2DModel]):
-        projected = any(is_projection(name) for name in members[0].state_dict())
-        self.base = plain_or_projected(base, projected).eval()
-        self.start = self.base.state_dict()
-        self.vectors = [task_vector(self.start, m.state_dict()) for m in members]
-
-    def merged(self, weights: Sequence[float]) -> UNet2DModel:
-        return models.copy_with(self.base, merge(self.start, self.vectors, weights))
 
 
 def make_search(job: Job) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from deme_lib import analysis
+from deme_lib.decouple_merge import Merger
 from deme_lib.progress import bar
-from deme_lib.stages.combine import Merger
 from deme_lib.stages.job import Job
 from deme_lib.timesteps import split_timesteps
 

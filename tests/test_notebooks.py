@@ -1,0 +1,125 @@
+"""All notebooks through papermill on the smoke preset, and what they must hold."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from papermill import execute_notebook
+from papermill.exceptions import PapermillExecutionError
+from papermill.inspection import inspect_notebook
+
+from deme_lib.parameters import DEFAULTS, EXECUTION, ROOT, Parameters
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+
+
+def parameters_cell(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+
+
+def declared(path) -> dict:
+    statements = ast.parse(parameters_cell(path)).body
+    return {s.target.id: ast.literal_eval(s.value) for s in statements}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A runs folder that the notebooks of this module share, as a user's would."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def run(path, out, runs, preset="smoke", **overrides):
+    values = yaml.safe_load((ROOT / "params" / f"{preset}.yaml").read_text())
+    return execute_notebook(
+        path, out, {**values, "runs_dir": str(runs), **overrides}, progress_bar=False
+    )
+
+
+def test_all_six_run_one_after_another(runs, tmp_path):
+    assert len(NOTEBOOKS) == 6
+    for path in NOTEBOOKS:
+        executed = run(path, tmp_path / path.name, runs)
+        for cell in executed.cells:
+            for output in cell.get("outputs", []):
+                assert output.output_type != "error"
+                assert "Warning" not in output.get("text", "")
+    folder = next((runs / "figures").iterdir())
+    assert folder.name.startswith("smoke-"), "another runs_dir is not the preset"
+    for name in ("ablation1.md", "ablation2.tex", "paired.csv", "main.png", "records/metrics.csv"):
+        assert (folder / name).is_file()
+
+
+def test_a_notebook_stands_alone(tmp_path):
+    """Any notebook first, in an empty store, by papermill's command line from another folder."""
+    values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+    preset = tmp_path / "mine.yaml"
+    preset.write_text(yaml.safe_dump({**values, "runs_dir": str(tmp_path), "experiment": "mine"}))
+    notebook, out = ROOT / "notebooks" / "03_merge.ipynb", tmp_path / "out.ipynb"
+    papermill(tmp_path, str(notebook), str(out), "-f", str(preset))
+    text = out.read_text()
+    assert "so made now: baseline" in text
+    assert "optimiser steps of" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-p", "n_range", "3"], "did you mean 'n_ranges'"),
+        (["-p", "finetune_lr", "fast"], "finetune_lr='fast'"),
+        (["-p", "merge_weights", "[0.5]"], "1 weights for n_ranges=4"),
+    ],
+)
+def test_a_wrong_parameter_stops_at_once(options, message, tmp_path):
+    out = tmp_path / "out.ipynb"
+    notebook = str(ROOT / "notebooks" / "03_merge.ipynb")
+    failed = papermill(tmp_path, notebook, str(out), *options, fails=True)
+    assert message in failed.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_cifar_offline_says_what_to_fetch(tmp_path):
+    with pytest.raises(PapermillExecutionError, match="uoft-cs/cifar10") as caught:
+        run(ROOT / "notebooks/03_merge.ipynb", tmp_path / "out.ipynb", tmp_path, preset="cifar")
+    assert "parameter `dataset`" in str(caught.value)
+
+
+def papermill(folder: Path, *arguments: str, fails: bool = False):
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.returncode != 0) == fails, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_declared_parameters_equal_the_defaults(path):
+    defaults = yaml.safe_load(DEFAULTS.read_text())
+    for name, value in declared(path).items():
+        assert value == defaults[name], name
+        assert type(value) is type(defaults[name]), name
+    shown = {name: info["help"] for name, info in inspect_notebook(str(path)).items()}
+    assert shown == {name: Parameters.model_fields[name].description for name in declared(path)}
+
+
+def test_every_parameter_is_declared_somewhere_and_by_default():
+    everywhere = set().union(*(declared(path) for path in NOTEBOOKS))
+    assert everywhere == set(Parameters.model_fields)
+    assert set(yaml.safe_load(DEFAULTS.read_text())) == set(Parameters.model_fields)
+    assert set(Parameters.model_fields) >= EXECUTION
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_committed_clean(path):
+    notebook = json.loads(path.read_text())
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert "widgets" not in notebook["metadata"]
+    for cell in notebook["cells"]:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None

@@ -39,6 +39,8 @@ class TrainingSpec:
         own_range: timesteps to train on (Eq. 3); all of [0, T) for controls.
         probability: p of Eq. 6.
         consistency_weight: weight of Eq. 4; used where a teacher is given.
+        ema_warmup: let diffusers' EMA start short, for training from scratch. Without, runs of
+            any length average over the same horizon, 1 / (1 - ema_decay) steps.
         final_learning_rate: reached by a cosine after 80 % of the steps, then held. Equal to
             ``learning_rate`` for a constant rate.
     """
@@ -56,6 +58,7 @@ class TrainingSpec:
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     ema_decay: float = 0.999
+    ema_warmup: bool = False
     precision: str = "no"
 
     def learning_rate_at(self, step: int) -> float:
@@ -106,7 +109,8 @@ class Training:
             fused=True,
         )
         self.unet, self.optimiser = self.accelerator.prepare(unet.train(), optimiser)
-        self.ema = EMAModel(unet.parameters(), decay=spec.ema_decay)
+        floor = 0.0 if spec.ema_warmup else spec.ema_decay
+        self.ema = EMAModel(unet.parameters(), decay=spec.ema_decay, min_decay=floor)
         self.teacher = None
         if teacher is not None:
             self.teacher = teacher.eval().requires_grad_(False).to(self.accelerator.device)

@@ -1,7 +1,8 @@
 """Search of merge weights: held-out loss proposes, images dispose (paper Eq. 8, "grid search").
 
 Held-out loss ranks distant merges well and near ones badly, and costs a thousandth of a FID. So a
-strategy proposes by loss, a spread-out shortlist is scored by images, and the best score wins.
+strategy proposes by loss; a spread-out shortlist, with points on the way from no merge to the best
+proposal, is scored by images; and the best score wins.
 Every search has the same strategy and the same budget.
 """
 
@@ -63,6 +64,10 @@ class Space:
         if self.single:
             return [zero, *(one_hot(k, self.dimensions) for k in range(self.dimensions))]
         return [zero, (1 / self.dimensions,) * self.dimensions]
+
+    def ray(self, weights: Weights) -> list[Weights]:
+        """The way from no merge to ``weights``: loss finds a direction, images its length."""
+        return [tuple(self._snap(share * w) for w in weights) for share in (0.25, 0.5, 0.75, 1.0)]
 
     def _snap(self, value: float) -> float:
         return round(round(value / self.step) * self.step, 10)
@@ -128,14 +133,15 @@ def search(
 
     Args:
         losses: how many weights may be scored by loss.
-        images: how many may be scored by images; the anchors are among them.
+        images: how many may be scored by images; the anchors and the ray are among them.
         loss, score: lower is better; handed in.
     """
     proposed = propose(space, strategy, losses, loss, seed)
-    anchors = [Candidate(w, loss(w)) for w in space.anchors()]
-    known = {c.weights for c in anchors}
-    others = [c for c in proposed if c.weights not in known]
-    listed = anchors + shortlist(others, max(0, images - len(anchors)), 2 * space.step)
+    best = min(proposed, key=lambda c: c.loss).weights
+    fixed = list(dict.fromkeys([*space.anchors(), *space.ray(best)]))[:images]
+    listed = [Candidate(w, loss(w)) for w in fixed]
+    others = [c for c in proposed if c.weights not in fixed]
+    listed += shortlist(others, images - len(listed), 4 * space.step)
     scored = [replace(c, score=score(c.weights)) for c in listed]
     chosen = {c.weights for c in scored}
     return sorted(scored, key=lambda c: c.score) + [c for c in others if c.weights not in chosen]

@@ -73,7 +73,7 @@ def make_search(job: Job) -> dict[str, Any]:
         progress.update(1)
         return metrics.frechet(job.extract(images, job["features"]), reference)
 
-    tries = job["search_losses"] + len(space.anchors()) + job["search_candidates"]
+    tries = job["search_losses"] + 2 * job["search_candidates"]
     with bar(tries, job.label, "try") as progress:
         candidates = weight_search.search(
             space,

@@ -42,7 +42,8 @@ def train_baseline(job: Job) -> dict[str, Any]:
         job["init_roundings"],
     )
     scheduler = models.new_scheduler(job["num_train_timesteps"])
-    spec = _spec(job, job["pretrain_steps"], range(job["num_train_timesteps"]), job["pretrain_lr"])
+    every_timestep = range(job["num_train_timesteps"])
+    spec = _spec(job, job["pretrain_steps"], every_timestep, job["pretrain_lr"], ema_warmup=True)
     snapshots = {job["pretrain_steps"] // d: f"snapshot-{d}" for d in SNAPSHOTS}
     trained, history = _train(job, unet, scheduler, spec, snapshots=snapshots)
     models.save_pipeline(trained, scheduler, job.folder / "pipeline")
@@ -63,7 +64,9 @@ def finetune(job: Job) -> dict[str, Any]:
     return {"history": history, "projection_share": projection_share(trained)}
 
 
-def _spec(job: Job, steps: int, own_range: range, learning_rate: float) -> TrainingSpec:
+def _spec(
+    job: Job, steps: int, own_range: range, learning_rate: float, ema_warmup: bool = False
+) -> TrainingSpec:
     shared = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "ema_decay")
     extra = ("probability", "consistency_weight")
     return TrainingSpec(
@@ -73,6 +76,7 @@ def _spec(job: Job, steps: int, own_range: range, learning_rate: float) -> Train
         learning_rate=learning_rate,
         final_learning_rate=job["finetune_lr"],
         precision=job["precision"],
+        ema_warmup=ema_warmup,
         **{name: job[name] for name in shared},
         **{name: job[name] for name in extra if name in job.parameters},
     )

@@ -1,12 +1,13 @@
-# make reproduce [PARAMS=params/smoke.yaml] [CORES=2]   make test   make lab   make clean
+# make reproduce [PARAMS=params/smoke.yaml] [CORES=2]   both ablations, from data to figures
+# make test   make lint   make readme   make lab   make clean
 PYTHON ?= python3
 PARAMS ?= params/digits.yaml
 CORES ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))')
 BIN := .venv/bin
 SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --nolock \
-	--rerun-incomplete --rerun-triggers mtime --config params=$(PARAMS)
+	--rerun-incomplete --rerun-triggers mtime --quiet rules reason host --config params=$(PARAMS)
 
-.PHONY: reproduce test lint lab clean
+.PHONY: reproduce test lint readme lab clean
 
 reproduce: .venv/installed
 	$(SNAKEMAKE) --forcerun notebook_06
@@ -17,6 +18,9 @@ test: .venv/installed lint
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+readme: .venv/installed
+	$(BIN)/python -m deme_lib readme figures/digits
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks

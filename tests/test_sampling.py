@@ -1,0 +1,206 @@
+"""Sampling: diffusers' DDIM, with noise that belongs to the image and not to the batch."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
+from torch import nn
+
+from deme_lib.analysis import FixedNoise
+from deme_lib.ensembles import RoutedEnsemble, averaged_ensemble
+from deme_lib.randomness import generator, seed_of
+from deme_lib.sampling import ddim_scheduler, initial_noise, sample, to_uint8
+from deme_lib.timesteps import split_timesteps
+from deme_lib.training import Training, TrainingSpec, to_model_range
+
+SCHEDULER = DDPMScheduler(1000)
+PURPOSE = ("evaluation", 3)
+
+
+@pytest.fixture
+def images():
+    g = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (6, 1, 8, 8), generator=g).to(torch.uint8)
+
+
+class OptimalDenoiser(nn.Module):
+    """The best possible noise prediction on a finite data set, in closed form.
+
+    E[x0 | x_t] weights the images by softmax(-|x_t - sqrt(a) x0|^2 / 2(1 - a)); the noise follows
+    from x_t = sqrt(a) x0 + sqrt(1 - a) eps.
+    """
+
+    def __init__(self, images, config):
+        super().__init__()
+        self.data, self.config = to_model_range(images), config
+
+    def forward(self, sample, timestep, return_dict=True):
+        assert not return_dict
+        a = SCHEDULER.alphas_cumprod[torch.as_tensor(timestep)].expand(len(sample))
+        a = a.double().view(-1, 1)
+        x, data = sample.double().flatten(1), self.data.double().flatten(1)
+        square = (x[:, None] - a[..., None].sqrt() * data[None]).square().sum(-1)
+        mean = (-square / (2 * (1 - a))).softmax(1) @ data
+        noise = (x - a.sqrt() * mean) / (1 - a).sqrt()
+        return (noise.view_as(sample).float(),)
+
+
+def sampled(denoiser, count=5, steps=4, purpose=PURPOSE, **options):
+    return sample(denoiser, SCHEDULER, count, steps=steps, purpose=purpose, **options)
+
+
+# seeds
+
+
+def test_seeds_are_63_bit_and_differ_by_purpose():
+    words = [("a",), ("b",), ("a", 0), ("a", 1), (0, "a"), ("a", "b"), ("b", "a")]
+    seeds = [seed_of(*w) for w in words]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert seed_of("a", 1) == seeds[3]
+
+
+def test_streams_are_uncorrelated():
+    a, b = (torch.randn(10_000, generator=generator("stream", i)) for i in (0, 1))
+    assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1].item()) < 0.05
+
+
+# against diffusers
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_equals_diffusers_pipeline(tiny_unet, spacing):
+    """The pipeline draws image i from a generator of its own, so it starts from the same noise."""
+    unet = tiny_unet()
+    pipeline = DDIMPipeline(unet, DDIMScheduler(1000, timestep_spacing=spacing))
+    pipeline.set_progress_bar_config(disable=True)
+    found = pipeline(
+        batch_size=5,
+        generator=[torch.Generator().manual_seed(seed_of(*PURPOSE, i)) for i in range(5)],
+        num_inference_steps=4,
+        output_type="np",
+    ).images
+    expected = torch.from_numpy((found * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
+    difference = sampled(unet, spacing=spacing).int() - expected.int()
+    assert difference.abs().max() <= 1
+    assert (difference == 0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    "spacing, timesteps",
+    [
+        ("leading", [750, 500, 250, 0]),
+        ("trailing", [999, 749, 499, 249]),
+        ("linspace", [999, 666, 333, 0]),
+    ],
+)
+def test_spacings(spacing, timesteps):
+    ddim = ddim_scheduler(SCHEDULER, 4, spacing)
+    assert ddim.timesteps.tolist() == timesteps
+    assert torch.equal(ddim.alphas_cumprod, SCHEDULER.alphas_cumprod)
+
+
+# images and batches
+
+
+def test_an_image_does_not_depend_on_its_batch(tiny_unet):
+    unet = tiny_unet()
+    together = sampled(unet, count=7)
+    assert together.shape == (7, 1, 8, 8) and together.dtype == torch.uint8
+    for size in (1, 3):
+        apart = sampled(unet, count=7, batch_size=size)
+        assert (apart.int() - together.int()).abs().max() <= 1
+    assert (sampled(unet, count=3).int() - together[:3].int()).abs().max() <= 1
+
+
+def test_images_differ_from_each_other_and_between_purposes(tiny_unet):
+    unet = tiny_unet()
+    first, second = sampled(unet), sampled(unet, purpose=("evaluation", 4))
+    everything = torch.cat([first, second]).flatten(1)
+    assert len(everything.unique(dim=0)) == 10
+    assert torch.equal(first, sampled(unet))
+
+
+def test_initial_noise_is_a_function_of_purpose_and_index():
+    noise = initial_noise(range(2000), (1, 4, 4), *PURPOSE)
+    assert torch.equal(noise[5:8], initial_noise(range(5, 8), (1, 4, 4), *PURPOSE))
+    assert noise.mean().abs() < 0.02 and (noise.var() - 1).abs() < 0.03
+
+
+def test_progress_counts_every_image_once(tiny_unet):
+    told = []
+    sampled(tiny_unet(), count=7, batch_size=3, steps=1, on_batch=told.append)
+    assert told == [3, 3, 1]
+
+
+def test_rectangles_and_colours(tiny_unet):
+    unet = tiny_unet(sample_size=(8, 16), in_channels=3, out_channels=3)
+    assert sampled(unet, count=2, steps=1).shape == (2, 3, 8, 16)
+
+
+def test_to_uint8_undoes_the_model_range_and_clips():
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_model_range(values)), values)
+    assert to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+
+
+def test_ensembles_are_sampled_like_models(tiny_unet):
+    first, second = tiny_unet(0), tiny_unet(1)
+    alike = averaged_ensemble([first, first])
+    assert (sampled(alike).int() - sampled(first).int()).abs().max() <= 1
+    routed = RoutedEnsemble([first, second], split_timesteps(2, 1000))
+    assert not torch.equal(sampled(routed), sampled(first))
+    assert not torch.equal(sampled(routed), sampled(second))
+    # all timesteps of a single leading step (t = 0) belong to the first expert
+    assert torch.equal(sampled(routed, steps=1), sampled(first, steps=1))
+
+
+# the closed form
+
+
+def test_the_optimal_denoiser_samples_the_data_set(images, tiny_unet):
+    found = sampled(OptimalDenoiser(images, tiny_unet().config), count=12, steps=20).int()
+    nearest = (found[:, None] - images[None].int()).abs().amax(dim=(2, 3, 4)).min(dim=1)
+    assert nearest.values.max() <= 1
+    assert len(nearest.indices.unique()) > 1
+
+
+def test_no_denoiser_beats_the_optimal_one(images, tiny_unet):
+    """Its expected loss is the least there is; on common draws the excess is an average of
+    differences, so a model may only seem better by a few standard errors of that average."""
+    noise = FixedNoise(images, SCHEDULER, draws=500, seed=0)
+    best = noise.errors(OptimalDenoiser(images, None)).double()
+    trained = Training(
+        tiny_unet().requires_grad_(True),
+        SCHEDULER,
+        images,
+        TrainingSpec(100, (0, "bound"), range(1000), 2e-3, 2e-3, 16),
+        device="cpu",
+    )
+    list(trained)
+    models: list[UNet2DModel] = [tiny_unet(0), trained.ema_unet()]
+    losses = [noise.loss(m) for m in models]
+    for model in models:
+        excess = noise.errors(model).double() - best
+        assert excess.mean() > 4 * excess.std() / len(excess) ** 0.5
+    assert losses[1] < losses[0]  # and training goes down towards the bound
+    assert noise.loss(OptimalDenoiser(images, None)) == pytest.approx(best.mean().item())
+
+
+def test_the_optimal_denoiser_is_a_minimum(images):
+    """Any step away from it, along any direction, raises the expected loss."""
+    noise = FixedNoise(images, SCHEDULER, draws=500, seed=0)
+    best = OptimalDenoiser(images, None)
+
+    class Beside(nn.Module):
+        def __init__(self, amount, direction):
+            super().__init__()
+            self.amount, self.direction = amount, direction
+
+        def forward(self, x, t, return_dict):
+            return (best(x, t, return_dict=False)[0] + self.amount * self.direction(x),)
+
+    for amount, direction in itertools.product((-0.2, 0.2), (torch.ones_like, torch.tanh)):
+        assert noise.loss(Beside(amount, direction)) > noise.loss(best)

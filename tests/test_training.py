@@ -1,0 +1,209 @@
+"""Training: resumable to the bit, reproducible, and honest about failure."""
+
+import copy
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from deme_lib.training import Training, TrainingError, TrainingSpec, to_model_range
+
+SCHEDULER = DDPMScheduler(1000)
+SPEC = TrainingSpec(
+    steps=6,
+    purpose=(0, "expert"),
+    own_range=range(0, 500),
+    learning_rate=1e-3,
+    final_learning_rate=1e-4,
+    batch_size=4,
+    probability=0.3,
+)
+
+
+@pytest.fixture
+def images():
+    g = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (12, 1, 8, 8), generator=g).to(torch.uint8)
+
+
+@pytest.fixture
+def start(tiny_unet, images):
+    """A function: a run from the same weights, ``start(steps=9, checkpoint=..., ...)``."""
+
+    def make(teacher=None, checkpoint=None, checkpoint_every=2, **changes):
+        unet = tiny_unet().requires_grad_(True)
+        spec = dataclasses.replace(SPEC, **changes)
+        return Training(unet, SCHEDULER, images, spec, teacher, "cpu", checkpoint, checkpoint_every)
+
+    return make
+
+
+def states(run):
+    return run.unet.state_dict(), run.ema_unet().state_dict()
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+# reproducible
+
+
+def test_the_same_run_twice_is_identical_whatever_was_drawn_before(start):
+    first, second = start(), start()
+    steps = list(first)
+    torch.randn(7)
+    assert list(second) == steps
+    assert [s.step for s in steps] == list(range(1, 7))
+    assert all(map(equal, states(first), states(second)))
+
+
+@pytest.mark.parametrize("change", [{"purpose": (0, "other")}, {"purpose": (1, "expert")}])
+def test_another_purpose_draws_otherwise(start, change):
+    assert next(iter(start())).loss != next(iter(start(**change))).loss
+
+
+@pytest.mark.parametrize("done", [2, 3, 5])
+def test_interrupted_and_resumed_equals_uninterrupted(start, tiny_unet, tmp_path, done):
+    whole = start(teacher=tiny_unet(1))
+    steps = list(whole)
+    file = tmp_path / "checkpoint.safetensors"
+    list(itertools.islice(start(teacher=tiny_unet(1), checkpoint=file), done))
+    resumed = start(teacher=tiny_unet(1), checkpoint=file)
+    assert resumed.position == done // 2 * 2
+    assert list(resumed) == steps[resumed.position :]
+    assert all(map(equal, states(resumed), states(whole)))
+    assert [f.name for f in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_finished_run_has_nothing_left_to_do(start, tmp_path):
+    first = start(checkpoint=tmp_path / "c")
+    list(first)
+    again = start(checkpoint=tmp_path / "c")
+    assert list(again) == []
+    assert all(map(equal, states(again), states(first)))
+
+
+# what moves
+
+
+def test_ema_is_the_weighted_mean_of_the_weights(start):
+    """diffusers' warm-up: decay min(d, (1 + k) / (10 + k)) at step k = 1, 2, ...; 0 at the first.
+
+    The first update copies, so it is the mean of theta_1, theta_2, ... that follows.
+    """
+    run = start(ema_decay=0.15)
+    mean = None
+    for k, _ in enumerate(run):
+        now = [w.detach().double().clone() for w in run.unet.parameters()]
+        decay = min(0.15, (1 + k) / (10 + k)) if k else 0.0
+        mean = (
+            now
+            if mean is None
+            else [decay * m + (1 - decay) * w for m, w in zip(mean, now, strict=True)]
+        )
+    raw, ema = states(run)
+    for found, expected in zip(run.ema_unet().parameters(), mean, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+    assert not equal(raw, ema)
+
+
+def test_asking_for_ema_weights_changes_nothing(start):
+    run = start()
+    next(iter(run))
+    before = copy.deepcopy(states(run))
+    with torch.no_grad():
+        for weight in run.ema_unet().parameters():
+            weight.zero_()
+    assert all(map(equal, before, states(run)))
+
+
+def test_the_teacher_does_not_move(start, tiny_unet):
+    teacher = tiny_unet(1).requires_grad_(True).train()
+    before = copy.deepcopy(teacher.state_dict())
+    run = start(teacher=teacher)
+    untrained = copy.deepcopy(run.unet.state_dict())
+    list(run)
+    assert equal(teacher.state_dict(), before) and not equal(run.unet.state_dict(), untrained)
+    assert not teacher.training
+    assert all(w.grad is None and not w.requires_grad for w in teacher.parameters())
+
+
+def test_the_teacher_counts_with_its_weight(start, tiny_unet):
+    """At the first step the loss is (Eq. 2) + weight * (Eq. 4): linear in the weight."""
+    losses = [next(iter(start(teacher=tiny_unet(1), consistency_weight=w))).loss for w in (0, 1, 3)]
+    assert losses[0] == pytest.approx(next(iter(start())).loss)
+    assert losses[1] > losses[0]
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)
+
+
+def test_training_reduces_the_loss(start):
+    losses = [s.loss for s in start(steps=150, batch_size=12, final_learning_rate=1e-3)]
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+
+
+# learning rate
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 1001])
+def test_the_learning_rate_falls_from_start_to_end(steps):
+    spec = dataclasses.replace(SPEC, steps=steps)
+    rates = [spec.learning_rate_at(s) for s in range(steps + 1)]
+    assert rates[0] == spec.learning_rate
+    assert rates[math.ceil(0.8 * steps) :] == pytest.approx(
+        [1e-4] * (steps + 1 - math.ceil(0.8 * steps))
+    )
+    assert all(a >= b for a, b in itertools.pairwise(rates))
+
+
+def test_equal_rates_are_constant():
+    spec = dataclasses.replace(SPEC, final_learning_rate=SPEC.learning_rate)
+    assert {spec.learning_rate_at(s) for s in range(spec.steps)} == {SPEC.learning_rate}
+
+
+def test_the_optimiser_uses_the_rate_that_is_reported(start):
+    """AdamW's first step moves a weight by the learning rate, against its gradient's sign."""
+    run = start(learning_rate=3e-4, weight_decay=0.0)
+    before = run.unet.conv_in.weight.detach().clone()
+    step = next(iter(run))
+    moved = (run.unet.conv_in.weight.detach() - before).abs()
+    assert step.learning_rate == 3e-4
+    assert moved.median().item() == pytest.approx(3e-4, rel=0.01)
+
+
+# failure
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path, monkeypatch):
+    file = tmp_path / "checkpoint.safetensors"
+    run = start(checkpoint=file)
+    steps = iter(run)
+    next(steps), next(steps), next(steps)
+    kept = file.read_bytes()
+    with torch.no_grad():
+        run.unet.conv_out.bias.fill_(math.nan)
+    with pytest.raises(TrainingError, match=r"0-expert: the loss is nan at step 4 .*0 to 499"):
+        next(steps)
+    assert file.read_bytes() == kept
+    assert start(checkpoint=file).position == 2
+
+
+def test_a_diverging_run_stops(start):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step 2"):
+        list(start(learning_rate=1e30, final_learning_rate=1e30))
+
+
+def test_a_truncated_checkpoint_is_named(start, tmp_path):
+    file = tmp_path / "checkpoint.safetensors"
+    list(itertools.islice(start(checkpoint=file), 2))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors"):
+        start(checkpoint=file)
+
+
+def test_the_model_range_is_minus_one_to_one():
+    values = to_model_range(torch.tensor([0, 255], dtype=torch.uint8))
+    assert values.tolist() == [-1, 1] and values.dtype == torch.float32

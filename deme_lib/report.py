@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from deme_lib import plots, tables
+from deme_lib import comparisons, plots, tables
 
 LIMITS = (
     "Differences a − b paired over sampling seeds, mean ± half-width of the t interval at the "
@@ -66,6 +66,7 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
             "KID × 1000 ↓": (1000 * table["kid_mean"].astype(float)).map(tables.number),
             "precision ↑": table["precision_mean"].map(tables.number),
             "recall ↑": table["recall_mean"].map(tables.number),
+            "test loss ↓": table["test_loss"].map(lambda x: "–" if pd.isna(x) else f"{x:.5f}"),
             "parameters held": table["parameters"].map(_count),
             "denoiser calls per image": table["calls_per_image"].map(_count),
             "training steps": table["training_steps"].map(_count),
@@ -121,7 +122,7 @@ def ablation_markdown(known: tables.Records, number: int) -> str:
 
 def paired_markdown(known: tables.Records, number: int) -> str:
     """The paired differences of ablation 1 or 2 with what their intervals mean."""
-    table = markdown(_printed_paired(known, tables.paired(known, number)))
+    table = markdown(_printed_paired(known, comparisons.paired(known, number)))
     return f"### Ablation {number}, {tables.ABLATIONS[number]}\n\n{table}\n"
 
 
@@ -139,7 +140,7 @@ def _write_ablation(known: tables.Records, number: int, path: Path) -> None:
 
 
 def _write_paired(known: tables.Records, path: Path) -> None:
-    parts = [tables.paired(known, number) for number in tables.ABLATIONS]
+    parts = [comparisons.paired(known, number) for number in tables.ABLATIONS]
     _write(path.with_suffix(".csv"), pd.concat(parts).to_csv(index=False, float_format="%.6g"))
     text = [f"{LIMITS} {tables.setting(known)}.\n"]
     text += [paired_markdown(known, number) for number in tables.ABLATIONS]
@@ -165,7 +166,7 @@ def _printed_paired(known: tables.Records, part: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts_markdown(known: tables.Records) -> str:
-    a, parts = known.acceptance, [tables.verdict(known, number) for number in tables.ABLATIONS]
+    a, parts = known.acceptance, [comparisons.verdict(known, number) for number in tables.ABLATIONS]
     halves, same = a["halves"], {True: "the same way", False: "differently"}
     text = (
         f"**The metric** was {'accepted' if a['accepted'] else 'not accepted'}: FIDs of two halves "

@@ -1,9 +1,4 @@
-"""Records to tables: the two ablations, their paired differences, and what they say in words.
-
-Reads the folder of records that the evaluation wrote; draws nothing, needs no weights, no torch.
-Every interval here covers sampling noise alone: there is one training seed, so a verdict holds
-"for these weights" and says nothing about training again.
-"""
+"""Records to tables: reads the folder that the evaluation wrote; needs no weights, no torch."""
 
 from __future__ import annotations
 
@@ -13,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from safetensors.numpy import load_file
 
 ABLATIONS = {1: "remove decoupling", 2: "replace merging by an ensemble"}
+
+
 DISTANCES = ["fid", "fid_second", "pixel", "kid"]
 """Measures compared in pairs; lower is better for each."""
+
 
 COLUMNS = {
     "metrics": "arm seed n features steps fid fid_second pixel kid inception_score "
@@ -134,9 +131,10 @@ def setting(records: Records) -> str:
 def caption(records: Records) -> str:
     """What the numbers of an ablation table are."""
     return (
-        f"{setting(records)}: all numbers are for these weights. Distances are to the "
-        "training images, lower is better; mean ± standard deviation over sampling seeds, the "
-        "same noise for every arm. IS, KID, precision and recall are means over the seeds. "
+        f"{setting(records)}: all numbers are for these weights. FID and pixel "
+        "distance, precision and recall are to the training images, KID to the test images, the "
+        "loss is on test images; mean ± standard deviation over sampling seeds, the same noise "
+        "for every arm. IS, KID, precision and recall are means over the seeds. "
         "Training steps count from the pretrained model. The row of real images compares two "
         f"halves at n = {records.real['n_halves']:,} ({records.real['features']}); distances at "
         "another n are not comparable."
@@ -165,79 +163,6 @@ def ablation(records: Records, number: int) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(counts, "Int64"))
 
 
-def paired_interval(differences: np.ndarray, level: float) -> tuple[float, float]:
-    """Mean of paired differences and the half-width of its t interval.
-
-    Args:
-        differences: [S], one a - b per sampling seed, S >= 2.
-        level: confidence in (0, 1).
-    """
-    d = np.asarray(differences, dtype=float)
-    if d.size < 2:
-        raise ValueError(f"a paired interval needs two sampling seeds, got {d.size}")
-    quantile = scipy.stats.t.ppf((1 + level) / 2, d.size - 1)
-    return float(d.mean()), float(quantile * d.std(ddof=1) / np.sqrt(d.size))
-
-
-def differences(records: Records, a: str, b: str, measure: str) -> np.ndarray:
-    """[S] ``a - b`` of a measure, one per sampling seed in ascending order."""
-    values = records.metrics.pivot(index="seed", columns="arm", values=measure)
-    return (values[a] - values[b]).to_numpy(dtype=float)
-
-
-def comparisons(records: Records, number: int) -> list[tuple[str, str, str, float]]:
-    """(a, b, kind, level) of an ablation: primaries first, Bonferroni-corrected over them."""
-    names = {1: "primary_decoupling", 2: "primary_merging"}[number]
-    arms, confidence = records.arms_of(number), records.parameters["confidence"]
-    primary = [tuple(text.split(" - ")) for text in records.parameters[names]]
-    for pair in primary:
-        if len(pair) != 2 or not set(pair) <= set(arms):
-            raise ValueError(f'{names}: {" - ".join(pair)!r} is not "arm - arm" of {arms}')
-    others = [(a, "pretrained") for a in arms] + [("merged", b) for b in arms]
-    seen, chosen = {frozenset(p) for p in primary}, []
-    for a, b in others:
-        if a != b and {a, b} <= set(arms) and frozenset((a, b)) not in seen:
-            seen.add(frozenset((a, b)))
-            chosen.append((a, b, "exploratory", confidence))
-    level = 1 - (1 - confidence) / max(len(primary), 1)
-    return [(a, b, "primary", level) for a, b in primary] + chosen
-
-
-def paired(records: Records, number: int) -> pd.DataFrame:
-    """Differences ``a - b`` paired over sampling seeds, a row per comparison.
-
-    Each measure has its mean difference and, as ``<measure>_halfwidth``, its t interval at
-    ``level``; the verdict reads FID. Negative: a is better.
-    """
-    rows = []
-    for a, b, kind, level in comparisons(records, number):
-        row = {"ablation": number, "a": a, "b": b, "kind": kind, "level": level}
-        for measure in DISTANCES:
-            d = differences(records, a, b, measure)
-            row[measure], row[f"{measure}_halfwidth"] = paired_interval(d, level)
-        mean, half = row["fid"], row["fid_halfwidth"]
-        outcome, names = outcome_of(mean, half), (records.titles[a], records.titles[b])
-        rows.append({**row, "outcome": outcome, "verdict": in_words(*names, mean, half)})
-    return pd.DataFrame(rows)
-
-
-def outcome_of(mean: float, halfwidth: float) -> str:
-    """What the interval ``mean ± halfwidth`` of ``a - b`` in FID says of a, in a word or three."""
-    if abs(mean) <= halfwidth:
-        return "no difference found"
-    return "better" if mean < 0 else "worse"
-
-
-def in_words(a: str, b: str, mean: float, halfwidth: float) -> str:
-    """The outcome as a clause that says no more than the interval does."""
-    outcome = outcome_of(mean, halfwidth)
-    if mean == halfwidth == 0:
-        return "the same numbers for every seed"
-    if outcome == "no difference found":
-        return f"{outcome} (smallest visible: {halfwidth:.2g})"
-    return f"{a} {outcome} than {b} for these weights"
-
-
 def plus_minus(mean: float, spread: float, signed: bool = False) -> str:
     """``mean ± spread`` with the spread's first two digits; a true minus sign."""
     digits = 3
@@ -250,60 +175,6 @@ def plus_minus(mean: float, spread: float, signed: bool = False) -> str:
 def number(x: float) -> str:
     """Three decimals below 10 and two above; a dash where nothing is known."""
     return "–" if pd.isna(x) else f"{x:.3f}" if abs(x) < 10 else f"{x:.2f}"
-
-
-def verdict(records: Records, number: int) -> str:
-    """A paragraph: the primary comparisons of an ablation and what limits them."""
-    table, rows = paired(records, number), ablation(records, number).iloc[:-1]
-    primary = table[table["kind"] == "primary"]
-    best = rows.loc[rows["fid_mean"].idxmin()]
-    seeds = records.metrics["seed"].nunique()
-    sentences = [
-        f"**Ablation {number}, {ABLATIONS[number]}.**",
-        *(_comparison(records, row, len(primary)) for _, row in primary.iterrows()),
-        f"Lowest mean FID of the table: {best['title']}, {best['fid_mean']:.3f} (not a test).",
-        *_weights(records, list(dict.fromkeys([*primary["a"], *primary["b"], "merged"]))),
-        f"The intervals are over {seeds} sampling seeds of one training seed: they cover "
-        "sampling noise and not the noise of training.",
-    ]
-    return " ".join(sentences)
-
-
-def _comparison(records: Records, row: pd.Series, m: int) -> str:
-    level = f"{100 * row['level']:.4g} % paired t interval"
-    level += f", Bonferroni over {m}" if m > 1 else ""
-    fid = plus_minus(row["fid"], row["fid_halfwidth"], signed=True)
-    names = f"{records.titles[row['a']]} − {records.titles[row['b']]}"
-    text = f"Primary, {names}: FID {fid} ({level}): {row['verdict']}."
-    second = {"fid_second": records.parameters["second_features"], "pixel": "pixels"}
-    checks = [
-        f"{name} {plus_minus(row[k], row[f'{k}_halfwidth'], signed=True)}, "
-        f"{_agreement(row['fid'], row[k])}"
-        for k, name in second.items()
-        if not np.isnan(row[k])
-    ]
-    return f"{text} By {'; by '.join(checks)}." if checks else text
-
-
-def _agreement(fid: float, other: float) -> str:
-    return "the same sign" if np.sign(fid) == np.sign(other) else "not the same sign"
-
-
-def _weights(records: Records, arms: list[str]) -> list[str]:
-    """The weights behind the arms named, and whether the merge is one."""
-    known = records.arms.set_index("arm")["weights"].dropna()
-    weights = {a: json.loads(known[a]) for a in arms if a in known.index}
-    if not weights:
-        return []
-    listed = [f"{records.titles[a]} ({', '.join(f'{x:g}' for x in w)})" for a, w in weights.items()]
-    sentences = [f"Weights: {'; '.join(listed)}."]
-    if "merged" in weights and np.count_nonzero(weights["merged"]) < 2:
-        searched = records.parameters["merge_weights"] == "search"
-        sentences.append(
-            "Fewer than two weights are not zero: "
-            + ("the search chose no merge." if searched else "these weights are no merge.")
-        )
-    return sentences
 
 
 def flatness(history: pd.DataFrame) -> str:

@@ -165,7 +165,10 @@ def test_pixels_are_the_images_and_large_ones_are_averaged(digits):
 
 def test_features_of_an_image_do_not_depend_on_the_others(digits, features):
     torch.testing.assert_close(
-        metrics.extract(digits[0][7:9], "digits-a").values, features[0].values[7:9]
+        metrics.extract(digits[0][7:9], "digits-a").values,
+        features[0].values[7:9],
+        rtol=1e-4,
+        atol=1e-5,
     )
     again = metrics.extract(digits[0], "digits-a")  # a second registration is no error
     assert torch.equal(again.values, features[0].values)

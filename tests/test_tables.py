@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import synthetic
 
-from deme_lib import report, tables
+from deme_lib import comparisons, report, tables
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def records(tmp_path):
 
 def test_paired_interval_by_hand():
     # mean 2, sd 1, n = 3: 4.302652730 (Student's t, 2 degrees, 97.5 %) / sqrt(3)
-    mean, half = tables.paired_interval(np.array([1.0, 2.0, 3.0]), 0.95)
+    mean, half = comparisons.paired_interval(np.array([1.0, 2.0, 3.0]), 0.95)
     assert mean == 2
     assert half == pytest.approx(4.302652730 / 3**0.5)
 
@@ -27,14 +27,14 @@ def test_paired_interval_by_hand():
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.975])
 def test_paired_interval_is_scipys(level):
     d = np.random.default_rng(1).normal(0.1, 1, 7)
-    mean, half = tables.paired_interval(d, level)
+    mean, half = comparisons.paired_interval(d, level)
     interval = scipy.stats.ttest_1samp(d, 0).confidence_interval(level)
     assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
 
 
 def test_paired_interval_needs_two_seeds():
     with pytest.raises(ValueError, match="two sampling seeds"):
-        tables.paired_interval(np.array([1.0]), 0.95)
+        comparisons.paired_interval(np.array([1.0]), 0.95)
 
 
 def test_common_noise_cancels(tmp_path):
@@ -44,7 +44,7 @@ def test_common_noise_cancels(tmp_path):
     base = metrics.loc[metrics["arm"] == "pretrained", "fid"].to_numpy()
     metrics.loc[metrics["arm"] == "routed", "fid"] = base - 0.25
     metrics.to_csv(folder / "metrics.csv", index=False)
-    table = tables.paired(tables.read(folder), 2).set_index(["a", "b"])
+    table = comparisons.paired(tables.read(folder), 2).set_index(["a", "b"])
     row = table.loc[("routed", "pretrained")]
     assert row["fid"] == pytest.approx(-0.25)
     assert row["fid_halfwidth"] == pytest.approx(0, abs=1e-12)
@@ -70,22 +70,22 @@ def test_rows_keep_the_order_of_arms(records):
 )
 def test_verdict_follows_the_numbers(tmp_path, fid, outcome):
     known = tables.read(synthetic.write(tmp_path, fid={"merged": fid, "all_scaled": 0.45}))
-    primary = tables.paired(known, 1).iloc[0]
+    primary = comparisons.paired(known, 1).iloc[0]
     assert (primary["a"], primary["b"]) == ("merged", "all_scaled")
     assert primary["outcome"] == outcome
-    assert primary["verdict"] in tables.verdict(known, 1)
+    assert primary["verdict"] in comparisons.verdict(known, 1)
     assert ("for these weights" in primary["verdict"]) == (outcome in ("better", "worse"))
 
 
 def test_words_at_the_edges():
-    assert "smallest visible: 0.2" in tables.in_words("a", "b", -0.1, 0.2)
-    assert tables.in_words("a", "b", 0.0, 0.0) == "the same numbers for every seed"
-    assert tables.outcome_of(0.2, 0.2) == "no difference found"
+    assert "smallest visible: 0.2" in comparisons.in_words("a", "b", -0.1, 0.2)
+    assert comparisons.in_words("a", "b", 0.0, 0.0) == "the same numbers for every seed"
+    assert comparisons.outcome_of(0.2, 0.2) == "no difference found"
 
 
 def test_only_primaries_are_corrected_and_each_pair_stands_once(records):
     known = tables.read(records)
-    one, two = tables.paired(known, 1), tables.paired(known, 2)
+    one, two = comparisons.paired(known, 1), comparisons.paired(known, 2)
     assert one.query("kind == 'primary'")["level"].tolist() == [0.95]
     assert two.query("kind == 'primary'")["level"].tolist() == pytest.approx([0.975, 0.975])
     for table in (one, two):
@@ -98,13 +98,13 @@ def test_an_unknown_primary_arm_is_an_error(records):
     known = tables.read(records)
     known.parameters["primary_merging"] = ["merged - mergd"]
     with pytest.raises(ValueError, match=r"primary_merging.*mergd"):
-        tables.paired(known, 2)
+        comparisons.paired(known, 2)
 
 
 @pytest.mark.parametrize(("chosen", "said"), [([0, 0.5, 0, 0], True), ([0.1, 0.5, 0, 0], False)])
 def test_one_weight_is_no_merge(tmp_path, chosen, said):
     known = tables.read(synthetic.write(tmp_path, weights=chosen))
-    assert ("the search chose no merge" in tables.verdict(known, 2)) == said
+    assert ("the search chose no merge" in comparisons.verdict(known, 2)) == said
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_title_says_where_the_weights_come_from(tmp_path, merge, word):
 
 def test_verdict_says_when_the_second_features_disagree(records):
     metrics = pd.read_csv(records / "metrics.csv")
-    assert ", the same sign; by pixels" in tables.verdict(tables.read(records), 1)
+    assert ", the same sign; by pixels" in comparisons.verdict(tables.read(records), 1)
     metrics["fid_second"] *= -1
     metrics.to_csv(records / "metrics.csv", index=False)
-    assert "not the same sign; by pixels" in tables.verdict(tables.read(records), 1)
+    assert "not the same sign; by pixels" in comparisons.verdict(tables.read(records), 1)
 
 
 def test_caption_says_what_was_measured(records):

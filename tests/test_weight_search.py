@@ -1,0 +1,155 @@
+"""The search of merge weights: finds, within its budget, and says what it tried."""
+
+import itertools
+
+import pytest
+
+from deme_lib.weight_search import Candidate, Space, one_hot, propose, search, shortlist
+
+CUBE = Space(3, 0.0, 1.5, 0.05)
+OPTIMUM = (0.3, 0.9, 1.2)
+
+
+class Counted:
+    """A function that remembers what it was asked."""
+
+    def __init__(self, function):
+        self.function, self.asked = function, []
+
+    def __call__(self, weights):
+        self.asked.append(weights)
+        return self.function(weights)
+
+
+def bowl(weights):
+    return sum((w - o) ** 2 for w, o in zip(weights, OPTIMUM, strict=True))
+
+
+def run(space=CUBE, strategy="tpe", losses=60, images=8, loss=bowl, score=bowl, seed=0):
+    return search(space, strategy, losses=losses, images=images, loss=loss, score=score, seed=seed)
+
+
+def multiple(value, step):
+    return abs(value / step - round(value / step)) < 1e-6
+
+
+def is_valid(space, weights):
+    inside = all(space.low <= w <= space.high and multiple(w, space.step) for w in weights)
+    return len(weights) == space.dimensions and (
+        inside if not space.single else sum(w != 0 for w in weights) <= 1
+    )
+
+
+# the space
+
+
+def test_one_hot():
+    assert one_hot(1, 3) == (0, 1, 0) and one_hot(2, 3, 0.5) == (0, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "budget, points",
+    [(1, 2), (8, 2), (26, 2), (27, 3), (64, 4), (10**6, 31)],
+    ids=lambda v: str(v),
+)
+def test_a_grid_is_as_fine_as_budget_and_step_allow(budget, points):
+    axes = list(CUBE.grid(budget).values())
+    assert [len(axis) for axis in axes] == [points] * 3
+    assert all(axis[0] == 0 and axis[-1] == 1.5 for axis in axes)
+
+
+def test_a_single_grid_shares_the_budget_between_experts():
+    grid = Space(3, 0.0, 1.5, 0.05, single=True).grid(30)
+    assert grid["expert"] == [0, 1, 2] and len(grid["scale"]) == 10
+
+
+# proposals
+
+
+@pytest.mark.parametrize("strategy", ["tpe", "grid"])
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("bounds", [(0.0, 1.5, 0.05), (-0.5, 0.5, 0.1)])
+def test_proposals_are_valid_distinct_and_within_budget(strategy, single, bounds):
+    space, loss = Space(3, *bounds, single=single), Counted(bowl)
+    found = propose(space, strategy, 40, loss, seed=0)
+    weights = [c.weights for c in found]
+    assert weights == loss.asked and len(weights) == len(set(weights)) <= 40
+    assert all(is_valid(space, w) for w in weights)
+    assert all(c.loss == bowl(c.weights) and c.score is None for c in found)
+
+
+def test_proposals_stay_between_bounds_that_are_no_multiples():
+    space = Space(1, 0.28, 1.48, 0.05)
+    found = [c.weights[0] for c in propose(space, "grid", 100, lambda w: w[0], seed=0)]
+    assert min(found) >= 0.28 and max(found) <= 1.48
+
+
+def test_a_grid_is_covered():
+    found = {c.weights for c in propose(CUBE, "grid", 70, bowl, seed=0)}
+    assert found == set(itertools.product((0.0, 0.5, 1.0, 1.5), repeat=3))
+
+
+def test_a_single_grid_is_covered():
+    space = Space(2, 0.0, 1.0, 0.5, single=True)
+    found = {c.weights for c in propose(space, "grid", 6, sum, seed=0)}
+    assert found == {(0, 0), (0.5, 0), (1, 0), (0, 0.5), (0, 1)}
+
+
+def test_tpe_beats_a_grid_of_the_same_budget():
+    """Else it would only be drawing at random."""
+    best = {s: min(c.loss for c in propose(CUBE, s, 125, bowl, seed=0)) for s in ("tpe", "grid")}
+    assert best["tpe"] < best["grid"]
+
+
+# shortlist
+
+
+def test_a_shortlist_spreads():
+    line = [Candidate((w / 100, 0.0), loss=w / 100) for w in range(100)]
+    assert [c.weights[0] for c in shortlist(line, 4, gap=0.1)] == [0.0, 0.1, 0.2, 0.3]
+
+
+def test_a_shortlist_is_filled_up_with_near_ones():
+    near = [Candidate((w,), loss=w) for w in (0.02, 0.0, 0.01, 0.5)]
+    assert [c.weights[0] for c in shortlist(near, 3, gap=0.1)] == [0.0, 0.5, 0.01]
+    assert len(shortlist(near, 9, gap=0.1)) == 4
+    assert shortlist(near, 0, gap=0.1) == []
+
+
+# the whole search
+
+
+@pytest.mark.parametrize("strategy", ["tpe", "grid"])
+def test_a_known_optimum_is_found(strategy):
+    best = run(strategy=strategy, losses=216)[0]
+    assert max(abs(w - o) for w, o in zip(best.weights, OPTIMUM, strict=True)) <= 0.3
+    assert best.score == min(c.score for c in run(strategy=strategy, losses=216) if c.score)
+
+
+def test_images_decide_not_the_loss():
+    """The loss prefers its optimum; the score, its opposite."""
+    found = run(score=lambda w: -bowl(w))
+    assert found[0].score == min(c.score for c in found if c.score is not None)
+    assert found[0].loss == max(c.loss for c in found if c.score is not None)
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("images", [4, 7])
+def test_budgets_are_kept_and_anchors_scored(single, images):
+    space = Space(3, 0.0, 1.5, 0.05, single=single)
+    loss, score = Counted(bowl), Counted(bowl)
+    found = run(space, losses=20, images=images, loss=loss, score=score)
+    anchors = space.anchors()
+    assert len(loss.asked) <= 20 + len(anchors)
+    assert len(score.asked) == len(set(score.asked)) == images
+    assert set(anchors) <= set(score.asked)
+    assert (0.0, 0.0, 0.0) in anchors
+    plain = {one_hot(k, 3) for k in range(3)} if single else {(1 / 3,) * 3}
+    assert plain <= set(anchors)
+    scores = [c.score for c in found]
+    assert scores[:images] == sorted(scores[:images]) and set(scores[images:]) <= {None}
+    assert len({c.weights for c in found}) == len(found)
+
+
+def test_a_search_is_a_function_of_its_seed():
+    assert run(seed=1) == run(seed=1) != run(seed=2)

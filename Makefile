@@ -2,7 +2,7 @@
 # make test   make lint   make readme   make lab   make clean
 PYTHON ?= python3
 PARAMS ?= params/digits.yaml
-CORES ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)))')
+CORES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BIN := .venv/bin
 SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --nolock \
 	--rerun-incomplete --rerun-triggers mtime --quiet rules reason host --config params=$(PARAMS)

@@ -57,6 +57,11 @@ rule artefacts:
         [flag(label) for label in JOBS],
 
 
+rule metrics:
+    input:
+        [flag(label) for label in JOBS if label.startswith("metrics-")],
+
+
 for label, recipe in JOBS.items():
 
     rule:

@@ -94,6 +94,12 @@ def images(artefact: Artefact) -> np.ndarray:
     return next(iter(load_file(artefact.path / "images.safetensors").values())).numpy()
 
 
+def metrics(made: dict[str, Artefact]) -> pd.DataFrame:
+    """A row per arm and sampling seed, from artefacts by label."""
+    rows = {name: made[f"metrics-{name}"].results["rows"] for name in ARMS}
+    return pd.DataFrame([{"arm": n, **row} for n, found in rows.items() for row in found])
+
+
 def arm_row(p: Parameters, arm: Arm, images: Artefact, searches: dict[str, Artefact]) -> dict:
     """What an arm is and costs, beside its test loss."""
     name = search_of(arm, p.merge_weights)
@@ -132,18 +138,18 @@ def collect(p: Parameters) -> Path:
 
 def _frames(p: Parameters, made: dict[str, Artefact]) -> dict[str, pd.DataFrame]:
     images = {name: made[f"images-{name}"] for name in ARMS}
-    metrics = {name: made[f"metrics-{name}"].results for name in ARMS}
+    neighbours = {name: made[f"metrics-{name}"].results["neighbours"] for name in ARMS}
     searches = {n: made[f"search-{n}"] for n in SEARCHES if f"search-{n}" in made}
     families = ("experts", "all_same", "all_plain", "soup")
     runs = [made[r.label] for family in families for r in recipes.finetuned(p, family)]
-    test = {"arm": "test", **metrics["pretrained"]["test_neighbours"]}
+    test = {"arm": "test", **made["metrics-pretrained"].results["test_neighbours"]}
     rows = {
-        "metrics": [{"arm": n, **row} for n, found in metrics.items() for row in found["rows"]],
         "arms": [arm_row(p, ARMS[n], a, searches) for n, a in images.items()],
         "losses": [{"arm": n, **row} for n, a in images.items() for row in a.results["losses"]],
-        "neighbours": [{"arm": n, **m["neighbours"]} for n, m in metrics.items()] + [test],
+        "neighbours": [{"arm": n, **found} for n, found in neighbours.items()] + [test],
     }
     return {name: pd.DataFrame(found) for name, found in rows.items()} | {
+        "metrics": metrics(made),
         "search": search(searches),
         "history": history([made["baseline"], *runs]),
         "gradients": gradients(made["gradients"]),

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -48,12 +49,10 @@ def test_a_new_unet_takes_the_data_s_shape():
 
 @pytest.mark.parametrize("roundings", [1, 3])
 def test_roundings_move_every_weight_by_units_in_the_last_place(roundings):
-    """Stepped by hand in float64: neighbours in float32 have nothing between them."""
     for before, after in zip(small().parameters(), small(0, roundings).parameters(), strict=True):
         moved = before.detach().numpy()
         for _ in range(roundings):
-            moved = moved + (0 * moved)
-            moved = __import__("numpy").nextafter(moved, moved.dtype.type("inf"))
+            moved = np.nextafter(moved, np.float32(np.inf))
         assert (after.detach().numpy() == moved).all()
         assert (after > before).all()
 
@@ -94,7 +93,7 @@ def test_what_is_saved_loads_the_same(projected, tiny_unet, noisy_batch, tmp_pat
 
 
 def test_a_hub_id_without_network_says_what_to_do():
-    with pytest.raises(ModelError, match="nobody/nothing.*folder in the parameter `pretrained`"):
+    with pytest.raises(ModelError, match=r"nobody/nothing.*folder in the parameter `pretrained`"):
         models.load_pipeline("nobody/nothing")
 
 
@@ -107,7 +106,7 @@ def test_a_foreign_model_is_named(folder):
     config = folder / "unet" / "config.json"
     values = json.loads(config.read_text()) | {"_class_name": "UNet2DConditionModel"}
     config.write_text(json.dumps(values))
-    with pytest.raises(ModelError, match="UNet2DConditionModel.*UNet2DModel"):
+    with pytest.raises(ModelError, match=r"UNet2DConditionModel.*UNet2DModel"):
         models.load_pipeline(folder)
 
 
@@ -171,6 +170,6 @@ def test_a_pipeline_that_does_not_fit_is_refused(tiny_unet, unet, scheduler, wor
 
 def test_a_missing_gpu_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match="device=cuda.*auto or cpu"):
+    with pytest.raises(ModelError, match=r"device=cuda.*auto or cpu"):
         models.accelerator("cuda")
     assert models.accelerator("cpu").device.type == "cpu"

@@ -55,11 +55,16 @@ def sampled(denoiser, count=5, steps=4, purpose=PURPOSE, **options):
 
 
 def test_seeds_are_63_bit_and_differ_by_purpose():
-    words = [("a",), ("b",), ("a", 0), ("a", 1), (0, "a"), ("a", "b"), ("b", "a")]
+    words = [("a", 0), ("a", 1), ("b", 0), (0, "a"), (1, "a"), ("a", "b"), ("b", "a"), (0, 1)]
     seeds = [seed_of(*w) for w in words]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= s < 2**63 for s in seeds)
-    assert seed_of("a", 1) == seeds[3]
+    assert seed_of("a", 1) == seeds[1]
+
+
+@pytest.mark.parametrize("first, second", [(("a",), ("a", 0)), ((2**32, "a"), (0, 1, "a"))])
+def test_purposes_of_different_lengths_differ(first, second):
+    assert seed_of(*first) != seed_of(*second)
 
 
 def test_streams_are_uncorrelated():

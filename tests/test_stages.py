@@ -50,7 +50,7 @@ TINY = {
 
 @pytest.fixture
 def experiment(tmp_path):
-    """A function: the tiny experiment, ``experiment(runs="a", seed=1)``."""
+    """A function: the tiny experiment, ``experiment("folder", seed=1)``."""
 
     def make(runs="runs", **changes):
         values = TINY | {"runs_dir": str(tmp_path / runs)} | changes
@@ -95,8 +95,8 @@ def test_a_stage_makes_what_is_missing_upstream_once(experiment, forbid, capsys)
 
 
 def test_another_folder_gives_the_same_bytes(experiment):
-    """And another batch size and checkpoint interval: execution is never what."""
-    first, second = experiment(), experiment("elsewhere", sampling_batch=8, checkpoint_every=5)
+    """Nor does how often a checkpoint is written change anything."""
+    first, second = experiment(), experiment("elsewhere", checkpoint_every=5)
     for recipe in (recipes.finetuned(first, "experts")[1], recipes.baseline(first)):
         assert contents(stages.make(recipe, first)) == contents(stages.make(recipe, second))
 
@@ -112,7 +112,7 @@ def test_every_artefact_of_an_experiment_can_be_made(experiment):
         results = made[f"metrics-{name}"].results
         assert [row["seed"] for row in results["rows"]] == [0, 1]
         assert all(np.isfinite(row["fid"]) and row["n"] == 8 for row in results["rows"])
-    base = sum(w.numel() for w in load_pipeline(made["baseline"].path / "pipeline").unet.parameters())
+    base = load_pipeline(made["baseline"].path / "pipeline").unet.num_parameters()
     assert made["images-pretrained"].results["parameters"] == base
     assert made["images-averaged"].results["calls_per_image"] == 2 * p.sampling_steps
     assert made["images-merged"].results["calls_per_image"] == p.sampling_steps
@@ -134,7 +134,6 @@ def interrupted(monkeypatch, where, name, at, recipe, p):
         return original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(estimate, "announce", lambda *_: None)
         patch.setattr(stages, "announce", lambda *_: None)  # it times a few steps of its own
         patch.setattr(where, name, method)
         stages.make(recipe, p)
@@ -231,13 +230,12 @@ def test_images_of_another_size_are_refused_before_training(
 # time
 
 
-def test_hours_are_not_begun_unless_allowed(experiment, forbid, monkeypatch):
+def test_hours_are_not_begun_unless_allowed(experiment, monkeypatch):
     monkeypatch.setattr(estimate, "LONGEST_S", 1e-6)
     p = experiment()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(estimate.TooLongError) as error:
-        patch.setitem(stages.STAGES, "train_baseline", lambda job: pytest.fail("began"))
+    with pytest.raises(estimate.TooLongError, match="allow_long"):
         stages.make(recipes.baseline(p), p)
-    assert "allow_long" in str(error.value)
+    assert not list(Store(p.runs_dir).root.glob(".partial/*"))
     allowed = experiment(allow_long=True)
     assert stages.make(recipes.baseline(allowed), allowed).path.is_dir()
     stages.make(recipes.baseline(p), p)  # loading takes no time and needs no leave

@@ -91,16 +91,13 @@ def test_a_finished_run_has_nothing_left_to_do(start, tmp_path):
 # what moves
 
 
-def test_ema_is_the_weighted_mean_of_the_weights(start):
-    """diffusers' warm-up: decay min(d, (1 + k) / (10 + k)) at step k = 1, 2, ...; 0 at the first.
-
-    The first update copies, so it is the mean of theta_1, theta_2, ... that follows.
-    """
-    run = start(ema_decay=0.15)
-    mean = None
+@pytest.mark.parametrize("warmup", [False, True])
+def test_ema_is_a_weighted_mean_of_the_weights(start, warmup):
+    """m = d m + (1 - d) theta from m = theta_1; with warm-up d rises as (1 + k) / (10 + k)."""
+    run, mean = start(ema_decay=0.9, ema_warmup=warmup), None
     for k, _ in enumerate(run):
         now = [w.detach().double().clone() for w in run.unet.parameters()]
-        decay = min(0.15, (1 + k) / (10 + k)) if k else 0.0
+        decay = (1 + k) / (10 + k) if warmup else 0.9
         mean = (
             now
             if mean is None
@@ -173,6 +170,17 @@ def test_the_optimiser_uses_the_rate_that_is_reported(start):
     moved = (run.unet.conv_in.weight.detach() - before).abs()
     assert step.learning_rate == 3e-4
     assert moved.median().item() == pytest.approx(3e-4, rel=0.01)
+
+
+def test_at_a_rate_of_zero_nothing_moves(start):
+    """Of 5 steps, the last is beyond 80 %."""
+    run = start(steps=5, final_learning_rate=0.0)
+    steps = iter(run)
+    next(steps), next(steps), next(steps)
+    states_after = []
+    for _ in steps:
+        states_after.append(copy.deepcopy(run.unet.state_dict()))
+    assert equal(*states_after) and run.spec.learning_rate_at(4) == 0
 
 
 # failure

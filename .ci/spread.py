@@ -1,0 +1,52 @@
+"""Measure how far the metrics move when only rounding differs; run by hand after results changed.
+
+    .venv/bin/python .ci/spread.py
+
+Repeats the digits experiment with every initial weight moved by one rounding, and with two threads
+instead of one, each in a runs folder of its own, and writes their metrics to .ci/spread/.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from deme_lib import parameters, recipes, records, stages
+from deme_lib.arms import ARMS
+from deme_lib.parameters import DEFAULTS, ROOT
+
+REPEATS = {"rounding": {"init_roundings": 1}, "threads": {"threads": 2}}
+OUT = Path(__file__).parent / "spread"
+
+
+def repeat(name: str, changed: dict) -> None:
+    preset = ROOT / "runs" / f"spread-{name}.yaml"
+    values = yaml.safe_load(DEFAULTS.read_text()) | changed | {"runs_dir": f"runs/spread-{name}"}
+    preset.parent.mkdir(exist_ok=True)
+    preset.write_text(yaml.safe_dump(values))
+    subprocess.run(
+        [
+            Path(sys.executable).parent / "snakemake",
+            "metrics",
+            "--cores",
+            str(os.cpu_count()),
+            "--nolock",
+            "--rerun-incomplete",
+            "--rerun-triggers",
+            "mtime",
+            "--config",
+            f"params={preset}",
+        ],
+        cwd=ROOT,
+        check=True,
+    )
+    p = parameters.load(preset)
+    made = stages.make_all([recipes.metrics(p, arm) for arm in ARMS.values()], p)
+    records.metrics(made).to_csv(OUT / f"{name}.csv", index=False)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or REPEATS:
+        repeat(name, REPEATS[name])

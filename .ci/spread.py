@@ -26,22 +26,10 @@ def repeat(name: str, changed: dict) -> None:
     values = yaml.safe_load(DEFAULTS.read_text()) | changed | {"runs_dir": f"runs/spread-{name}"}
     preset.parent.mkdir(exist_ok=True)
     preset.write_text(yaml.safe_dump(values))
-    subprocess.run(
-        [
-            Path(sys.executable).parent / "snakemake",
-            "metrics",
-            "--cores",
-            str(os.cpu_count()),
-            "--nolock",
-            "--rerun-incomplete",
-            "--rerun-triggers",
-            "mtime",
-            "--config",
-            f"params={preset}",
-        ],
-        cwd=ROOT,
-        check=True,
-    )
+    snakemake = [str(Path(sys.executable).parent / "snakemake"), "metrics"]
+    options = ["--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"]
+    settings = ["--cores", str(os.cpu_count()), "--config", f"params={preset}"]
+    subprocess.run([*snakemake, *options, *settings], cwd=ROOT, check=True)
     p = parameters.load(preset)
     made = stages.make_all([recipes.metrics(p, arm) for arm in ARMS.values()], p)
     records.metrics(made).to_csv(OUT / f"{name}.csv", index=False)

@@ -29,6 +29,7 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 32):
         super().__init__()
+        self.image_shape = (channels, size, size)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.norm1 = nn.GroupNorm(8, width)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1, stride=2)

@@ -32,6 +32,11 @@ def local_folder(source: str) -> Path | None:
     return next((p for p in (Path(source), ROOT / source) if source and p.is_dir()), None)
 
 
+def is_local(source: str) -> bool:
+    """Whether ``source`` is a folder or file of this machine, rather than a name."""
+    return bool(source) and (local_folder(source) is not None or Path(source).is_file())
+
+
 def fingerprint(source: str) -> str:
     """Hash of what stands behind a data set or pretrained model, for artefact keys.
 
@@ -40,9 +45,9 @@ def fingerprint(source: str) -> str:
     if source == "digits":
         data = digits()
         return hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()[:16]
-    path = local_folder(source) or (Path(source) if source and Path(source).is_file() else None)
-    if path is None:
+    if not is_local(source):
         return f"hub:{source}"
+    path = local_folder(source) or Path(source)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return _content_hash(tuple(stats))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import urllib.error
 from dataclasses import dataclass
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from deme_lib import classifier
 INCEPTION = "inception"
 PIXELS = "pixels"
 BATCH = 500  # fixed: Inception's features depend on it on GPUs
+EXACT = "donot_use_mm_for_euclid_dist"  # a copy is at distance 0
 PIXEL_GRID = 8  # larger images are averaged down to this many pixels a side
 
 
@@ -72,6 +74,11 @@ def extract(
         extractor = create_feature_extractor(
             _register(name), ["features", "logits"], cuda=cuda, verbose=False
         )
+        if name != PIXELS and tuple(images.shape[1:]) != extractor.model.image_shape:
+            raise MetricError(
+                f"the classifier {name} takes images {extractor.model.image_shape}, these are "
+                f"{tuple(images.shape[1:])}: set features to one of this data, or to inception"
+            )
     found = get_featuresdict_from_dataset(
         _Images(images), extractor, BATCH, cuda, save_cpu_ram=True, verbose=False
     )
@@ -97,6 +104,8 @@ def inception_score(generated: Features, splits: int) -> float:
 
     The order of the images is shuffled with torch-fidelity's fixed seed.
     """
+    if not generated.logits.shape[1]:
+        raise MetricError("IS needs class probabilities; these features have no classes")
     if len(generated) < splits:
         raise MetricError(f"IS with {splits} splits needs as many images, got {len(generated)}")
     return isc_features_to_metric(generated.logits, splits=splits)["inception_score_mean"]
@@ -146,7 +155,9 @@ def nearest_distances(images: torch.Tensor, train: torch.Tensor) -> torch.Tensor
     """Euclidean distance of each uint8 image to its nearest training image, pixels in [-1, 1]."""
     flat_train = train.flatten(1).float() / 127.5
     chunks = images.flatten(1).float().div(127.5).split(500)
-    return torch.cat([torch.cdist(chunk, flat_train).min(dim=1).values for chunk in chunks])
+    return torch.cat(
+        [torch.cdist(chunk, flat_train, compute_mode=EXACT).min(dim=1).values for chunk in chunks]
+    )
 
 
 class _Images(Dataset):
@@ -213,7 +224,7 @@ def _inception(weights: str, cuda: bool) -> FeatureExtractorBase:
             feature_extractor_weights_path=weights or None,
             verbose=False,
         )
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+    except (urllib.error.URLError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
         raise MetricError(
             f"cannot load Inception's weights ({error}). With a network torch-fidelity fetches "
             "weights-inception-2015-12-05-6726825d.pth from its GitHub releases; without, name a "

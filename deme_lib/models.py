@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.utils.logging import disable_progress_bar
+from safetensors import SafetensorError
 
 from deme_lib.data import local_folder
 from deme_lib.projection import unet_class
@@ -113,9 +114,11 @@ def load_unet(folder: str | Path) -> UNet2DModel:
     if not config.is_file():
         raise ModelError(f"{folder} holds no diffusers UNet (config.json is missing)")
     try:
-        return unet_class(json.loads(config.read_text())).from_pretrained(folder)
-    except (ValueError, OSError) as error:
+        unet = unet_class(json.loads(config.read_text())).from_pretrained(folder)
+    except (ValueError, OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: {error}") from error
+    unet.register_to_config(_name_or_path="")  # a path of this machine, else saved with the model
+    return unet
 
 
 def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Path) -> None:
@@ -143,6 +146,14 @@ def check_pipeline(
             f"the pretrained model has {timesteps} timesteps and num_train_timesteps is "
             f"{num_train_timesteps}: set num_train_timesteps to {timesteps}"
         )
+    config = pipeline.unet.config
+    if config.out_channels != config.in_channels:
+        raise ModelError(
+            f"the UNet has {config.in_channels} channels in and {config.out_channels} out (a "
+            "learned variance?); DeMe needs as many out as in"
+        )
+    if config.class_embed_type is not None or config.num_class_embeds is not None:
+        raise ModelError("the UNet is class-conditional; DeMe's experiments are unconditional")
     size = pipeline.unet.config.sample_size
     size = (size, size) if isinstance(size, int) else tuple(size)
     model_shape = (pipeline.unet.config.in_channels, *size)

@@ -122,6 +122,8 @@ class Parameters(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Parameters:
         weights, n = self.merge_weights, self.n_ranges
+        if not self.pretrained and self.pretrain_steps < 4:
+            raise ValueError("pretrain_steps must be at least 4 where nothing pretrained is named")
         if n > self.num_train_timesteps:
             raise ValueError(
                 f"n_ranges={n} is above num_train_timesteps={self.num_train_timesteps}"

@@ -82,7 +82,7 @@ def unet_class(config: dict) -> type[UNet2DModel]:
         ValueError: the configuration is of another kind of model.
     """
     known = {cls.__name__: cls for cls in (UNet2DModel, ProjectedUNet2DModel)}
-    name = config.get("_class_name")
+    name = config.get("_class_name") if isinstance(config, dict) else None
     if name not in known:
         raise ValueError(f"the model is a {name}; deme_lib works on {' and '.join(known)}")
     return known[name]

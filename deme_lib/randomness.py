@@ -13,7 +13,10 @@ import torch
 
 
 def seed_of(*purpose: int | str) -> int:
-    """A 63-bit seed from words and non-negative integers, independent between purposes."""
+    """A 63-bit seed from words and integers in [0, 2**32), independent between purposes.
+
+    Purposes must not differ by trailing zeros alone: numpy's SeedSequence pads with them.
+    """
     entropy = [zlib.crc32(p.encode()) if isinstance(p, str) else int(p) for p in purpose]
     high, low = np.random.SeedSequence(entropy).generate_state(2, np.uint32).tolist()
     return (high << 32 | low) >> 1

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from deme_lib.arms import ARMS, SEARCHES, Arm, search_of
-from deme_lib.data import fingerprint
+from deme_lib.data import fingerprint, is_local
 from deme_lib.parameters import Parameters
 from deme_lib.store import Recipe
 
@@ -17,22 +17,27 @@ TRAINING = (*ADAM, "precision", "seed")
 def data(p: Parameters) -> Recipe:
     """The three roles of the images."""
     names = ("dataset", "train_images", "search_images", "test_images", "split_seed")
-    return Recipe("data", "data", {**p.pick(*names), "hash": fingerprint(p.dataset)}, {})
+    parameters = {**p.pick(*names), **_sources(p, "dataset"), "hash": fingerprint(p.dataset)}
+    return Recipe("data", "data", parameters, {}, locations=p.pick("dataset"))
 
 
 def reference(p: Parameters) -> Recipe:
     """Features of the train and test images."""
-    return Recipe("reference", "reference", _features(p), {"data": data(p)})
+    return Recipe(
+        "reference", "reference", _features(p), {"data": data(p)}, locations=_weights_file(p)
+    )
 
 
 def baseline(p: Parameters) -> Recipe:
     """The pretrained model: trained here, or loaded."""
     if p.pretrained:
         loaded = {
-            **p.pick("pretrained", "num_train_timesteps", "loss_draws"),
+            **p.pick("num_train_timesteps", "loss_draws"),
+            **_sources(p, "pretrained"),
             "hash": fingerprint(p.pretrained),
         }
-        return Recipe("load_baseline", "baseline", loaded, {"data": data(p)})
+        locations = p.pick("pretrained")
+        return Recipe("load_baseline", "baseline", loaded, {"data": data(p)}, locations=locations)
     names = ("model_channels", "layers_per_block", "num_train_timesteps", "init_roundings")
     steps = ("pretrain_steps", "pretrain_lr", "finetune_lr", "loss_draws")
     return Recipe(
@@ -91,6 +96,7 @@ def search(p: Parameters, name: str) -> Recipe:
         f"search-{name}",
         {**p.pick(*budget, *scoring, *SAMPLING), **_features(p), "single": name == "single"},
         {"data": data(p), "reference": reference(p), **_models(p, members)},
+        locations=_weights_file(p),
         denoiser_calls=losses + p.search_candidates * p.search_samples * p.sampling_steps,
     )
 
@@ -147,19 +153,22 @@ def metrics(p: Parameters, arm: Arm) -> Recipe:
         f"metrics-{arm.name}",
         {**p.pick(*names, "sampling_steps"), **_features(p)},
         {"data": data(p), "reference": reference(p), "images": images(p, arm)},
+        version=2,
+        locations=_weights_file(p),
     )
 
 
 def acceptance(p: Parameters) -> Recipe:
     """Whether the metric holds still and ranks alike, before any arm is judged."""
-    names = ("acceptance_samples", "samples", "pretrained", "pretrain_steps", "seed")
+    names = ("acceptance_samples", "samples", "pretrain_steps", "seed")
     reals = ("is_splits", "kid_subset_size", "kid_subsets")
     total = p.acceptance_samples + (0 if p.pretrained else 2 * p.samples)
     return Recipe(
         "acceptance",
         "acceptance",
-        {**p.pick(*names, *reals, *SAMPLING), **_features(p)},
+        {**p.pick(*names, *reals, *SAMPLING), **_sources(p, "pretrained"), **_features(p)},
         {"data": data(p), "reference": reference(p), "baseline": baseline(p)},
+        locations=_weights_file(p),
         denoiser_calls=total * p.sampling_steps,
     )
 
@@ -231,6 +240,16 @@ def everything(p: Parameters) -> dict[str, Recipe]:
 def _features(p: Parameters) -> dict:
     return {
         **p.pick("features", "second_features"),
+        **_sources(p, "inception_weights"),
         "inception_hash": fingerprint(p.inception_weights) if p.inception_weights else "",
-        "inception_weights": p.inception_weights,
     }
+
+
+def _weights_file(p: Parameters) -> dict[str, str]:
+    return p.pick("inception_weights")
+
+
+def _sources(p: Parameters, *names: str) -> dict[str, str]:
+    """Parameters that may name local files: "local" for the key, where the content stands."""
+    given = p.pick(*names)
+    return {n: "local" if is_local(source) else source for n, source in given.items()}

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Recipe:
         label: readable name, unique within an experiment.
         parameters: all parameters that the stage reads (JSON values).
         inputs: the recipes it is made from, by role.
+        locations: parameters that name local files, by their paths; the key has their content.
         version: raised when the stage's results change.
         training_steps, denoiser_calls: its work, in optimiser steps and in images through a
             denoiser; for estimates of time, not in the key.
@@ -53,6 +54,7 @@ class Recipe:
     parameters: dict[str, Any]
     inputs: dict[str, Recipe]
     version: int = 1
+    locations: dict[str, str] = field(default_factory=dict)
     training_steps: int = 0
     denoiser_calls: int = 0
 

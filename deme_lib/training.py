@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from deme_lib import models
@@ -187,9 +187,14 @@ class Training:
         os.replace(temporary, self.checkpoint)
 
     def _restore(self) -> None:
-        with safe_open(self.checkpoint, "pt") as file:
-            metadata = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(self.checkpoint, "pt") as file:
+                metadata = file.metadata()
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise TrainingError(
+                f"{self.checkpoint} is damaged ({error}); delete it to start this run again"
+            ) from error
         groups: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "ema": {}, "adam": {}}
         for key, tensor in tensors.items():
             kind, name = key.split(".", 1)

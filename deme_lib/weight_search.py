@@ -8,6 +8,7 @@ Every search has the same strategy and the same budget.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -70,7 +71,11 @@ class Space:
         return [tuple(self._snap(share * w) for w in weights) for share in (0.25, 0.5, 0.75, 1.0)]
 
     def _snap(self, value: float) -> float:
-        return round(round(value / self.step) * self.step, 10)
+        """The nearest multiple of ``step`` in the bounds; 0 where a ray leaves them."""
+        nearest = round(value / self.step)
+        lowest, highest = math.ceil(self.low / self.step - 1e-9), self.high / self.step + 1e-9
+        inside = max(lowest, min(math.floor(highest), nearest)) if nearest else 0
+        return round(inside * self.step, 10)
 
 
 def one_hot(index: int, dimensions: int, scale: float = 1.0) -> Weights:
@@ -113,7 +118,7 @@ def shortlist(candidates: Sequence[Candidate], size: int, gap: float) -> list[Ca
             if len(chosen) == size:
                 return chosen
             if candidate not in chosen and all(
-                _distance(candidate, other) >= minimum for other in chosen
+                _distance(candidate, other) >= minimum - 1e-9 for other in chosen
             ):
                 chosen.append(candidate)
     return chosen

@@ -71,6 +71,7 @@ def _build(recipe: Recipe, store: Store, p: Parameters) -> Artefact:
         torch.set_num_threads(p.threads)
         job = Job(
             recipe.parameters,
+            recipe.locations,
             inputs,
             folder,
             recipe.label,

@@ -22,6 +22,7 @@ class Job:
     """What a stage is given: parameters, checked inputs, an empty or resumed folder, a device."""
 
     parameters: Mapping[str, Any]
+    locations: Mapping[str, str]
     inputs: Mapping[str, Artefact]
     folder: Path
     label: str
@@ -30,7 +31,7 @@ class Job:
     checkpoint_every: int
 
     def __getitem__(self, name: str) -> Any:
-        return self.parameters[name]
+        return self.locations.get(name, self.parameters[name])
 
     def images(self, role: str) -> torch.Tensor:
         """uint8 images [n, C, H, W] of a role."""

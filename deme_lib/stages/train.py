@@ -108,21 +108,24 @@ def _train(
     history = json.loads(kept.read_text()) if kept.is_file() else []
     history = [point for point in history if point["step"] <= run.position]
 
-    def look(step: int, rate: float) -> None:
-        ema = run.ema_unet().to(run.accelerator.device)
-        loss = noise.loss(ema, run.accelerator.device)
+    def look(step: int) -> None:
+        """Also after a resumption: a run may be killed between a checkpoint and its look."""
+        is_due = step % every == 0 or step in (spec.steps, *snapshots)
+        if not is_due or step in [point["step"] for point in history]:
+            return
+        ema = run.ema_unet()
+        if step in snapshots:
+            ema.save_pretrained(job.folder / snapshots[step])
+        loss = noise.loss(ema.to(run.accelerator.device), run.accelerator.device)
+        rate = spec.learning_rate_at(max(0, step - 1))
         history.append({"step": step, "learning_rate": rate, "held_out_loss": loss})
         write_text(kept, json.dumps(history))
-        if step in snapshots:
-            ema.to("cpu").save_pretrained(job.folder / snapshots[step])
 
-    if run.position == 0:
-        look(0, spec.learning_rate)
+    look(run.position)
     with bar(spec.steps, job.label, "step", done=run.position) as progress:
         for step in run:
             progress.update(1)
-            if step.step % every == 0 or step.step in (spec.steps, *snapshots):
-                look(step.step, step.learning_rate)
+            look(step.step)
     for leftover in (checkpoint, kept):
         remove(leftover)
     return run.ema_unet(), history

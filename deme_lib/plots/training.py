@@ -35,8 +35,8 @@ def history(df: pd.DataFrame, caption: str = "") -> Figure:
     if baseline.empty:
         empty(left, "no history: the pretrained model was loaded")
     else:
-        left.plot(baseline["step"], baseline["held_out_loss"], "o-", color=COLOURS[0], ms=4)
-        left.set_yscale("log" if baseline["held_out_loss"].min() > 0 else "linear")
+        trained = baseline[baseline["step"] > 0]  # the loss of random weights dwarfs the rest
+        left.plot(trained["step"], trained["held_out_loss"], "o-", color=COLOURS[0], ms=4)
         rate = left.twinx()
         rate.plot(baseline["step"], baseline["learning_rate"], "--", color=COLOURS[1])
         rate.set_ylabel("learning rate (dashed)", color=COLOURS[1])

@@ -4,7 +4,7 @@ PYTHON ?= python3
 PARAMS ?= params/digits.yaml
 CORES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BIN := .venv/bin
-SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores $(CORES) --nolock \
+SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --nolock \
 	--rerun-incomplete --rerun-triggers mtime --quiet rules reason host --config params=$(PARAMS)
 
 .PHONY: reproduce test lint readme lab clean

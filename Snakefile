@@ -7,10 +7,10 @@ the flags under runs/flags only tell Snakemake that it ran.
 """
 
 import os
+import sys
 from pathlib import Path
 
-from deme_lib import parameters, recipes
-from deme_lib.parameters import ROOT
+from deme_lib import ROOT, parameters, recipes
 
 PARAMS = config.get("params", "params/digits.yaml")
 P = parameters.load(PARAMS)
@@ -24,7 +24,8 @@ RECIPES = recipes.everything(P)
 JOBS = {label: r for label, r in RECIPES.items() if not label.startswith(ALONG_THE_WAY)}
 NOTEBOOKS = {path.stem: str(path) for path in sorted(Path("notebooks").glob("0*.ipynb"))}
 STEPS = {"01": ("baseline", "acceptance"), "02": ("expert", "soup", "all-"),
-         "03": ("search-", "plane"), "04": ("expert",), "05": ("",), "06": ("",)}
+         "03": ("search-", "plane"), "04": ("metrics-",), "05": ("",), "06": ("",)}
+PYTHON = f'"{sys.executable}"'
 
 
 def flag(label):
@@ -44,7 +45,7 @@ def jobs_before(notebook):
 
 
 def done(notebook):
-    return f"{FLAGS}/{P.experiment}/{notebook}"
+    return f"{FLAGS}/{P.folder_name()}/{notebook}"
 
 
 rule all:
@@ -69,6 +70,7 @@ for label, recipe in JOBS.items():
             f"make_{label.replace('-', '_')}"
         input:
             upstream(recipe),
+            [flag("acceptance")] if recipe.stage == "finetune" else [],
         output:
             touch(flag(label)),
         params:
@@ -77,7 +79,7 @@ for label, recipe in JOBS.items():
         threads: P.threads
         priority: recipe.training_steps + recipe.denoiser_calls // 1000
         shell:
-            "python -m deme_lib make {params.label} -f {params.file}"
+            "{PYTHON} -m deme_lib make {params.label} -f {params.file:q}"
 
 
 for name, path in NOTEBOOKS.items():
@@ -94,9 +96,10 @@ for name, path in NOTEBOOKS.items():
         output:
             touch(done(name)),
         params:
-            executed=f"{P.runs_dir}/{P.experiment}/{name}.ipynb",
+            executed=f"{P.runs_dir}/{P.folder_name()}/{name}.ipynb",
         threads: P.threads
         retries: 1  # parallel kernels can race for ports
         shell:
-            "mkdir -p $(dirname {params.executed}) && "
-            "papermill --no-progress-bar {input.notebook} {params.executed} -f {input.file}"
+            "mkdir -p $(dirname {params.executed:q}) && "
+            "{PYTHON} -m papermill --no-progress-bar {input.notebook} {params.executed:q} "
+            "-f {input.file:q}"

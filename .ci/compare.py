@@ -4,11 +4,12 @@
 
 Training amplifies rounding, so another machine gives other numbers. How far they move was measured
 by repeating the run with every initial weight moved by one rounding, and with two threads instead
-of one (.ci/spread/*.csv, metrics only). The largest deviation of those repeats from the committed
-run, over all arms, times FACTOR, is the tolerance of a measure: of its mean over sampling seeds
-per arm, and of its mean paired differences to the pretrained and to the merged model.
+of one (.ci/spread/, written by spread.py). The largest deviation of those repeats from the
+committed run, over all arms, times FACTOR, is the tolerance: one for each measure's means over
+sampling seeds, and one for its mean paired differences to the pretrained and to the merged model.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -17,53 +18,63 @@ import pandas as pd
 SPREAD = Path(__file__).parent / "spread"
 MEASURES = ["fid", "fid_second", "pixel", "inception_score", "kid", "precision", "recall"]
 FACTOR = 2.0
+MAY_DIFFER = {"runs_dir", "threads", "init_roundings", "device", "allow_long"}
 
 
-def numbers(path: Path) -> pd.DataFrame:
-    """Means over sampling seeds: a row per arm, then the paired differences to two of them."""
-    means = pd.read_csv(path).groupby("arm")[MEASURES].mean()
-    differences = [
-        (means - means.loc[other]).drop(index=other).rename(index=f"{{}} - {other}".format)
-        for other in ("pretrained", "merged")
-    ]
-    return pd.concat([means, *differences])
+def numbers(records: Path) -> pd.DataFrame:
+    """Rows (kind, comparison): means over seeds per arm, and paired differences to two arms."""
+    means = pd.read_csv(records / "metrics.csv").groupby("arm")[MEASURES].mean()
+    parts = {"mean": means}
+    for other in ("pretrained", "merged"):
+        differences = (means - means.loc[other]).drop(index=other)
+        parts[f"minus {other}"] = differences
+    return pd.concat(parts, names=["kind", "arm"])
 
 
-def tolerances(committed: Path, spread: Path = SPREAD) -> pd.Series:
-    """FACTOR times the largest deviation of the repeats, per measure."""
-    repeats = sorted(spread.glob("*.csv"))
+def moves(committed: Path, other: Path) -> pd.DataFrame:
+    """How far each number moved; infinitely far where only one of the two is a number."""
+    before, after = numbers(committed), numbers(other)
+    moved = (after - before).abs()
+    return moved.mask(before.isna() != after.isna(), float("inf"))
+
+
+def tolerances(committed: Path, spread: Path = SPREAD) -> pd.DataFrame:
+    """FACTOR times the largest deviation of the repeats, per kind of number and measure."""
+    repeats = sorted(path.parent for path in spread.glob("*/metrics.csv"))
     if not repeats:
         raise FileNotFoundError(f"no repeats in {spread}: nothing was measured")
-    base = numbers(committed)
-    return FACTOR * pd.concat([(numbers(r) - base).abs().max() for r in repeats], axis=1).max(
-        axis=1
-    )
+    for repeat in repeats:
+        check_comparable(committed, repeat)
+    worst = [moves(committed, repeat).groupby(level="kind").max() for repeat in repeats]
+    return FACTOR * pd.concat(worst).groupby(level="kind").max()
 
 
-def setting(path: Path) -> list:
-    """What must be equal for two runs to be comparable."""
-    frame = pd.read_csv(path)
-    return (
-        frame[["arm", "seed", "n", "features", "steps"]]
-        .sort_values(["arm", "seed"])
-        .values.tolist()
-    )
+def check_comparable(committed: Path, other: Path) -> None:
+    """Refuse runs of other parameters, arms, seeds or sizes."""
+    first, second = (json.loads((r / "run.json").read_text()) for r in (committed, other))
+    a, b = first["parameters"], second["parameters"]
+    names = (a.keys() | b.keys()) - MAY_DIFFER
+    if odd := sorted(name for name in names if a.get(name) != b.get(name)):
+        raise ValueError(f"{other} was run with other parameters: {', '.join(odd)}")
+    columns = ["arm", "seed", "n", "features", "steps"]
+    rows = [pd.read_csv(r / "metrics.csv")[columns].values.tolist() for r in (committed, other)]
+    if sorted(rows[0]) != sorted(rows[1]):
+        raise ValueError(f"{other} has other arms, seeds, n, features or steps")
 
 
 def compare(committed: Path, other: Path, spread: Path = SPREAD) -> pd.DataFrame:
     """Every number that moved further than its tolerance; empty where all is well."""
-    if setting(committed) != setting(other):
-        raise ValueError("the two runs differ in arms, seeds, n, features or steps")
-    allowed = tolerances(committed, spread)
-    moved = (numbers(other) - numbers(committed)).abs()
-    print(pd.DataFrame({"largest move": moved.max(), "tolerance": allowed}).to_string())
-    far = moved.where(moved > allowed).stack()
-    return far[far.notna()].rename("moved by").to_frame()
+    check_comparable(committed, other)
+    allowed, moved = tolerances(committed, spread), moves(committed, other)
+    largest = moved.groupby(level="kind").max()
+    print(pd.concat({"largest move": largest, "tolerance": allowed}).to_string())
+    limits = allowed.reindex(moved.index.get_level_values("kind")).set_axis(moved.index)
+    both_unknown = moved.isna()
+    return moved.where(~(moved <= limits) & ~both_unknown).stack().dropna().to_frame("moved by")
 
 
 def main() -> int:
-    committed, other = (Path(folder) / "metrics.csv" for folder in sys.argv[1:3])
-    far = compare(committed, other)
+    far = compare(*(Path(folder) for folder in sys.argv[1:3]))
     if len(far):
         print(f"moved further than the measured spread allows:\n{far.to_string()}")
     return int(len(far) > 0)

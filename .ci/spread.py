@@ -6,6 +6,7 @@ Repeats the digits experiment with every initial weight moved by one rounding, a
 instead of one, each in a runs folder of its own, and writes their metrics to .ci/spread/.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from deme_lib import parameters, recipes, records, stages
+from deme_lib import ROOT, parameters, recipes, records, stages
 from deme_lib.arms import ARMS
-from deme_lib.parameters import DEFAULTS, ROOT
+from deme_lib.parameters import DEFAULTS
 
 REPEATS = {"rounding": {"init_roundings": 1}, "threads": {"threads": 2}}
 OUT = Path(__file__).parent / "spread"
@@ -26,13 +27,16 @@ def repeat(name: str, changed: dict) -> None:
     values = yaml.safe_load(DEFAULTS.read_text()) | changed | {"runs_dir": f"runs/spread-{name}"}
     preset.parent.mkdir(exist_ok=True)
     preset.write_text(yaml.safe_dump(values))
-    snakemake = [str(Path(sys.executable).parent / "snakemake"), "metrics"]
+    snakemake = [sys.executable, "-m", "snakemake", "metrics"]
     options = ["--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"]
     settings = ["--cores", str(os.cpu_count()), "--config", f"params={preset}"]
     subprocess.run([*snakemake, *options, *settings], cwd=ROOT, check=True)
     p = parameters.load(preset)
     made = stages.make_all([recipes.metrics(p, arm) for arm in ARMS.values()], p)
-    records.metrics(made).to_csv(OUT / f"{name}.csv", index=False)
+    out = OUT / name
+    out.mkdir(parents=True, exist_ok=True)
+    records.metrics(made).to_csv(out / "metrics.csv", index=False)
+    (out / "run.json").write_text(json.dumps({"parameters": p.model_dump()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

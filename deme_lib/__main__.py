@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from deme_lib import parameters
-from deme_lib.parameters import ROOT, ParameterError
+from deme_lib import ROOT, parameters
+from deme_lib.parameters import ParameterError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,7 +76,8 @@ def _classifier(options: argparse.Namespace) -> None:
 
     p = parameters.load(options.file)
     sizes = (p.train_images, p.search_images, p.test_images)
-    classifier.train(p.dataset, data.split(p.dataset, *sizes, p.split_seed), options.out)
+    roles = data.split(p.dataset, *sizes, p.split_seed)
+    classifier.train(p.dataset, roles, p.split_seed, options.out)
 
 
 COMMANDS = {

@@ -15,6 +15,7 @@ from deme_lib.randomness import generator
 from deme_lib.training import to_model_range
 
 BATCH = 500
+GRADIENT_BATCH = 64
 
 
 class FixedNoise:
@@ -56,13 +57,10 @@ class FixedNoise:
         """Mean denoising loss over all draws."""
         return self.errors(denoiser, device).double().mean().item()
 
-    def loss_per_bin(
-        self, denoiser: nn.Module, bins: Sequence[range], device: torch.device | str = "cpu"
-    ) -> list[float]:
-        """Mean denoising loss per bin of timesteps."""
-        errors = self.errors(denoiser, device).double()
-        inside = [(self.timesteps >= b.start) & (self.timesteps < b.stop) for b in bins]
-        return [errors[mask].mean().item() for mask in inside]
+    def mean_in(self, errors: torch.Tensor, timesteps: range) -> float:
+        """Mean of ``errors`` over the draws whose timestep lies in a range."""
+        inside = (self.timesteps >= timesteps.start) & (self.timesteps < timesteps.stop)
+        return errors[inside].double().mean().item()
 
 
 def gradient_similarity(
@@ -71,6 +69,7 @@ def gradient_similarity(
     images: torch.Tensor,
     timesteps: Sequence[int],
     seed: int,
+    device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """Fig. 1a: cosine similarity between the gradients of the denoising loss at timesteps.
 
@@ -82,14 +81,18 @@ def gradient_similarity(
     """
     clean = to_model_range(images)
     noise = torch.randn(clean.shape, generator=generator(seed, "gradients"))
+    unet = unet.to(device)
     rows = []
     for t in timesteps:
-        timestep = torch.full((len(clean),), int(t))
-        noisy = scheduler.add_noise(clean, noise, timestep)
-        loss = squared_error(unet(noisy, timestep, return_dict=False)[0], noise).mean()
-        gradient = torch.autograd.grad(loss, list(unet.parameters()))
-        flat = torch.cat([g.flatten() for g in gradient]).double()
-        rows.append(flat / flat.norm())
+        total = torch.zeros(sum(p.numel() for p in unet.parameters()), dtype=torch.float64)
+        for x, e in zip(clean.split(GRADIENT_BATCH), noise.split(GRADIENT_BATCH), strict=True):
+            timestep = torch.full((len(x),), int(t))
+            noisy = scheduler.add_noise(x, e, timestep).to(device)
+            prediction = unet(noisy, timestep.to(device), return_dict=False)[0]
+            loss = squared_error(prediction, e.to(device)).sum()
+            gradient = torch.autograd.grad(loss, list(unet.parameters()))
+            total += torch.cat([g.flatten() for g in gradient]).double().cpu()
+        rows.append(total / total.norm())
     stacked = torch.stack(rows)
     return (stacked @ stacked.T).numpy()
 

@@ -3,13 +3,14 @@
 Raw ReLU features proved too heavy-tailed for a Frechet distance of a few thousand images. These
 features are the tanh of a spatial bottleneck (4 channels at half resolution), so they are bounded,
 keep the place of a stroke, and the head reads the class from nothing else. The weights ship with
-the package; ``python -m deme_lib classifier digits`` trains them again.
+the package; ``python -m deme_lib classifier`` trains them again.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,6 @@ from torch.nn import functional as F
 
 from deme_lib import data
 
-FOLDER = Path(__file__).parent / "classifiers"
 SEEDS = {"a": 0, "b": 1}
 STEPS = 1500
 BATCH = 128
@@ -53,13 +53,18 @@ def load(name: str) -> Classifier:
     Raises:
         ValueError: there is none of that name.
     """
-    if not (FOLDER / f"{name}.json").is_file():
-        shipped = sorted(p.stem for p in FOLDER.glob("*.json"))
-        raise ValueError(f"features={name!r}: there are {', '.join(shipped)} and inception")
-    card = json.loads((FOLDER / f"{name}.json").read_text())
+    card = card_of(name)
     model = Classifier(card["channels"], card["size"], card["classes"])
-    model.load_state_dict(load_file(FOLDER / f"{name}.safetensors"))
+    model.load_state_dict(load_file(data.CLASSIFIERS / f"{name}.safetensors"))
     return model.eval().requires_grad_(False)
+
+
+def card_of(name: str) -> dict[str, Any]:
+    """What a shipped classifier was trained on, and how well it does on the test images."""
+    if not (data.CLASSIFIERS / f"{name}.json").is_file():
+        shipped = sorted(p.stem for p in data.CLASSIFIERS.glob("*.json"))
+        raise ValueError(f"features={name!r}: there are {', '.join(shipped)} and inception")
+    return json.loads((data.CLASSIFIERS / f"{name}.json").read_text())
 
 
 def accuracy(model: Classifier, images: data.Images) -> float:
@@ -69,13 +74,14 @@ def accuracy(model: Classifier, images: data.Images) -> float:
     return (predicted == torch.from_numpy(images.labels)).float().mean().item()
 
 
-def train(dataset: str, roles: dict[str, data.Images], folder: Path = FOLDER) -> None:
+def train(dataset: str, roles: dict[str, data.Images], split_seed: int, folder: Path) -> None:
     """Train the classifiers of ``SEEDS`` on the train images; write weights and cards."""
     for letter, seed in SEEDS.items():
         model = _fit(roles["train"], seed)
         card = {
             "dataset": dataset,
             "fingerprint": data.fingerprint(dataset),
+            "split_seed": split_seed,
             "channels": int(roles["train"].images.shape[1]),
             "size": int(roles["train"].images.shape[2]),
             "classes": int(roles["train"].labels.max()) + 1,

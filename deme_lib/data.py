@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deme_lib.parameters import ROOT
+from deme_lib import ROOT
+
+CLASSIFIERS = Path(__file__).parent / "classifiers"
 
 
 class DataError(RuntimeError):
@@ -51,6 +53,12 @@ def fingerprint(source: str) -> str:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return _content_hash(tuple(stats))
+
+
+def classifier_hash(name: str) -> str:
+    """Hash of a shipped classifier's weights; of other features (Inception's) their name."""
+    weights = CLASSIFIERS / f"{name}.safetensors"
+    return fingerprint(str(weights)) if weights.is_file() else name
 
 
 @cache  # by size and time of change, so that a file is read once a process and change

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 
 from deme_lib.merging import merge, task_vector
+from deme_lib.models import check_pipeline
 from deme_lib.projection import is_projection, plain_or_projected
 from deme_lib.timesteps import split_timesteps
 from deme_lib.training import Training, TrainingSpec
@@ -25,6 +26,7 @@ def decouple(
     consistency_weight: float = 1.0,
     channel_projection: bool = True,
     batch_size: int = 64,
+    ema_decay: float | None = None,
     precision: str = "no",
     seed: int = 0,
     device: str = "auto",
@@ -36,21 +38,26 @@ def decouple(
         pipeline: its UNet predicts noise; it is left as it was.
         images: uint8 [n, C, H, W] of the UNet's channels and size.
         steps: optimiser steps of each expert.
+        ema_decay: of the EMA that each expert is returned with; by default it averages over the
+            last fifth of the steps, 1 / (1 - ema_decay) = steps / 5.
         on_step: told (expert, step, loss) after every step, for a bar or a log.
 
     Returns:
         N experts on the CPU, with EMA weights.
 
     Raises:
-        ValueError: the images do not fit the UNet, or N does not fit T.
+        ModelError: the images do not fit the UNet, or it does not predict noise.
+        ValueError: the images are no uint8 batch, or N does not fit T.
         TrainingError: a loss became infinite or nan.
     """
     num_train_timesteps = pipeline.scheduler.config.num_train_timesteps
-    if images.dtype != torch.uint8 or images.shape[1] != pipeline.unet.config.in_channels:
+    if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(
-            f"images must be uint8 [n, {pipeline.unet.config.in_channels}, H, W], "
-            f"not {images.dtype} {tuple(images.shape)}"
+            f"images must be uint8 [n, C, H, W], not {images.dtype} {tuple(images.shape)}"
         )
+    check_pipeline(pipeline, num_train_timesteps, tuple(images.shape[1:]))
+    if ema_decay is None:
+        ema_decay = max(0.0, 1 - 5 / steps)
     experts = []
     for k, own_range in enumerate(split_timesteps(n_ranges, num_train_timesteps)):
         spec = TrainingSpec(
@@ -62,6 +69,7 @@ def decouple(
             batch_size=batch_size,
             probability=probability,
             consistency_weight=consistency_weight,
+            ema_decay=ema_decay,
             precision=precision,
         )
         unet = plain_or_projected(copy.deepcopy(pipeline.unet), channel_projection)

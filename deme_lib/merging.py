@@ -17,7 +17,7 @@ def task_vector(base: State, tuned: State) -> dict[str, torch.Tensor]:
         ValueError: a tensor has different shapes in the two.
     """
     check_same_architecture(base, tuned)
-    return {name: tuned[name].double() - base[name].double() for name in base}
+    return {name: tuned[name].to(base[name].device).double() - base[name].double() for name in base}
 
 
 def merge(

@@ -151,13 +151,16 @@ def halves_difference(features: Features, reference: Features, repeats: int, see
     return float(np.sqrt(np.mean(squares)))
 
 
-def nearest_distances(images: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
+def nearest_distances(
+    images: torch.Tensor, train: torch.Tensor, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Euclidean distance of each uint8 image to its nearest training image, pixels in [-1, 1]."""
-    flat_train = train.flatten(1).float() / 127.5
-    chunks = images.flatten(1).float().div(127.5).split(500)
-    return torch.cat(
-        [torch.cdist(chunk, flat_train, compute_mode=EXACT).min(dim=1).values for chunk in chunks]
-    )
+    flat_train = (train.flatten(1).float() / 127.5).to(device)
+    nearest = [
+        torch.cdist(chunk.to(device), flat_train, compute_mode=EXACT).min(dim=1).values.cpu()
+        for chunk in images.flatten(1).float().div(127.5).split(BATCH)
+    ]
+    return torch.cat(nearest)
 
 
 class _Images(Dataset):

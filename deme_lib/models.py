@@ -27,7 +27,7 @@ def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
     """accelerate's view of this process.
 
     Args:
-        device: ``auto`` (accelerate's choice), ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda``, or ``auto`` (CUDA where it is there).
         precision: ``no``, ``bf16`` or ``fp16`` autocast.
 
     Raises:
@@ -36,7 +36,9 @@ def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device=cuda, but torch sees no CUDA device; set device to auto or cpu")
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    return Accelerator(
+        cpu=device == "cpu" or not torch.cuda.is_available(), mixed_precision=precision
+    )
 
 
 def new_unet(
@@ -96,7 +98,9 @@ def load_pipeline(source: str | Path) -> DDPMPipeline:
     try:
         if folder is None:
             return DDPMPipeline.from_pretrained(str(source))
-        return DDPMPipeline.from_pretrained(folder, unet=load_unet(folder / "unet"))
+        unet = folder / "unet"  # the oldest pipelines keep the UNet beside model_index.json
+        unet = load_unet(unet if unet.is_dir() else folder)
+        return DDPMPipeline.from_pretrained(folder, unet=unet)
     except ModelError:
         raise
     except Exception as error:  # diffusers and its HTTP client raise dozens of types

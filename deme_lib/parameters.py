@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from deme_lib.arms import ARMS
+from deme_lib import ROOT
+from deme_lib.arms import of_ablation
 
-ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "params"
 DEFAULTS = PRESETS / "digits.yaml"
 
@@ -108,15 +109,22 @@ class Parameters(BaseModel):
     allow_long: bool = Field(description="go on where the estimate exceeds two hours")
     runs_dir: str = Field(min_length=1, description="folder of everything made")
 
-    @field_validator("merge_weights", mode="before")
+    @field_validator(
+        "merge_weights",
+        "model_channels",
+        "sampling_seeds",
+        "primary_decoupling",
+        "primary_merging",
+        mode="before",
+    )
     @classmethod
-    def _weights_from_text(cls, value: Any) -> Any:
+    def _list_from_text(cls, value: Any) -> Any:
         """papermill's -p hands lists over as text."""
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
                 return json.loads(value)
             except json.JSONDecodeError as error:
-                raise ValueError(f"is not a list of numbers: {value}") from error
+                raise ValueError(f"is not a list: {value}") from error
         return value
 
     @model_validator(mode="after")
@@ -136,9 +144,26 @@ class Parameters(BaseModel):
             raise ValueError("sampling_seeds must be 0 or more")
         if self.sampling_steps > self.num_train_timesteps:
             raise ValueError("sampling_steps is above num_train_timesteps")
-        for pair in self.primary_decoupling + self.primary_merging:
-            if len(names := pair.split(" - ")) != 2 or not set(names) <= set(ARMS):
-                raise ValueError(f"{pair!r} is no comparison: write 'a - b' with {', '.join(ARMS)}")
+        for number, pairs in ((1, self.primary_decoupling), (2, self.primary_merging)):
+            arms = [arm.name for arm in of_ablation(number)]
+            for pair in pairs:
+                if len(names := set(pair.split(" - "))) != 2 or not names <= set(arms):
+                    raise ValueError(
+                        f"{pair!r} is no comparison of ablation {number}: write 'a - b' with two "
+                        f"of {', '.join(arms)}"
+                    )
+        if max(self.loss_bins, self.gradient_bins) > self.num_train_timesteps:
+            raise ValueError("loss_bins or gradient_bins is above num_train_timesteps")
+        if self.search_step > self.search_high - self.search_low:
+            raise ValueError("search_step is above search_high - search_low")
+        if self.acceptance_samples < self.samples:
+            raise ValueError("acceptance_samples is below samples, at which lengths are ranked")
+        if 4 / (1 - self.ema_decay) > self.finetune_steps:
+            raise ValueError(
+                f"ema_decay={self.ema_decay} averages over {1 / (1 - self.ema_decay):.0f} steps, "
+                f"more than a quarter of finetune_steps={self.finetune_steps}: experts would keep "
+                "some of the pretrained weights that longer controls lose"
+            )
         if self.search_low > self.search_high:
             raise ValueError("search_low is above search_high")
         if self.search_candidates < n + 1:
@@ -159,6 +184,11 @@ class Parameters(BaseModel):
     def pick(self, *names: str) -> dict[str, Any]:
         """The named parameters, for an artefact's key."""
         return {name: getattr(self, name) for name in names}
+
+    def folder_name(self) -> str:
+        """The experiment's name; with a digest where a parameter differs from its file."""
+        digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+        return self.experiment if self.is_preset() else f"{self.experiment}-{digest}"
 
     def is_preset(self) -> bool:
         """Whether every parameter equals the file ``params/<experiment>.yaml``."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from deme_lib.arms import ARMS, SEARCHES, Arm, search_of
-from deme_lib.data import fingerprint, is_local
+from deme_lib.data import classifier_hash, fingerprint, is_local
 from deme_lib.parameters import Parameters
 from deme_lib.store import Recipe
 
@@ -134,7 +134,7 @@ def merged(p: Parameters) -> Recipe:
 def images(p: Parameters, arm: Arm) -> Recipe:
     """An arm's images for every sampling seed, its losses and its cost."""
     parameters, inputs = _denoiser(p, arm)
-    names = ("samples", "sampling_seeds", "loss_draws", "loss_bins", "seed", *SAMPLING)
+    names = ("samples", "sampling_seeds", "loss_draws", "loss_bins", *SAMPLING)
     members = len(inputs) - 1 if arm.combine == "outputs" else 1
     return Recipe(
         "images",
@@ -153,7 +153,6 @@ def metrics(p: Parameters, arm: Arm) -> Recipe:
         f"metrics-{arm.name}",
         {**p.pick(*names, "sampling_steps"), **_features(p)},
         {"data": data(p), "reference": reference(p), "images": images(p, arm)},
-        version=2,
         locations=_weights_file(p),
     )
 
@@ -207,7 +206,7 @@ def plane(p: Parameters) -> Recipe:
     return Recipe(
         "plane",
         "plane",
-        p.pick("plane_points", "loss_draws", "seed"),
+        p.pick("plane_points", "loss_draws"),
         {"data": data(p), **_models(p, "experts")},
         denoiser_calls=p.plane_points**2 * p.search_images * p.loss_draws,
     )
@@ -240,6 +239,7 @@ def everything(p: Parameters) -> dict[str, Recipe]:
 def _features(p: Parameters) -> dict:
     return {
         **p.pick("features", "second_features"),
+        "classifiers": [classifier_hash(name) for name in (p.features, p.second_features)],
         **_sources(p, "inception_weights"),
         "inception_hash": fingerprint(p.inception_weights) if p.inception_weights else "",
     }

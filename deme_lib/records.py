@@ -6,7 +6,6 @@ whole folder that ``tables`` reads.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
-from deme_lib import recipes
+from deme_lib import ROOT, recipes
 from deme_lib.arms import ARMS, SEARCHES, Arm, search_of
-from deme_lib.parameters import ROOT, Parameters
+from deme_lib.parameters import Parameters
 from deme_lib.stages import make_all
 from deme_lib.store import Artefact, provenance, write_text
 
@@ -27,10 +27,7 @@ SAMPLES_SHOWN = 16
 
 def figures_folder(p: Parameters) -> Path:
     """``figures/<experiment>`` where every parameter equals the preset's file, else under runs."""
-    if p.is_preset():
-        return ROOT / "figures" / p.experiment
-    digest = hashlib.sha256(p.model_dump_json().encode()).hexdigest()[:8]
-    return ROOT / p.runs_dir / "figures" / f"{p.experiment}-{digest}"
+    return (ROOT if p.is_preset() else ROOT / p.runs_dir) / "figures" / p.folder_name()
 
 
 def history(artefacts: Iterable[Artefact]) -> pd.DataFrame:
@@ -91,7 +88,8 @@ def search(artefacts: dict[str, Artefact]) -> pd.DataFrame:
 
 def images(artefact: Artefact) -> np.ndarray:
     """An arm's images of its first sampling seed, uint8 [n, C, H, W]."""
-    return next(iter(load_file(artefact.path / "images.safetensors").values())).numpy()
+    first = artefact.record["parameters"]["sampling_seeds"][0]
+    return load_file(artefact.path / "images.safetensors")[f"seed{first}"].numpy()
 
 
 def metrics(made: dict[str, Artefact]) -> pd.DataFrame:
@@ -169,7 +167,7 @@ def timing(p: Parameters, made: dict[str, Artefact]) -> pd.DataFrame:
             {
                 "artefact": label,
                 "seconds": record["seconds"],
-                "peak_memory_mib": record["peak_memory_mib"],
+                "process_peak_memory_mib": record["process_peak_memory_mib"],
                 "training_steps": recipe.training_steps,
                 "denoiser_calls": recipe.denoiser_calls,
                 "images_per_second": round(count / record["seconds"], 1) if count else None,
@@ -200,12 +198,9 @@ def _write(folder: Path, frames: dict[str, pd.DataFrame], documents: dict[str, d
 
 
 def _write_samples(folder: Path, made: dict[str, Artefact]) -> None:
-    shown = {}
-    for name in ARMS:
-        seeds = load_file(made[f"images-{name}"].path / "images.safetensors")
-        shown[name] = next(iter(seeds.values()))[:SAMPLES_SHOWN].contiguous()
+    shown = {name: images(made[f"images-{name}"])[:SAMPLES_SHOWN] for name in ARMS}
     real = load_file(made["data"].path / "images.safetensors")["train"]
-    shown["real"] = real[:SAMPLES_SHOWN].contiguous()
+    shown["real"] = real[:SAMPLES_SHOWN].numpy()
     save_file(shown, folder / "samples.tmp")
     (folder / "samples.tmp").replace(folder / "samples.safetensors")
 

@@ -13,9 +13,10 @@ from deme_lib import comparisons, plots, tables
 
 LIMITS = (
     "Differences a − b paired over sampling seeds, mean ± half-width of the t interval at the "
-    "level named; negative: a is better. Primary comparisons were named before the run and are "
-    "Bonferroni-corrected within their ablation; exploratory ones are not corrected. The verdict "
-    "reads FID. Intervals cover sampling noise only: one training seed."
+    "level named; negative: a is better (inception score, IS: positive). "
+    "Primary comparisons were named before the run and are Bonferroni-corrected within their "
+    "ablation; exploratory ones are not corrected. The verdict reads FID. The intervals "
+    f"are of one training seed. They {tables.COVERS}."
 )
 
 
@@ -54,16 +55,23 @@ def update_readme(readme: Path, figures: Path) -> None:
     _write(Path(readme), text)
 
 
-def printed(table: pd.DataFrame) -> pd.DataFrame:
-    """An ablation table as printed: mean ± sd, KID times 1000, a dash where nothing is known."""
+def printed(table: pd.DataFrame, second: str = "") -> pd.DataFrame:
+    """An ablation table as printed: mean ± sd, KID times 1000, a dash where nothing is known.
+
+    Args:
+        table: from ``tables.ablation``.
+        second: name of the second feature space; without one its FID is left out.
+    """
     search = table[["search_losses", "search_images"]].apply(_pair, axis=1)
+    by_second = {f"FID ({second}) ↓": _mean_sd(table, "fid_second")} if second else {}
     return pd.DataFrame(
         {
             "arm": table["title"],
             "FID ↓": _mean_sd(table, "fid"),
+            **by_second,
             "pixel distance ↓": _mean_sd(table, "pixel"),
             "IS ↑": table["inception_score_mean"].map(tables.number),
-            "KID × 1000 ↓": (1000 * table["kid_mean"].astype(float)).map(tables.number),
+            "KID × 1000 ↓": _kid(table),
             "precision ↑": table["precision_mean"].map(tables.number),
             "recall ↑": table["recall_mean"].map(tables.number),
             "test loss ↓": table["test_loss"].map(lambda x: "–" if pd.isna(x) else f"{x:.5f}"),
@@ -117,13 +125,22 @@ def _figures(known: tables.Records) -> dict:
 
 def ablation_markdown(known: tables.Records, number: int) -> str:
     """The table of ablation 1 or 2 with its caption."""
-    return f"{markdown(printed(tables.ablation(known, number)))}\n\n{_caption(known, number)}\n"
+    table = printed(tables.ablation(known, number), known.parameters["second_features"])
+    return f"{markdown(table)}\n\n{_caption(known, number)}\n"
 
 
 def paired_markdown(known: tables.Records, number: int) -> str:
     """The paired differences of ablation 1 or 2 with what their intervals mean."""
-    table = markdown(_printed_paired(known, comparisons.paired(known, number)))
-    return f"### Ablation {number}, {tables.ABLATIONS[number]}\n\n{table}\n"
+    paired = comparisons.paired(known, number)
+    text = f"### Ablation {number}, {tables.ABLATIONS[number]}\n\n"
+    text += f"{markdown(_printed_paired(known, paired))}\n"
+    a, b = comparisons.IN_PLACE_ONLY
+    if paired.query("a == @a and b == @b").empty:
+        return text
+    return (
+        f"{text}\nThe {known.titles[b]} is the output-space merge at weights 1/N: against "
+        f"{known.titles[a]} it differs only in where the experts are combined.\n"
+    )
 
 
 def _caption(known: tables.Records, number: int) -> str:
@@ -134,9 +151,8 @@ def _write_ablation(known: tables.Records, number: int, path: Path) -> None:
     table = tables.ablation(known, number)
     _write(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
     _write(path.with_suffix(".md"), ablation_markdown(known, number))
-    _write(
-        path.with_suffix(".tex"), latex(printed(table), _caption(known, number), path.name) + "\n"
-    )
+    shown = printed(table, known.parameters["second_features"])
+    _write(path.with_suffix(".tex"), latex(shown, _caption(known, number), path.name) + "\n")
 
 
 def _write_paired(known: tables.Records, path: Path) -> None:
@@ -159,6 +175,7 @@ def _printed_paired(known: tables.Records, part: pd.DataFrame) -> pd.DataFrame:
             f"FID ({second})": _mean_halfwidth(part, "fid_second"),
             "pixel distance": _mean_halfwidth(part, "pixel"),
             "KID × 1000": _mean_halfwidth(scaled, "kid"),
+            "IS (higher is better)": _mean_halfwidth(part, "inception_score"),
             "verdict": part["verdict"],
         }
     )
@@ -166,19 +183,9 @@ def _printed_paired(known: tables.Records, part: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts_markdown(known: tables.Records) -> str:
-    a, parts = known.acceptance, [comparisons.verdict(known, number) for number in tables.ABLATIONS]
-    halves, same = a["halves"], {True: "the same way", False: "differently"}
-    text = (
-        f"**The metric** was {'accepted' if a['accepted'] else 'not accepted'}: FIDs of two halves "
-        f"({halves['n_half']:,} images each, {halves['features']}, {halves['repeats']} repeats) "
-        f"of the pretrained model's images differ by {100 * halves['relative_difference_rms']:.2g} "
-        "% (root mean square)"
-    )
-    if a["same_ranking"] is not None:
-        text += (
-            f", and both feature spaces rank {len(a['ranking'])} samplers {same[a['same_ranking']]}"
-        )
-    return "\n\n".join([*parts, text + "."]) + "\n"
+    """What the numbers say, in paragraphs: the metric, each ablation, copying."""
+    parts = [comparisons.verdict(known, number) for number in tables.ABLATIONS]
+    return "\n\n".join([comparisons.metric(known), *parts, comparisons.copying(known)]) + "\n"
 
 
 def _mean_sd(table: pd.DataFrame, name: str) -> list[str]:
@@ -187,6 +194,13 @@ def _mean_sd(table: pd.DataFrame, name: str) -> list[str]:
         tables.number(mean) + ("" if pd.isna(sd) else f" ± {tables.number(sd)}")
         for mean, sd in pairs
     ]
+
+
+def _kid(table: pd.DataFrame) -> list[str]:
+    """KID times 1000 with one decimal; a true minus sign."""
+    scaled = 1000 * table[["kid_mean", "kid_sd"]].astype(float)
+    cells = [" ± ".join(f"{x:.1f}" for x in row if not pd.isna(x)) for row in scaled.to_numpy()]
+    return [cell.replace("-", "−") or "–" for cell in cells]
 
 
 def _mean_halfwidth(table: pd.DataFrame, name: str) -> list[str]:

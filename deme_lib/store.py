@@ -16,6 +16,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from deme_lib.parameters import ROOT
+from deme_lib import ROOT
 
 RECORD = "record.json"
 
@@ -167,7 +168,7 @@ class Store:
                 "results": json.loads(json.dumps(results)),
                 "files": {name: _sha256(partial / name) for name in _files(partial)},
                 "seconds": round(time.time() - started, 2),
-                "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+                "process_peak_memory_mib": _peak_memory_mib(),
                 "device": device,
                 "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 **provenance(),
@@ -191,7 +192,7 @@ def provenance() -> dict[str, Any]:
     packages = ("torch", "diffusers", "accelerate", "torch-fidelity", "optuna", "numpy")
     return {
         "commit": git("rev-parse", "--short=12", "HEAD") or "unknown",
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(git("status", "--porcelain", "--", "deme_lib", "params", "notebooks")),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
     }
@@ -220,6 +221,11 @@ def _locked(path: Path, name: str) -> FileLock:
     except Timeout:
         print(f"{name}: another process is making it; waiting", flush=True)
     return lock
+
+
+def _peak_memory_mib() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def _files(folder: Path) -> list[str]:

@@ -14,7 +14,15 @@ ABLATIONS = {1: "remove decoupling", 2: "replace merging by an ensemble"}
 
 
 DISTANCES = ["fid", "fid_second", "pixel", "kid"]
-"""Measures compared in pairs; lower is better for each."""
+"""Distances compared in pairs; lower is better for each."""
+
+
+COMPARED = [*DISTANCES, "inception_score"]
+"""Everything compared in pairs; of the inception score, higher is better."""
+
+
+COVERS = "cover sampling noise only: not training, the search, the data split or the classifier"
+"""What spreads and intervals over sampling seeds cover, as said wherever one is printed."""
 
 
 COLUMNS = {
@@ -130,14 +138,21 @@ def setting(records: Records) -> str:
 
 def caption(records: Records) -> str:
     """What the numbers of an ablation table are."""
+    classes = "IS is of this classifier's classes (at most 10). "
+    if records.metrics["features"].iloc[0] == "inception":
+        classes = ""
     return (
         f"{setting(records)}: all numbers are for these weights. FID and pixel "
         "distance, precision and recall are to the training images, KID to the test images, the "
-        "loss is on test images; mean ± standard deviation over sampling seeds, the same noise "
-        "for every arm. IS, KID, precision and recall are means over the seeds. "
+        "loss is on test images; FID, pixel distance and KID are mean ± sd, IS, precision and "
+        "recall are means. ± sd is over sampling seeds and shared between arms (same noise): "
+        f"compare arms by the paired differences, not by it. Both {COVERS}. "
+        "KID is unbiased and may be negative; of real images it compares two halves of the "
+        f"training images. {classes}"
         "Training steps count from the pretrained model. The row of real images compares two "
-        f"halves at n = {records.real['n_halves']:,} ({records.real['features']}); distances at "
-        "another n are not comparable."
+        f"halves at n = {records.real['n_halves']:,}; distances at another n are not comparable. "
+        f"The IS in that row is of all {records.real['n']:,} training images, which the "
+        "classifier knows."
     )
 
 
@@ -146,7 +161,7 @@ def ablation(records: Records, number: int) -> pd.DataFrame:
 
     ``*_mean`` and ``*_sd`` (ddof 1) are over sampling seeds; KID as it is, not times 1000.
     """
-    measures = [*DISTANCES, "inception_score", "precision", "recall"]
+    measures = [*COMPARED, "precision", "recall"]
     by_arm = records.metrics.groupby("arm")
     table = records.arms.set_index("arm").loc[records.arms_of(number)]
     table = table.drop(columns=["ablation1", "ablation2"]).assign(n=by_arm["n"].first())
@@ -178,14 +193,17 @@ def number(x: float) -> str:
 
 
 def flatness(history: pd.DataFrame) -> str:
-    """How much the held-out loss of pretraining still moved over its last quarter, in words."""
+    """How the held-out loss of pretraining ended, in words: last quarter and minimum."""
     run = history[history["run"] == "baseline"]
     if len(run) < 5:
         return "the pretrained model was loaded: its training is not ours to judge"
     last = run.iloc[-1]
     before = run[run["step"] <= 0.75 * last["step"]].iloc[-1]
-    change = last["held_out_loss"] / before["held_out_loss"] - 1
+    lowest = run.loc[run["held_out_loss"].idxmin()]
+    change, since = (last["held_out_loss"] / x["held_out_loss"] - 1 for x in (before, lowest))
     return (
         f"held-out loss {before['held_out_loss']:.5f} after {before['step']:,} steps and "
-        f"{last['held_out_loss']:.5f} after {last['step']:,}: {change:+.2%} over the last quarter"
+        f"{last['held_out_loss']:.5f} after {last['step']:,}: {change:+.2%} over the last quarter; "
+        f"minimum {lowest['held_out_loss']:.5f} after {lowest['step']:,} steps, {since:+.2%} from "
+        "it to the end"
     )

@@ -6,7 +6,6 @@ safetensors file, replaced atomically, that holds weights, EMA, AdamW moments an
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -127,10 +126,12 @@ class Training:
             yield Step(self.position, loss, rate)
 
     def ema_unet(self) -> UNet2DModel:
-        """A copy on the CPU holding the EMA weights."""
-        unet = copy.deepcopy(self.accelerator.unwrap_model(self.unet)).eval()
+        """A new model on the CPU holding the EMA weights, free of what accelerate wraps."""
+        trained = self.accelerator.unwrap_model(self.unet)
+        unet = type(trained).from_config(trained.config)
+        unet.load_state_dict(trained.state_dict())
         self.ema.copy_to(unet.parameters())
-        return unet.to("cpu")
+        return unet.eval()
 
     def _step(self, step: int) -> float:
         spec, device = self.spec, self.accelerator.device

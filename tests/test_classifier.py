@@ -20,7 +20,7 @@ def test_images():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_tells_the_truth(name, test_images):
-    card = json.loads((classifier.FOLDER / f"{name}.json").read_text())
+    card = json.loads((data.CLASSIFIERS / f"{name}.json").read_text())
     assert card["fingerprint"] == data.fingerprint("digits")
     assert card["test_images"] == len(test_images.labels)
     assert classifier.accuracy(classifier.load(name), test_images) == card["test_accuracy"]

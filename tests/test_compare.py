@@ -1,13 +1,15 @@
 """CI's comparison fails when, and only when, a number moves further than was measured."""
 
 import importlib.util
+import json
+import shutil
 import sys
 
 import pandas as pd
 import pytest
 import synthetic
 
-from deme_lib.parameters import ROOT
+from deme_lib import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -20,38 +22,51 @@ def compare():
 
 @pytest.fixture
 def runs(tmp_path):
-    """A committed run and a repeat whose FIDs lie 0.01 higher in every arm but one."""
-    committed = synthetic.write(tmp_path / "records") / "metrics.csv"
-    spread = tmp_path / "spread"
-    spread.mkdir()
-    frame = pd.read_csv(committed)
-    frame.loc[frame["arm"] != "pretrained", "fid"] += 0.01
-    frame.to_csv(spread / "rounding.csv", index=False)
-    return committed, spread
+    """A committed run, and a repeat in which FIDs lie 0.05 higher, and one arm 0.01 more."""
+    committed = synthetic.write(tmp_path / "records")
+    changed(committed, tmp_path / "spread" / "rounding", fid=0.05, routed=0.01)
+    return committed, tmp_path / "spread"
 
 
-def moved(committed, by, tmp_path):
-    frame = pd.read_csv(committed)
-    frame.loc[frame["arm"] == "routed", "fid"] += by
-    frame.to_csv(tmp_path / "other.csv", index=False)
-    return tmp_path / "other.csv"
+def changed(committed, folder, fid=0.0, routed=0.0, seed=0, **parameters):
+    """A copy of a run with every FID, one arm's, the seeds or parameters moved."""
+    shutil.copytree(committed, folder)
+    frame = pd.read_csv(folder / "metrics.csv")
+    frame["fid"] += fid
+    frame.loc[frame["arm"] == "routed", "fid"] += routed
+    frame["seed"] += seed
+    frame.to_csv(folder / "metrics.csv", index=False)
+    run = json.loads((folder / "run.json").read_text())
+    run["parameters"] |= parameters
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
 
 
-@pytest.mark.parametrize(("by", "numbers"), [(0.0, 0), (0.019, 0), (-0.019, 0), (0.021, 1)])
-def test_moves_beyond_twice_the_spread_are_found(compare, runs, tmp_path, by, numbers):
+@pytest.mark.parametrize(
+    ("fid", "routed", "kinds"),
+    [
+        (0, 0, set()),
+        (0.09, 0.019, set()),
+        (0.13, 0, {"mean"}),
+        (0, 0.021, {"minus pretrained", "minus merged"}),  # differences are held tighter
+        (0, float("nan"), {"mean", "minus pretrained", "minus merged"}),
+    ],
+)
+def test_what_moves_further_than_twice_the_spread(compare, runs, tmp_path, fid, routed, kinds):
     committed, spread = runs
-    far = compare.compare(committed, moved(committed, by, tmp_path), spread)
-    assert (len(far) > 0) == bool(numbers)
-    assert all("routed" in row[0] and row[1] == "fid" for row in far.index)
+    other = changed(committed, tmp_path / "other", fid, routed)
+    far = compare.compare(committed, other, spread)
+    assert {index[0] for index in far.index} == kinds
+    assert all(index[2] == "fid" for index in far.index)
 
 
-def test_other_seeds_are_refused(compare, runs, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"), [({"seed": 10}, "seeds"), ({"finetune_lr": 9.0}, "finetune_lr")]
+)
+def test_other_experiments_are_refused(compare, runs, tmp_path, change, message):
     committed, spread = runs
-    frame = pd.read_csv(committed)
-    frame["seed"] += 10
-    frame.to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(ValueError, match="seeds"):
-        compare.compare(committed, tmp_path / "other.csv", spread)
+    with pytest.raises(ValueError, match=message):
+        compare.compare(committed, changed(committed, tmp_path / "other", **change), spread)
 
 
 def test_without_a_measured_spread_nothing_passes(compare, runs, tmp_path):

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import yaml
 
+from deme_lib import ROOT
 from deme_lib.__main__ import main
-from deme_lib.parameters import ROOT
 
 
 @pytest.fixture

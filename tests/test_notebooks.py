@@ -14,7 +14,8 @@ from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 from papermill.inspection import inspect_notebook
 
-from deme_lib.parameters import DEFAULTS, EXECUTION, ROOT, Parameters
+from deme_lib import ROOT
+from deme_lib.parameters import DEFAULTS, EXECUTION, Parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 

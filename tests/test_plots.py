@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import synthetic
 
-from deme_lib import plots, report, tables
+from deme_lib import comparisons, plots, report, tables
 from deme_lib.arms import ARMS, of_ablation
 
 matplotlib.use("Agg")
@@ -25,6 +25,11 @@ EXPECTED = {
     *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")),
     *("paired.csv", "paired.md", "verdicts.md"),
 }
+
+
+def caption(figure):
+    """The caption under a figure, on one line."""
+    return figure.get_supxlabel().replace("\n", " ")
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +57,8 @@ def test_small_and_odd_records_render(tmp_path):
     report.render(records, tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == EXPECTED
     assert "nan" not in (tmp_path / "out" / "paired.md").read_text()
+    assert "FID (" not in (tmp_path / "out" / "ablation1.md").read_text()
+    assert "T/4" not in caption(plots.loss_per_timestep(tables.read(records).losses))
     assert "the search chose no merge" not in (tmp_path / "out" / "verdicts.md").read_text()
 
 
@@ -63,7 +70,10 @@ def test_tables_show_the_numbers_of_the_records(tmp_path):
     np.testing.assert_allclose(csv["fid_mean"], known["fid_mean"].astype(float), rtol=1e-5)
     row = next(x for x in (tmp_path / "ablation1.md").read_text().splitlines() if "searched)" in x)
     mean, kid = known.loc["merged", ["fid_mean", "kid_mean"]]
-    assert f"{mean:.3f} ±" in row and f" {1000 * kid:.3f} " in row
+    assert f"{mean:.3f} ±" in row and f"| {1000 * kid:.1f} ± " in row
+    assert f"{known.loc['merged', 'fid_second_mean']:.3f} ±" in row
+    assert "| FID (digits-b) ↓ |" in (tmp_path / "ablation1.md").read_text()
+    assert "| −0.3 |" in (tmp_path / "ablation1.md").read_text()
     tex = (tmp_path / "ablation1.tex").read_text()
     assert "±" not in tex and "DeMe merged (searched) & " in tex
 
@@ -86,6 +96,48 @@ def test_losses_are_relative_to_pretrained():
         plots.loss_per_timestep(df[df["arm"] != "pretrained"])
 
 
+def test_shares_of_the_loss_weigh_bins_by_width():
+    edges = [0, 250, 500, 750, 1000]
+    bins = {"bin_start": edges[:-1], "bin_stop": edges[1:]}
+    df = pd.DataFrame({"arm": "pretrained", **bins, "loss": [6.0, 2.0, 1.0, 1.0]})
+    text = caption(plots.loss_per_timestep(df))
+    assert "60.0% lies in t below 250" in text and "10.0% in t from 750" in text
+    wide = df[df["bin_start"] != 500].replace({"bin_stop": {500: 750}})  # 250 x 6, 500 x 2, 250 x 1
+    assert "54.5% lies" in caption(plots.loss_per_timestep(wide))
+
+
+def test_cost_bars_are_paired_intervals(tmp_path):
+    known = tables.read(synthetic.write(tmp_path))
+    ax = plots.cost(known).axes[0]
+    bars = {c.get_label(): c for c in ax.containers}
+    d = comparisons.differences(known, "routed", "pretrained", "fid")
+    ends = bars["DeMe routed"].lines[2][0].get_segments()[0][:, 1]
+    assert np.ptp(ends) == pytest.approx(2 * comparisons.paired_interval(d, 0.95)[1])
+    assert "paired t" in ax.get_ylabel()
+
+
+@pytest.mark.parametrize("spread", [0.003, 0.0004, 0.2])
+def test_plane_levels_are_even_and_told_apart(spread):
+    grid = [(a, b, 1 + spread * (a + b) ** 2) for a in (0, 0.5, 1) for b in (0, 0.5, 1)]
+    df = pd.DataFrame(grid, columns=["w1", "w2", "loss"]).assign(expert1=1, expert2=2)
+    ax = plots.plane(df).axes[1]
+    ax.figure.canvas.draw()
+    ticks = [t.get_text() for t in ax.get_yticklabels()]
+    assert len(set(ticks)) == len(ticks) > 2
+    assert np.ptp(np.diff(ax.get_yticks())) < 1e-9
+    assert "not FID" in ax.get_ylabel()
+
+
+def test_main_prints_levels_and_everything_fits(tmp_path):
+    figure = plots.main(tables.read(synthetic.write(tmp_path)))
+    figure.canvas.draw()
+    texts = [t for ax in figure.axes for t in ax.texts]
+    assert sum(t.get_text().count("(97.5 %)") for t in texts) == 2
+    for extent in (t.get_window_extent() for t in texts):
+        assert figure.bbox.x0 <= extent.x0 and extent.x1 <= figure.bbox.x1
+    assert "not training, the search, the data split" in caption(figure)
+
+
 def test_gradient_pairs_are_counted_once():
     t = [50, 150, 600, 900]
     full = pd.DataFrame(
@@ -95,6 +147,7 @@ def test_gradient_pairs_are_counted_once():
         labels = [x.get_text() for x in plots.gradient_similarity(df).axes[1].get_legend().texts]
         assert labels[0].startswith("t in [0, 1000): 6 pairs")
         assert labels[1].startswith("t in [0, 250): 1 pairs")
+    assert caption(plots.gradient_similarity(full)) == "One noise draw."
 
 
 def test_a_flat_plane_and_an_outlier_draw(tmp_path):

@@ -66,7 +66,7 @@ def test_rows_keep_the_order_of_arms(records):
 
 
 @pytest.mark.parametrize(
-    ("fid", "outcome"), [(0.1, "better"), (0.9, "worse"), (0.45, "no difference found")]
+    ("fid", "outcome"), [(0.1, "better"), (0.9, "worse"), (0.45, "no difference")]
 )
 def test_verdict_follows_the_numbers(tmp_path, fid, outcome):
     known = tables.read(synthetic.write(tmp_path, fid={"merged": fid, "all_scaled": 0.45}))
@@ -78,9 +78,10 @@ def test_verdict_follows_the_numbers(tmp_path, fid, outcome):
 
 
 def test_words_at_the_edges():
-    assert "smallest visible: 0.2" in comparisons.in_words("a", "b", -0.1, 0.2)
+    text = comparisons.in_words("a", "b", -0.1, 0.2)
+    assert text == "no difference in FID found (half-width 0.2)"
     assert comparisons.in_words("a", "b", 0.0, 0.0) == "the same numbers for every seed"
-    assert comparisons.outcome_of(0.2, 0.2) == "no difference found"
+    assert comparisons.outcome_of(0.2, 0.2) == "no difference"
 
 
 def test_only_primaries_are_corrected_and_each_pair_stands_once(records):
@@ -90,8 +91,42 @@ def test_only_primaries_are_corrected_and_each_pair_stands_once(records):
     assert two.query("kind == 'primary'")["level"].tolist() == pytest.approx([0.975, 0.975])
     for table in (one, two):
         assert set(table.query("kind == 'exploratory'")["level"]) == {0.95}
+        corrected = ~table["verdict"].str.endswith(", uncorrected")
+        assert (corrected == (table["kind"] == "primary")).all()
         pairs = [frozenset(p) for p in zip(table["a"], table["b"], strict=True)]
         assert len(set(pairs)) == len(pairs)
+
+
+def test_a_primary_is_exploratory_in_neither_ablation(records):
+    known = tables.read(records)
+    pairs = {n: {p[:3] for p in comparisons.comparisons(known, n)} for n in (1, 2)}
+    assert ("merged", "routed", "primary") in pairs[2]
+    assert not {p for p in pairs[1] if set(p[:2]) == {"merged", "routed"}}
+    assert ("merged_uniform", "averaged", "exploratory") in pairs[2]
+    known.parameters["primary_merging"] = ["merged - averaged"]
+    one = {p[:3] for p in comparisons.comparisons(known, 1)}
+    assert ("merged", "routed", "exploratory") in one
+
+
+def test_inception_score_is_compared(records):
+    known = tables.read(records)
+    row = comparisons.paired(known, 2).iloc[0]
+    d = comparisons.differences(known, "merged", "averaged", "inception_score")
+    half = comparisons.paired_interval(d, row["level"])[1]
+    assert row["inception_score"] == pytest.approx(d.mean())
+    assert row["inception_score_halfwidth"] == pytest.approx(half)
+    text = report.paired_markdown(known, 2)
+    assert "| IS (higher is better) |" in text and "only in where the experts" in text
+
+
+@pytest.mark.parametrize(("fid", "outcome"), [(0.1, " better than"), (0.9, " worse than")])
+def test_verdict_of_ablation_1_reads_merged_against_soup(tmp_path, fid, outcome):
+    known = tables.read(synthetic.write(tmp_path, fid={"merged": fid}))
+    row = comparisons.paired(known, 1).query("a == 'merged' and b == 'soup'").iloc[0]
+    text = comparisons.verdict(known, 1).partition("with merging kept but ranges removed")[2]
+    difference = tables.plus_minus(row["fid"], row["fid_halfwidth"], signed=True)
+    assert difference in text and outcome in row["verdict"] and row["verdict"] in text
+    assert "ranges removed" not in comparisons.verdict(known, 2)
 
 
 def test_an_unknown_primary_arm_is_an_error(records):
@@ -116,18 +151,76 @@ def test_title_says_where_the_weights_come_from(tmp_path, merge, word):
     assert known.titles["merged"] == f"DeMe merged ({word})"
 
 
-def test_verdict_says_when_the_second_features_disagree(records):
+@pytest.mark.parametrize(
+    ("shift", "outcome"),
+    [(-1.0, "better"), (1.0, "worse"), ([-1.0, 1.0, -1.0, 1.0, 0.0], "no difference")],
+)
+def test_verdict_says_what_each_other_measure_finds(records, shift, outcome):
     metrics = pd.read_csv(records / "metrics.csv")
-    assert ", the same sign; by pixels" in comparisons.verdict(tables.read(records), 1)
-    metrics["fid_second"] *= -1
+    a, b = metrics["arm"] == "merged", metrics["arm"] == "all_scaled"
+    metrics.loc[a, "fid_second"] = metrics.loc[b, "fid_second"].to_numpy() + np.array(shift)
+    metrics.loc[a, "pixel"] = metrics.loc[b, "pixel"].to_numpy() - np.array(shift)
     metrics.to_csv(records / "metrics.csv", index=False)
-    assert "not the same sign; by pixels" in comparisons.verdict(tables.read(records), 1)
+    opposite = {"better": "worse", "worse": "better"}.get(outcome, outcome)
+    text = comparisons.verdict(tables.read(records), 1)
+    assert f", {outcome}; by pixels " in text
+    assert text.partition("by pixels ")[2].partition(". A single")[0].endswith(f", {opposite}")
 
 
 def test_caption_says_what_was_measured(records):
     text = tables.caption(tables.read(records))
     for part in ("n = 2,000", "digits-a", "DDIM 20", "5 sampling seeds", "one training seed"):
         assert part in text
+    assert "shared between arms (same noise): compare arms by the paired differences" in text
+    assert "IS is of this classifier's classes" in text
+    metrics = pd.read_csv(records / "metrics.csv").assign(features="inception")
+    metrics.to_csv(records / "metrics.csv", index=False)
+    assert "classifier's classes" not in tables.caption(tables.read(records))
+
+
+def test_what_intervals_cover_is_said_everywhere(records):
+    known = tables.read(records)
+    covers = "cover sampling noise only: not training, the search, the data split or the classifier"
+    said = [report.LIMITS, tables.caption(known), *(comparisons.verdict(known, n) for n in (1, 2))]
+    assert all(covers in text for text in said)
+
+
+def test_seed_difference_by_hand():
+    # pairs (1, 3), (1, 1), (3, 1): 2 / 2, 0, 2 / 2
+    assert comparisons.seed_difference(np.array([1.0, 3.0, 1.0])) == pytest.approx((2 / 3) ** 0.5)
+
+
+def test_the_metric_paragraph_follows_the_records(records, tmp_path):
+    metrics = pd.read_csv(records / "metrics.csv")
+    metrics.loc[metrics["arm"] == "pretrained", "fid"] = [1.0, 1.0, 1.0, 1.0, 3.0]
+    metrics["fid_second"] = -metrics["fid"]
+    metrics.to_csv(records / "metrics.csv", index=False)
+    text = comparisons.metric(tables.read(records))
+    assert "(n = 2,000)" in text and f"{100 * 0.4**0.5:.2g} % (rms)" in text  # 4 of 10 pairs
+    assert "rank correlation −1.00" in text
+    assert 'of "all timesteps, no technique" by digits-a and of "pretrained" by digits-b' in text
+    odd = tables.read(synthetic.write(tmp_path / "odd", second=False))
+    assert "Spearman" not in comparisons.metric(odd)
+
+
+@pytest.mark.parametrize(
+    ("test", "who"), [(9.0, "of all 13 arms"), (0.1, "of no arm"), (2.0, "of 1 of 13 arms")]
+)
+def test_copying_compares_medians(records, test, who):
+    table = pd.read_csv(records / "neighbours.csv")
+    table["median"] = [test, 1.9, *np.linspace(2.1, 2.3, 12)]
+    table.to_csv(records / "neighbours.csv", index=False)
+    text = comparisons.copying(tables.read(records))
+    assert "1.900 to 2.300" in text and f"{test:.3f} for test images (n = 300)" in text
+    assert f"generated images {who} lie closer" in text
+
+
+def test_flatness_says_the_last_quarter_and_the_minimum():
+    steps, losses = [0, 100, 200, 300, 400], [5.0, 2.0, 1.0, 1.6, 2.0]
+    table = pd.DataFrame({"run": "baseline", "step": steps, "held_out_loss": losses})
+    text = tables.flatness(table)
+    assert "+25.00% over the last quarter" in text
+    assert "minimum 1.00000 after 200 steps, +100.00% from it to the end" in text
 
 
 def test_a_missing_record_says_what_to_run(records):

@@ -4,7 +4,8 @@ Nothing is read or written here; a caller shows or saves the Figure that comes b
 those of ``tables.COLUMNS``.
 """
 
-from deme_lib.plots.arms import cost, main, neighbours, samples, search
+from deme_lib.plots.arms import main, neighbours, samples, search
+from deme_lib.plots.costs import cost
 from deme_lib.plots.style import STYLES
 from deme_lib.plots.training import (
     gradient_similarity,

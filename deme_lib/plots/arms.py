@@ -1,4 +1,4 @@
-"""Figures of the arms: what they score, cost and make, and how their weights were found."""
+"""Figures of the arms: what they score and make, and how their weights were found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from deme_lib import comparisons, tables
 from deme_lib.arms import SEARCHES
 from deme_lib.plots.style import (
     COLOURS,
-    LEGEND,
     STYLES,
     captioned,
     empty,
@@ -30,7 +29,7 @@ from deme_lib.plots.style import (
 def main(records: tables.Records) -> Figure:
     """Both ablations: FID of every arm minus the pretrained model's, paired by sampling seed."""
     counts = [len(records.arms_of(n)) for n in tables.ABLATIONS]
-    size, ratios = (10, 2.6 + 0.34 * sum(counts)), [c + 1 for c in counts]
+    size, ratios = (10, 3.0 + 0.34 * sum(counts)), [c + 1.4 for c in counts]
     figure, axes = subplots(len(counts), 1, size, height_ratios=ratios, sharex=True)
     for number, ax in zip(tables.ABLATIONS, axes.flat, strict=True):
         _ablation_panel(ax, records, number)
@@ -43,7 +42,7 @@ def main(records: tables.Records) -> Figure:
     note = (
         f"Dots: sampling seeds; symbols: mean with {level} paired t interval (uncorrected; the "
         "primary comparisons, printed above each panel, are corrected); dotted: DeMe merged. "
-        "Intervals cover sampling noise only. "
+        f"The intervals are of one training seed. They {tables.COVERS}. "
     )
     return captioned(figure, note + tables.setting(records) + ".")
 
@@ -60,7 +59,7 @@ def _ablation_panel(ax: plt.Axes, records: tables.Records, number: int) -> None:
             ax.axvline(mean, color=colour, lw=1.2, ls=":", zorder=0)
     ax.axvline(0, color=STYLES["pretrained"][0], lw=1, zorder=0)
     ax.set_yticks(range(len(arms)), [records.titles[arm] for arm in arms])
-    ax.set_ylim(len(arms) - 0.4, -0.6)
+    ax.set_ylim(len(arms) - 0.4, -1.1)
     pairs = comparisons.comparisons(records, number)
     compared = {arm for a, b, kind, _ in pairs if kind == "primary" for arm in (a, b)}
     for arm, label in zip(arms, ax.get_yticklabels(), strict=True):
@@ -74,7 +73,8 @@ def _ablation_panel(ax: plt.Axes, records: tables.Records, number: int) -> None:
         range(len(arms)), [f"{tables.number(m)} ± {tables.number(s)}" for m, s in fids]
     )
     right.tick_params(length=0)
-    ax.text(1.012, -0.02, "FID ± sd", transform=ax.transAxes, va="top", fontsize=10, color="0.3")
+    header = {"transform": ax.get_yaxis_transform(), "va": "center", "color": "0.3"}
+    ax.text(1.012, -0.8, "FID ± sd", fontsize=10, **header)
 
 
 def _panel_title(ax: plt.Axes, records: tables.Records, number: int) -> None:
@@ -82,10 +82,12 @@ def _panel_title(ax: plt.Axes, records: tables.Records, number: int) -> None:
     for _, row in paired[paired["kind"] == "primary"].iterrows():
         names = f"{records.titles[row['a']]} − {records.titles[row['b']]}"
         difference = tables.plus_minus(row["fid"], row["fid_halfwidth"], signed=True)
-        lines.append(f"{names}: {difference}, {row['outcome']}")
-    ax.text(0, 1.02, "\n".join(lines), transform=ax.transAxes, va="bottom", fontsize=10)
+        decided = row["outcome"] in ("better", "worse")
+        said = f"{row['outcome']} for these weights" if decided else "no difference in FID found"
+        lines.append(f"{names}: {difference} ({100 * row['level']:.4g} %), {said}")
+    ax.text(0, 1.02, "\n".join(lines), transform=ax.transAxes, va="bottom", fontsize=9)
     heading = f"Ablation {number}: {tables.ABLATIONS[number]}"
-    ax.set_title(heading, loc="left", weight="bold", pad=8 + 14 * len(lines))
+    ax.set_title(heading, loc="left", weight="bold", pad=8 + 13 * len(lines))
 
 
 def _symlog_if_wide(ax: plt.Axes, records: tables.Records) -> None:
@@ -109,9 +111,9 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
     names += [a for a in images if a not in names]
     strips = [_strip(images[name]) for name in names]  # each [H + gap, K (W + gap), 3]
     height, width = strips[0].shape[:2]
-    left, shown, below = 2.6, 6.9, 0.4  # inches
+    left, shown, below, above = 2.6, 6.9, 0.4, 0.12  # inches
     tall = shown * height * len(names) / width
-    figure, axes = subplots(1, 1, (left + shown + 0.1, tall + below))
+    figure, axes = subplots(1, 1, (left + shown + 0.1, tall + below + above))
     figure.set_layout_engine("none")
     ax = axes.flat[0]
     wide, high = figure.get_size_inches()
@@ -119,10 +121,11 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
     ax.imshow(np.concatenate(strips), interpolation="nearest", aspect="auto")
     ax.set_xticks([])
     centres = [height * (i + 0.5) - 0.5 for i in range(len(names))]
-    ax.set_yticks(centres, [titles.get(name, f"{name} images") for name in names])
+    known = {"real": "training images", **titles}
+    ax.set_yticks(centres, [known.get(name, f"{name} images") for name in names])
     ax.tick_params(length=0)
     sns.despine(ax=ax, left=True, bottom=True)
-    return captioned(figure, f"{caption}. Columns share their noise, except for real images.")
+    return captioned(figure, f"{caption}. Columns share their noise, except for training images.")
 
 
 def _strip(images: np.ndarray) -> np.ndarray:
@@ -130,47 +133,6 @@ def _strip(images: np.ndarray) -> np.ndarray:
     padded = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=255)
     row = np.concatenate([image.transpose(1, 2, 0) for image in padded], axis=1)
     return row if row.shape[2] == 3 else np.repeat(row[:, :, :1], 3, axis=2)
-
-
-def cost(records: tables.Records) -> Figure:
-    """FID against what an arm costs: parameters held, denoiser calls, training steps."""
-    every = [tables.ablation(records, number).iloc[:-1] for number in tables.ABLATIONS]
-    table = pd.concat(every).drop_duplicates("arm")
-    costs = {
-        "parameters": "parameters held",
-        "calls_per_image": "denoiser calls per image",
-        "training_steps": "training steps after pretraining",
-    }
-    figure, axes = subplots(1, 3, (10, 5.2), sharey=True)
-    for ax, (column, label) in zip(axes.flat, costs.items(), strict=True):
-        _cost_panel(ax, table, column)
-        ax.set_xlabel(label)
-    axes.flat[0].set_ylabel("FID, mean ± sd (lower is better)")
-    if table["fid_mean"].max() > 10 * table["fid_mean"].min():
-        axes.flat[0].set_yscale("log")
-    handles, labels = shared_legend(axes)
-    order = [labels.index(title) for title in table["title"]]
-    handles = [handles[i] for i in order]
-    figure.legend(handles, table["title"], loc="outside upper center", **{**LEGEND, "ncols": 4})
-    note = "Costs in ascending order, not to scale; equal ones side by side. "
-    return captioned(figure, f"{note}{tables.setting(records)}.")
-
-
-def _cost_panel(ax: plt.Axes, table: pd.DataFrame, column: str) -> None:
-    """One column of points per distinct cost."""
-    groups = list(table.groupby(column, sort=True))
-    for x, (_, group) in enumerate(groups):
-        places = x + 0.8 * (np.arange(1, len(group) + 1) / (len(group) + 1) - 0.5)
-        for i, (at, (_, row)) in enumerate(zip(places, group.iterrows(), strict=True)):
-            colour, marker, _ = STYLES.get(row["arm"], unknown_style(i))
-            style = {"color": colour, "marker": marker, "ls": "", "ms": 8, "lw": 1}
-            ax.errorbar(at, row["fid_mean"], row["fid_sd"], capsize=2, label=row["title"], **style)
-        if x:
-            ax.axvline(x - 0.5, color="0.9", lw=1)
-    labels = [f"{cost:,.0f}" for cost, _ in groups]
-    ax.set_xticks(range(len(groups)), labels, rotation=25 if len(groups) > 3 else 0)
-    ax.set_xlim(-0.5, len(groups) - 0.5)
-    ax.tick_params(axis="x", length=0)
 
 
 def search(df: pd.DataFrame, caption: str = "") -> Figure:
@@ -202,7 +164,7 @@ def _search_panel(ax: plt.Axes, part: pd.DataFrame, title: str) -> None:
     if min(part["loss"].nunique(), part["fid"].nunique()) > 2:
         title += f"\nrank correlation {spearmanr(part['loss'], part['fid'])[0]:.2f}"
     ax.set_title(title, fontsize=10)
-    ax.set(xlabel="held-out loss", ylabel="FID on search images")
+    ax.set(xlabel="held-out loss", ylabel="FID to train images, search noise")
     ax.ticklabel_format(useOffset=False)
     ax.xaxis.set_major_locator(MaxNLocator(4))
 

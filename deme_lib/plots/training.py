@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.interpolate import RegularGridInterpolator
 
 from deme_lib.plots.style import (
@@ -88,7 +89,21 @@ def loss_per_timestep(df: pd.DataFrame, caption: str = "") -> Figure:
         ax.set(title=title, xlabel="timestep t")
         ax.legend(loc="upper center", bbox_to_anchor=(0.48, -0.14), **LEGEND)
     axes.flat[0].set_ylabel("loss / pretrained model's loss\n(below 1: better)")
-    return captioned(figure, caption)
+    return captioned(figure, f"{caption}{_shares(df[df['arm'] == 'pretrained'])}")
+
+
+def _shares(part: pd.DataFrame) -> str:
+    """Where one arm's loss over uniform t lies; nothing where bins straddle a quarter of T."""
+    end = part["bin_stop"].max()
+    if not {end / 4, 3 * end / 4} <= set(part["bin_start"]):
+        return ""
+    total = part["loss"] * (part["bin_stop"] - part["bin_start"])  # bins hold means
+    low = total[part["bin_stop"] <= end / 4].sum() / total.sum()
+    high = total[part["bin_start"] >= 3 * end / 4].sum() / total.sum()
+    return (
+        f". Of the pretrained model's total loss, {low:.1%} lies in t below {end / 4:g} (T/4) "
+        f"and {high:.1%} in t from {3 * end / 4:g} (3T/4) on."
+    )
 
 
 def gradient_similarity(
@@ -117,7 +132,7 @@ def gradient_similarity(
             right.plot([], [], "s", color=colour, alpha=0.6, label=label)
     right.set(xlabel="cosine of two different timesteps", ylabel="share of pairs")
     right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
-    return captioned(figure, caption)
+    return captioned(figure, f"{caption}. One noise draw.")
 
 
 def task_vectors(df: pd.DataFrame, caption: str = "") -> Figure:
@@ -171,14 +186,16 @@ def plane(df: pd.DataFrame, caption: str = "") -> Figure:
     ratio = loss / RegularGridInterpolator((w2, w1), loss)([[0, 0]])[0]
     figure, axes = subplots(1, 1, (7.5, 6))
     ax = axes.flat[0]
-    levels = np.unique(np.quantile(ratio, np.linspace(0, 1, 13)))
-    if levels[-1] - levels[0] > 1e-9:
+    levels, form = _levels(ratio)
+    if np.ptp(ratio) > 1e-9:
         filled = ax.contourf(w1, w2, ratio, levels, cmap="viridis_r")
         lines = ax.contour(w1, w2, ratio, levels[1:-1:2], colors="white", linewidths=0.7)
-        ax.clabel(lines, fmt="%.3f", fontsize=9)
+        ax.clabel(lines, fmt=form, fontsize=9)
     else:
         filled = ax.pcolormesh(w1, w2, ratio, cmap="viridis_r", shading="nearest")
-    figure.colorbar(filled, ax=ax, label="loss / pretrained model's loss", format="%.3f")
+    figure.colorbar(filled, ax=ax, format=form).set_label(
+        "held-out loss / pretrained model's (held-out loss, not FID)"
+    )
     first, second = df["expert1"].iloc[0], df["expert2"].iloc[0]
     names = {(0, 0): "pretrained", (1, 0): f"expert {first}", (0, 1): f"expert {second}"}
     for (x, y), name in names.items():
@@ -188,5 +205,12 @@ def plane(df: pd.DataFrame, caption: str = "") -> Figure:
     ax.plot(w1[column], w2[row], "*", color=COLOURS[3], mec="white", ms=17)
     label(ax, w1[column], w2[row], f"minimum {ratio.min():.4f}", -18 if row else 8)
     ax.set(xlabel=f"$w_1$ (expert {first})", ylabel=f"$w_2$ (expert {second})")
-    ax.set_title("plane of two task vectors (paper: Fig. 6a)")
+    ax.set_title("held-out loss, not FID, over two task vectors (paper: Fig. 6a)")
     return captioned(figure, caption)
+
+
+def _levels(values: np.ndarray) -> tuple[np.ndarray, str]:
+    """Evenly spaced levels around all values, and a format that tells them apart."""
+    levels = MaxNLocator(12, steps=[1, 2, 5, 10]).tick_values(values.min(), values.max())
+    decimals = max(0, -int(np.floor(np.log10(levels[1] - levels[0]) + 1e-9)))
+    return levels, f"%.{decimals}f"

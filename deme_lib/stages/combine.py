@@ -8,7 +8,7 @@ from torch import nn
 
 from deme_lib import metrics, models, sampling, weight_search
 from deme_lib.decouple_merge import Merger
-from deme_lib.ensembles import RoutedEnsemble, WeightedEnsemble
+from deme_lib.ensembles import RoutedEnsemble, output_space_merge
 from deme_lib.progress import bar
 from deme_lib.projection import projection_share
 from deme_lib.stages.job import Job
@@ -39,7 +39,7 @@ def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
         ranges = split_timesteps(job["n_ranges"], num_train_timesteps)
         return RoutedEnsemble(members, ranges), []
     if job["combine"] == "outputs":
-        return WeightedEnsemble([base, *members], [1 - sum(weights), *weights]), weights
+        return output_space_merge(base, members, weights), weights
     return Merger(base, members).merged(weights), weights
 
 

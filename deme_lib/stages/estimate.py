@@ -37,7 +37,7 @@ def announce(missing: Sequence[Recipe], store: Store, p: Parameters) -> None:
     if seconds > LONGEST_S and not p.allow_long:
         raise TooLongError(
             f"about {_readable(seconds)} is more than {_readable(LONGEST_S)}: set allow_long to "
-            "true to go on, or make it in parallel with `make reproduce`"
+            "true to go on; `make reproduce` makes such parts side by side"
         )
 
 

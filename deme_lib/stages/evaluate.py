@@ -36,13 +36,14 @@ def make_images(job: Job) -> dict[str, Any]:
     save_file(tensors, job.folder / "images.safetensors")
     bins = split_timesteps(job["loss_bins"], scheduler.config.num_train_timesteps)
     noise = job.fixed_noise("test", scheduler)
+    errors = noise.errors(model, device)
     members = len(model.members) if isinstance(model, WeightedEnsemble) else 1
     return {
         "weights": weights,
-        "test_loss": noise.loss(model, device),
+        "test_loss": errors.double().mean().item(),
         "losses": [
-            {"bin_start": b.start, "bin_stop": b.stop, "loss": loss}
-            for b, loss in zip(bins, noise.loss_per_bin(model, bins, device), strict=True)
+            {"bin_start": b.start, "bin_stop": b.stop, "loss": noise.mean_in(errors, b)}
+            for b in bins
         ],
         "parameters": sum(t.numel() for t in model.parameters()),
         "calls_per_image": members * job["sampling_steps"],
@@ -55,8 +56,9 @@ def make_metrics(job: Job) -> dict[str, Any]:
     for seed in job["sampling_seeds"]:
         images = found[f"seed{seed}"]
         rows.append({"seed": seed, **_all_metrics(job, images)})
-    distances = metrics.nearest_distances(torch.cat(list(found.values())), job.images("train"))
-    test = metrics.nearest_distances(job.images("test"), job.images("train"))
+    train, generated = job.images("train"), torch.cat(list(found.values()))
+    distances = metrics.nearest_distances(generated, train, job.device)
+    test = metrics.nearest_distances(job.images("test"), train, job.device)
     return {
         "rows": rows,
         "neighbours": {"n": len(distances), **analysis.quantiles(distances)},

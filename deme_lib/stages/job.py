@@ -16,6 +16,9 @@ from deme_lib import metrics, models
 from deme_lib.analysis import FixedNoise
 from deme_lib.store import Artefact
 
+FIXED_NOISE_SEEDS = {"search": 0, "test": 1}
+"""Weights are never searched on the noise of a reported loss."""
+
 
 @dataclass
 class Job:
@@ -61,4 +64,5 @@ class Job:
 
     def fixed_noise(self, role: str, scheduler: DDPMScheduler) -> FixedNoise:
         """Held-out images under noise that is the same for every model."""
-        return FixedNoise(self.images(role), scheduler, self["loss_draws"], seed=0)
+        seed = FIXED_NOISE_SEEDS[role]
+        return FixedNoise(self.images(role), scheduler, self["loss_draws"], seed)

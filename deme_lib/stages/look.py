@@ -22,7 +22,7 @@ def make_gradients(job: Job) -> dict[str, Any]:
     timesteps = [(b.start + b.stop - 1) // 2 for b in bins]
     images = job.images("train")[:GRADIENT_IMAGES]
     cosines = analysis.gradient_similarity(
-        pipeline.unet.eval(), pipeline.scheduler, images, timesteps, job["seed"]
+        pipeline.unet.eval(), pipeline.scheduler, images, timesteps, job["seed"], job.device
     )
     return {"timesteps": timesteps, "cosines": cosines.tolist(), "n": len(images)}
 
@@ -42,14 +42,13 @@ def make_range_losses(job: Job) -> dict[str, Any]:
     scheduler = job.pipeline.scheduler
     ranges = split_timesteps(job["n_ranges"], scheduler.config.num_train_timesteps)
     noise = job.fixed_noise("search", scheduler)
-    models = [job.pipeline.unet.eval(), *(m.eval() for m in job.members())]
-    return {
-        "losses": [
-            {"model": label, "range": k + 1, "held_out_loss": loss}
-            for label, model in zip(job["labels"], models, strict=True)
-            for k, loss in enumerate(noise.loss_per_bin(model.to(job.device), ranges, job.device))
-        ]
-    }
+    rows = []
+    for label, model in zip(job["labels"], [job.pipeline.unet, *job.members()], strict=True):
+        errors = noise.errors(model.eval().to(job.device), job.device)
+        for k, own in enumerate(ranges, start=1):
+            loss = noise.mean_in(errors, own)
+            rows.append({"model": label, "range": k, "held_out_loss": loss})
+    return {"losses": rows}
 
 
 def make_plane(job: Job) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from deme_lib import data, metrics
+from deme_lib import classifier, data, metrics
 from deme_lib.stages.job import Job
 
 
@@ -24,6 +24,8 @@ def make_data(job: Job) -> dict[str, Any]:
 
 
 def make_reference(job: Job) -> dict[str, Any]:
+    for name in {job["features"], job["second_features"]} - {"", metrics.INCEPTION}:
+        _check_split(name, job.inputs["data"].record["parameters"])
     tensors = {}
     for role in ("train", "test"):
         for name in {job["features"], job["second_features"], metrics.PIXELS} - {""}:
@@ -32,3 +34,18 @@ def make_reference(job: Job) -> dict[str, Any]:
             tensors[f"{role}.{name}.logits"] = found.logits
     save_file(tensors, job.folder / "features.safetensors")
     return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
+
+
+def _check_split(name: str, used: dict[str, Any]) -> None:
+    """A classifier must not have trained on images that are test images here."""
+    try:
+        card = classifier.card_of(name)
+    except ValueError as error:
+        raise metrics.MetricError(str(error)) from error
+    trained_on = (card["fingerprint"], card["split_seed"], card["train_images"])
+    if trained_on != (used["hash"], used["split_seed"], used["train_images"]):
+        raise metrics.MetricError(
+            f"the classifier {name} was trained on {card['train_images']} images of "
+            f"{card['dataset']} (split_seed {card['split_seed']}), not on this split: set features "
+            "to inception, or train one for it with `python -m deme_lib classifier`"
+        )

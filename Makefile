@@ -23,7 +23,7 @@ readme: .venv/installed
 	$(BIN)/python -m deme_lib readme figures/digits
 
 lab: .venv/installed
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_baseline.ipynb
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("deme needs Python 3.11 or newer; set PYTHON=")'

@@ -122,6 +122,22 @@ def verdict(records: tables.Records, number: int) -> str:
     return " ".join(sentences)
 
 
+def in_short(records: tables.Records) -> str:
+    """One sentence an ablation: who was compared, and the outcome in FID."""
+    sentences = []
+    for number in tables.ABLATIONS:
+        table = paired(records, number)
+        soup = (table["a"] == "merged") & (table["b"] == "soup")
+        rows = table[(table["kind"] == "primary") | soup]
+        outcomes = [
+            f"{records.titles[row['a']]} against {records.titles[row['b']]}: {row['outcome']}"
+            + ("" if row["kind"] == "primary" else " (exploratory)")
+            for _, row in rows.iterrows()
+        ]
+        sentences.append(f"Ablation {number}: {'; '.join(outcomes)}.")
+    return f"**In short**, by FID and for these weights. {' '.join(sentences)}"
+
+
 def _comparison(records: tables.Records, row: pd.Series, m: int) -> str:
     level = f"{100 * row['level']:.4g} % paired t interval"
     level += f", Bonferroni over {m}" if m > 1 else ""

@@ -137,9 +137,11 @@ class Parameters(BaseModel):
                 f"n_ranges={n} is above num_train_timesteps={self.num_train_timesteps}"
             )
         if isinstance(weights, str) and weights not in ("uniform", "search"):
-            raise ValueError(f'merge_weights={weights!r}: give "uniform", "search" or a list')
+            raise ValueError(
+                f'merge_weights={weights!r}: give "uniform", "search" or a list like [0.5, 0.5]'
+            )
         if isinstance(weights, list) and len(weights) != n:
-            raise ValueError(f"merge_weights has {len(weights)} weights for n_ranges={n}")
+            raise ValueError(f"merge_weights has {len(weights)} weights for n_ranges={n}: one each")
         if min(self.sampling_seeds) < 0:
             raise ValueError("sampling_seeds must be 0 or more")
         if self.sampling_steps > self.num_train_timesteps:
@@ -162,7 +164,8 @@ class Parameters(BaseModel):
             raise ValueError(
                 f"ema_decay={self.ema_decay} averages over {1 / (1 - self.ema_decay):.0f} steps, "
                 f"more than a quarter of finetune_steps={self.finetune_steps}: experts would keep "
-                "some of the pretrained weights that longer controls lose"
+                "some of the pretrained weights that longer controls lose; set ema_decay to at "
+                f"most {max(0.0, 1 - 4 / self.finetune_steps):.4g}"
             )
         if self.search_low > self.search_high:
             raise ValueError("search_low is above search_high")

@@ -78,7 +78,7 @@ def printed(table: pd.DataFrame, second: str = "") -> pd.DataFrame:
             "parameters held": table["parameters"].map(_count),
             "denoiser calls per image": table["calls_per_image"].map(_count),
             "training steps": table["training_steps"].map(_count),
-            "search cost (losses / images)": search,
+            "search: losses tried / images made": search,
         }
     )
 
@@ -183,9 +183,13 @@ def _printed_paired(known: tables.Records, part: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts_markdown(known: tables.Records) -> str:
-    """What the numbers say, in paragraphs: the metric, each ablation, copying."""
+    """What the numbers say, in paragraphs: in short, the metric, each ablation, copying."""
     parts = [comparisons.verdict(known, number) for number in tables.ABLATIONS]
-    return "\n\n".join([comparisons.metric(known), *parts, comparisons.copying(known)]) + "\n"
+    first, last = (
+        [comparisons.in_short(known), comparisons.metric(known)],
+        comparisons.copying(known),
+    )
+    return "\n\n".join([*first, *parts, last]) + "\n"
 
 
 def _mean_sd(table: pd.DataFrame, name: str) -> list[str]:

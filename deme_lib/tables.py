@@ -171,7 +171,11 @@ def ablation(records: Records, number: int) -> pd.DataFrame:
         table[f"{measure}_sd"] = by_arm[measure].std(ddof=1)
     real = records.real
     halves = {f"{m}_mean": real.get(f"{m}_halves") for m in ("fid", "pixel", "kid")}
-    last = {"title": "real images, halves", "n": real["n_halves"], **halves}
+    last = {
+        "title": f"real images, halves (n = {real['n_halves']:,}, not comparable)",
+        "n": real["n_halves"],
+        **halves,
+    }
     last["inception_score_mean"] = real["inception_score"]
     rows = [*table.reset_index().to_dict("records"), {"arm": "real", **last}]
     counts = ["n", "parameters", "training_steps", "search_losses", "search_images"]

@@ -5,10 +5,11 @@ import subprocess
 
 import pytest
 import torch
+import yaml
 from diffusers import DDPMPipeline
 from safetensors.torch import save_file
 
-from deme_lib import ROOT
+from deme_lib import ROOT, parameters
 from deme_lib.models import load_pipeline, new_scheduler, new_unet, save_pipeline
 from deme_lib.projection import ProjectedUNet2DModel
 
@@ -54,6 +55,12 @@ def test_tables_are_the_generated_ones(name):
     git = ["git", "-C", ROOT, "show", f"HEAD:figures/digits/{name}.md"]
     committed = subprocess.run(git, capture_output=True, text=True, check=True).stdout
     assert shown == committed.strip()
+
+
+def test_the_parameter_file_for_ones_own_model_is_valid():
+    block = re.search(r"```yaml\n(.*?)```", README, re.DOTALL).group(1)
+    p = parameters.check(yaml.safe_load(block), "README")
+    assert (p.pretrained, p.features) == ("my-model", "inception")
 
 
 def test_links_and_figures_exist():

@@ -42,6 +42,7 @@ def main(records: tables.Records) -> Figure:
     note = (
         f"Dots: sampling seeds; symbols: mean with {level} paired t interval (uncorrected; the "
         "primary comparisons, printed above each panel, are corrected); dotted: DeMe merged. "
+        "Overlap of two bars is no test of their difference. "
         f"The intervals are of one training seed. They {tables.COVERS}. "
     )
     return captioned(figure, note + tables.setting(records) + ".")

@@ -28,12 +28,14 @@ def announce(missing: Sequence[Recipe], store: Store, p: Parameters) -> None:
     calls = sum(r.denoiser_calls for r in missing)
     step_s, call_s = _timings(store, p) if steps + calls else (0.0, 0.0)
     seconds = steps * step_s + calls * call_s
-    print(
-        f"not in {store.root}, so made now: {', '.join(r.label for r in missing)}\n"
-        f"{steps:,} optimiser steps of {1e3 * step_s:.0f} ms and {calls:,} denoiser calls of "
-        f"{1e3 * call_s:.2f} ms: about {_readable(seconds)} in one process",
-        flush=True,
-    )
+    work = "seconds of work"
+    if steps + calls:
+        work = (
+            f"{steps:,} optimiser steps of {1e3 * step_s:.0f} ms and {calls:,} denoiser calls of "
+            f"{1e3 * call_s:.2f} ms: about {_readable(seconds)} in one process"
+        )
+    labels = ", ".join(recipe.label for recipe in missing)
+    print(f"not in {store.root}, so made now: {labels}\n{work}", flush=True)
     if seconds > LONGEST_S and not p.allow_long:
         raise TooLongError(
             f"about {_readable(seconds)} is more than {_readable(LONGEST_S)}: set allow_long to "

@@ -47,5 +47,5 @@ def _check_split(name: str, used: dict[str, Any]) -> None:
         raise metrics.MetricError(
             f"the classifier {name} was trained on {card['train_images']} images of "
             f"{card['dataset']} (split_seed {card['split_seed']}), not on this split: set features "
-            "to inception, or train one for it with `python -m deme_lib classifier`"
+            "to inception and second_features to ''"
         )

@@ -187,4 +187,4 @@ def _decode(data, column: str, source: str, indices: np.ndarray) -> np.ndarray:
         if array.shape != first:
             raise DataError(f"{source}: image {i} is {array.shape}, the first is {first}")
         images.append(array)
-    return np.stack(images)
+    return np.ascontiguousarray(np.stack(images))  # channels were last in memory

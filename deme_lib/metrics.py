@@ -220,6 +220,8 @@ def _register(name: str) -> str:
 
 def _inception(weights: str, cuda: bool) -> FeatureExtractorBase:
     try:
+        if weights:  # torch-fidelity unpickles: have torch refuse anything but tensors first
+            torch.load(weights, weights_only=True)
         return create_feature_extractor(
             "inception-v3-compat",
             ["2048", "logits_unbiased"],

@@ -5,9 +5,12 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 os.environ["GIT_OPTIONAL_LOCKS"] = "0"  # records ask git for its status; never lock the index
 
+import sys
+
 import pytest
 import torch
 from hypothesis import settings
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 torch.set_num_threads(1)
 settings.register_profile("deme", deadline=None, database=None, derandomize=True, max_examples=50)
@@ -44,3 +47,17 @@ def noisy_batch():
     """Five noisy images [5, 1, 8, 8] and their timesteps [5], mixed over [0, 1000)."""
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     return images, torch.tensor([999, 0, 250, 600, 249])
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A local Inception weights file of the right shape; its weights are random."""
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    cls = FEATURE_EXTRACTORS_REGISTRY["inception-v3-compat"]
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules[cls.__module__]
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(cls, "load_state_dict", lambda *_, **__: None)
+        torch.manual_seed(0)
+        torch.save(cls("inception-v3-compat", ["2048"], verbose=False).state_dict(), path)
+    return str(path)

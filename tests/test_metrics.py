@@ -235,3 +235,25 @@ def test_a_score_without_class_probabilities_is_refused(digits):
     """Pixels have no classes; an inception score of 1 would be made up."""
     with pytest.raises(MetricError, match="class"):
         metrics.inception_score(metrics.extract(digits[0], "pixels"), 2)
+
+
+def test_inception_from_a_local_file_takes_grey_and_colour(inception_weights):
+    grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    found = metrics.extract(grey, "inception", inception_weights)
+    assert found.values.shape == (3, 2048)
+    assert found.logits.shape == (3, 1008)
+    colour = metrics.extract(grey.expand(-1, 3, -1, -1), "inception", inception_weights)
+    assert torch.equal(found.values, colour.values)
+    assert metrics.inception_score(found, 1) >= 1
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "pwned"), "w"))
+
+    torch.save({"a": Payload()}, tmp_path / "evil.pth")
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(MetricError, match="inception_weights"):
+        metrics.extract(images, "inception", str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "pwned").exists()

@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
+from datasets import ClassLabel, Dataset, Features, Image
 from papermill import execute_notebook
 from papermill.exceptions import PapermillExecutionError
 from papermill.inspection import inspect_notebook
 
 from deme_lib import ROOT
+from deme_lib.models import load_pipeline, new_scheduler, new_unet, save_pipeline
 from deme_lib.parameters import DEFAULTS, EXECUTION, Parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
@@ -89,6 +92,38 @@ def test_cifar_offline_says_what_to_fetch(tmp_path):
     with pytest.raises(PapermillExecutionError, match="uoft-cs/cifar10") as caught:
         run(ROOT / "notebooks/03_merge.ipynb", tmp_path / "out.ipynb", tmp_path, preset="cifar")
     assert "parameter `dataset`" in str(caught.value)
+
+
+def test_the_true_cifar_path_on_local_files(tmp_path, inception_weights):
+    """params/cifar.yaml but for sizes, on a tiny pipeline and data in CIFAR-10's schema."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 20), ("test", 12)):
+        images = list(rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
+        features = Features({"img": Image(), "label": ClassLabel(num_classes=2)})
+        columns = {"img": images, "label": [i % 2 for i in range(count)]}
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Dataset.from_dict(columns, features).to_parquet(tmp_path / "data" / f"{part}-0.parquet")
+    save_pipeline(new_unet(3, 8, [8, 8], 1, seed=0), new_scheduler(1000), tmp_path / "model")
+    sizes = {"train_images": 16, "search_images": 5, "test_images": 5, "samples": 4}
+    sizes |= {"search_samples": 4, "search_candidates": 5, "search_losses": 4, "plane_points": 2}
+    sizes |= {"acceptance_samples": 8, "kid_subset_size": 4, "is_splits": 2, "sampling_steps": 2}
+    executed = run(
+        ROOT / "notebooks" / "03_merge.ipynb",
+        tmp_path / "out.ipynb",
+        tmp_path / "runs",
+        preset="cifar",
+        dataset=str(tmp_path / "data"),
+        pretrained=str(tmp_path / "model"),
+        inception_weights=inception_weights,
+        finetune_steps=8,
+        ema_decay=0.5,
+        batch_size=4,
+        device="cpu",
+        **sizes,
+    )
+    merged = next((tmp_path / "runs" / "store").glob("merged-*")) / "pipeline"
+    assert load_pipeline(merged).unet.config.in_channels == 3
+    assert "5 scored by images" in json.dumps(executed)
 
 
 def papermill(folder: Path, *arguments: str, fails: bool = False):

@@ -2,11 +2,13 @@
 
     python .ci/compare.py figures/digits/records OTHER/records
 
-Training amplifies rounding, so another machine gives other numbers. How far they move was measured
-by repeating the run with every initial weight moved by one rounding, and with two threads instead
-of one (.ci/spread/, written by spread.py). The largest deviation of those repeats from the
-committed run, over all arms, times FACTOR, is the tolerance: one for each measure's means over
-sampling seeds, and one for its mean paired differences to the pretrained and to the merged model.
+Another machine rounds differently, and training could amplify that. How far the numbers move was
+measured by repeats (.ci/spread/, written by spread.py): every initial weight moved by one rounding,
+and two threads instead of one. The largest deviation of the repeats from the committed run, over
+all arms, times FACTOR, is the tolerance: one for each measure's means over sampling seeds, and one
+for its mean paired differences to the pretrained and to the merged model. FACTOR is 10 because
+the repeats disturb little (one rounding at the start; the order of sums) where another processor
+rounds every operation its own way. A search that ends with other weights moves its arm further.
 """
 
 import json
@@ -17,7 +19,7 @@ import pandas as pd
 
 SPREAD = Path(__file__).parent / "spread"
 MEASURES = ["fid", "fid_second", "pixel", "inception_score", "kid", "precision", "recall"]
-FACTOR = 2.0
+FACTOR = 10.0
 MAY_DIFFER = {"runs_dir", "threads", "init_roundings", "device", "allow_long"}
 
 

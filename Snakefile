@@ -101,5 +101,5 @@ for name, path in NOTEBOOKS.items():
         retries: 1  # parallel kernels can race for ports
         shell:
             "mkdir -p $(dirname {params.executed:q}) && "
-            "{PYTHON} -m papermill --no-progress-bar {input.notebook} {params.executed:q} "
+            "{PYTHON} -m papermill --no-progress-bar --log-level ERROR {input.notebook} {params.executed:q} "
             "-f {input.file:q}"

@@ -1,6 +1,7 @@
 """Heavy stages side by side, then the six notebooks, which find everything stored.
 
-    snakemake --cores 2 --config params=params/digits.yaml
+    snakemake --cores 2 --config params=params/digits.yaml              # everything
+    snakemake artefacts --cores 2 --config params=params/digits.yaml    # without notebooks
 
 Order, parallel jobs and clusters are Snakemake's. What a job made is in the store (runs/store);
 the flags under runs/flags only tell Snakemake that it ran.
@@ -56,11 +57,6 @@ rule all:
 rule artefacts:
     input:
         [flag(label) for label in JOBS],
-
-
-rule metrics:
-    input:
-        [flag(label) for label in JOBS if label.startswith("metrics-")],
 
 
 for label, recipe in JOBS.items():

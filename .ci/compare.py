@@ -4,11 +4,12 @@
 
 Another machine rounds differently, and training could amplify that. How far the numbers move was
 measured by repeats (.ci/spread/, written by spread.py): every initial weight moved by one rounding,
-and two threads instead of one. The largest deviation of the repeats from the committed run, over
-all arms, times FACTOR, is the tolerance: one for each measure's means over sampling seeds, and one
-for its mean paired differences to the pretrained and to the merged model. FACTOR is 10 because
-the repeats disturb little (one rounding at the start; the order of sums) where another processor
-rounds every operation its own way. A search that ends with other weights moves its arm further.
+and two threads instead of one (for the arms in its file). The largest deviation of the repeats from
+the committed run, over all arms, times FACTOR, is the tolerance: one for each measure's means over
+sampling seeds, and one for its mean paired differences to the pretrained and to the merged model.
+FACTOR is 10 because the repeats disturb little (one rounding at the start; the order of sums) where
+another processor rounds every operation its own way. A search that ends with other weights moves
+its arm further than that.
 """
 
 import json
@@ -35,7 +36,8 @@ def numbers(records: Path) -> pd.DataFrame:
 
 def moves(committed: Path, other: Path) -> pd.DataFrame:
     """How far each number moved; infinitely far where only one of the two is a number."""
-    before, after = numbers(committed), numbers(other)
+    after = numbers(other)
+    before = numbers(committed).loc[after.index]
     moved = (after - before).abs()
     return moved.mask(before.isna() != after.isna(), float("inf"))
 
@@ -46,21 +48,23 @@ def tolerances(committed: Path, spread: Path = SPREAD) -> pd.DataFrame:
     if not repeats:
         raise FileNotFoundError(f"no repeats in {spread}: nothing was measured")
     for repeat in repeats:
-        check_comparable(committed, repeat)
+        check_comparable(committed, repeat, some_arms=True)
     worst = [moves(committed, repeat).groupby(level="kind").max() for repeat in repeats]
     return FACTOR * pd.concat(worst).groupby(level="kind").max()
 
 
-def check_comparable(committed: Path, other: Path) -> None:
-    """Refuse runs of other parameters, arms, seeds or sizes."""
+def check_comparable(committed: Path, other: Path, some_arms: bool = False) -> None:
+    """Refuse runs of other parameters, arms (a repeat may hold fewer), seeds or sizes."""
     first, second = (json.loads((r / "run.json").read_text()) for r in (committed, other))
     a, b = first["parameters"], second["parameters"]
     names = (a.keys() | b.keys()) - MAY_DIFFER
     if odd := sorted(name for name in names if a.get(name) != b.get(name)):
         raise ValueError(f"{other} was run with other parameters: {', '.join(odd)}")
     columns = ["arm", "seed", "n", "features", "steps"]
-    rows = [pd.read_csv(r / "metrics.csv")[columns].values.tolist() for r in (committed, other)]
-    if sorted(rows[0]) != sorted(rows[1]):
+    tables = [pd.read_csv(r / "metrics.csv")[columns] for r in (committed, other)]
+    if some_arms:
+        tables[0] = tables[0][tables[0]["arm"].isin(tables[1]["arm"])]
+    if sorted(tables[0].values.tolist()) != sorted(tables[1].values.tolist()):
         raise ValueError(f"{other} has other arms, seeds, n, features or steps")
 
 

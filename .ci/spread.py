@@ -1,14 +1,13 @@
 """Measure how far the metrics move when only rounding differs; run by hand after results changed.
 
-    .venv/bin/python .ci/spread.py
+    .venv/bin/python .ci/spread.py rounding            # all arms
+    .venv/bin/python .ci/spread.py threads merged ...  # some
 
-Repeats the digits experiment with every initial weight moved by one rounding, and with two threads
-instead of one, each in a runs folder of its own, and writes their metrics to .ci/spread/.
+Repeats the digits experiment with every initial weight moved by one rounding, or with two threads
+instead of one, in a runs folder of its own, and writes its metrics to .ci/spread/.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,17 +21,13 @@ REPEATS = {"rounding": {"init_roundings": 1}, "threads": {"threads": 2}}
 OUT = Path(__file__).parent / "spread"
 
 
-def repeat(name: str, changed: dict) -> None:
+def repeat(name: str, arms: list[str]) -> None:
     preset = ROOT / "runs" / f"spread-{name}.yaml"
-    values = yaml.safe_load(DEFAULTS.read_text()) | changed | {"runs_dir": f"runs/spread-{name}"}
+    values = yaml.safe_load(DEFAULTS.read_text()) | REPEATS[name]
     preset.parent.mkdir(exist_ok=True)
-    preset.write_text(yaml.safe_dump(values))
-    snakemake = [sys.executable, "-m", "snakemake", "metrics"]
-    options = ["--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"]
-    settings = ["--cores", str(os.cpu_count()), "--config", f"params={preset}"]
-    subprocess.run([*snakemake, *options, *settings], cwd=ROOT, check=True)
+    preset.write_text(yaml.safe_dump({**values, "runs_dir": f"runs/spread-{name}"}))
     p = parameters.load(preset)
-    made = stages.make_all([recipes.metrics(p, arm) for arm in ARMS.values()], p)
+    made = stages.make_all([recipes.metrics(p, ARMS[arm]) for arm in arms], p)
     out = OUT / name
     out.mkdir(parents=True, exist_ok=True)
     records.metrics(made).to_csv(out / "metrics.csv", index=False)
@@ -40,5 +35,4 @@ def repeat(name: str, changed: dict) -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or REPEATS:
-        repeat(name, REPEATS[name])
+    repeat(sys.argv[1], sys.argv[2:] or list(ARMS))

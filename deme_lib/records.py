@@ -94,7 +94,9 @@ def images(artefact: Artefact) -> np.ndarray:
 
 def metrics(made: dict[str, Artefact]) -> pd.DataFrame:
     """A row per arm and sampling seed, from artefacts by label."""
-    rows = {name: made[f"metrics-{name}"].results["rows"] for name in ARMS}
+    rows = {
+        name: made[label].results["rows"] for name in ARMS if (label := f"metrics-{name}") in made
+    }
     return pd.DataFrame([{"arm": n, **row} for n, found in rows.items() for row in found])
 
 

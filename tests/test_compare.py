@@ -60,6 +60,18 @@ def test_what_moves_further_than_ten_times_the_spread(compare, runs, tmp_path, f
     assert all(index[2] == "fid" for index in far.index)
 
 
+def test_a_repeat_may_hold_fewer_arms_but_a_run_may_not(compare, runs, tmp_path):
+    committed, spread = runs
+    fewer = changed(committed, spread / "threads", fid=0.07)
+    frame = pd.read_csv(fewer / "metrics.csv")
+    frame[frame["arm"].isin(["pretrained", "merged", "routed"])].to_csv(
+        fewer / "metrics.csv", index=False
+    )
+    assert compare.tolerances(committed, spread).loc["mean", "fid"] == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="arms"):
+        compare.compare(committed, fewer, spread)
+
+
 @pytest.mark.parametrize(
     ("change", "message"), [({"seed": 10}, "seeds"), ({"finetune_lr": 9.0}, "finetune_lr")]
 )

@@ -94,9 +94,8 @@ def images(artefact: Artefact) -> np.ndarray:
 
 def metrics(made: dict[str, Artefact]) -> pd.DataFrame:
     """A row per arm and sampling seed, from artefacts by label."""
-    rows = {
-        name: made[label].results["rows"] for name in ARMS if (label := f"metrics-{name}") in made
-    }
+    stored = {name: made[f"metrics-{name}"] for name in ARMS if f"metrics-{name}" in made}
+    rows = {name: artefact.results["rows"] for name, artefact in stored.items()}
     return pd.DataFrame([{"arm": n, **row} for n, found in rows.items() for row in found])
 
 

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.utils.logging import disable_progress_bar
 from safetensors import SafetensorError
+from torch import nn
 
 from deme_lib.data import local_folder
 from deme_lib.projection import unet_class
@@ -130,6 +131,13 @@ def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Pat
     DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
 
 
+def shape_of(denoiser: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a UNet, or an ensemble of them, denoises."""
+    size = denoiser.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return denoiser.config.in_channels, height, width
+
+
 def check_pipeline(
     pipeline: DDPMPipeline, num_train_timesteps: int, image_shape: tuple[int, ...]
 ) -> None:
@@ -158,8 +166,6 @@ def check_pipeline(
         )
     if config.class_embed_type is not None or config.num_class_embeds is not None:
         raise ModelError("the UNet is class-conditional; DeMe's experiments are unconditional")
-    size = pipeline.unet.config.sample_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    model_shape = (pipeline.unet.config.in_channels, *size)
+    model_shape = shape_of(pipeline.unet)
     if model_shape != tuple(image_shape):
         raise ModelError(f"the model makes images {model_shape}, the data set has {image_shape}")

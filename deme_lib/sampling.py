@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
+from deme_lib.models import shape_of
 from deme_lib.randomness import generator
 
 
@@ -50,9 +51,7 @@ def sample(
         uint8 [count, C, H, W].
     """
     ddim = ddim_scheduler(scheduler, steps, spacing)
-    size = denoiser.config.sample_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    shape = (denoiser.config.in_channels, *size)
+    shape = shape_of(denoiser)
     batches = []
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))

@@ -56,9 +56,7 @@ def _timings(store: Store, p: Parameters) -> tuple[float, float]:
         channels, size, _ = store.load(recipes.data(p)).results["shape"]
         unet = models.new_unet(channels, size, p.model_channels, p.layers_per_block, p.seed)
         scheduler = models.new_scheduler(p.num_train_timesteps)
-    size = unet.config.sample_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    images = torch.zeros(p.batch_size, unet.config.in_channels, *size, dtype=torch.uint8)
+    images = torch.zeros(p.batch_size, *models.shape_of(unet), dtype=torch.uint8)
     spec = TrainingSpec(
         steps=TIMED_STEPS + 1,
         purpose=(0, "timing"),
@@ -78,9 +76,7 @@ def _timings(store: Store, p: Parameters) -> tuple[float, float]:
 
 
 def _call_time(unet: torch.nn.Module, batch: int) -> float:
-    size = unet.config.sample_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    x = torch.zeros(batch, unet.config.in_channels, *size, device=unet.device)
+    x = torch.zeros(batch, *models.shape_of(unet), device=unet.device)
     with torch.inference_mode():
         unet(x, 0)
         started = time.perf_counter()

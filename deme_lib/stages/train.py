@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from deme_lib import models
 from deme_lib.progress import bar
 from deme_lib.projection import plain_or_projected, projection_share
+from deme_lib.recipes import ADAM
 from deme_lib.stages.job import Job
 from deme_lib.store import remove, write_text
 from deme_lib.timesteps import split_timesteps
@@ -67,7 +68,6 @@ def finetune(job: Job) -> dict[str, Any]:
 def _spec(
     job: Job, steps: int, own_range: range, learning_rate: float, ema_warmup: bool = False
 ) -> TrainingSpec:
-    shared = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "ema_decay")
     extra = ("probability", "consistency_weight")
     return TrainingSpec(
         steps=steps,
@@ -77,7 +77,7 @@ def _spec(
         final_learning_rate=job["finetune_lr"],
         precision=job["precision"],
         ema_warmup=ema_warmup,
-        **{name: job[name] for name in shared},
+        **{name: job[name] for name in ADAM},
         **{name: job[name] for name in extra if name in job.parameters},
     )
 

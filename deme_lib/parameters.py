@@ -25,6 +25,10 @@ DEFAULTS = PRESETS / "digits.yaml"
 EXECUTION = {"device", "threads", "sampling_batch", "checkpoint_every", "allow_long", "runs_dir"}
 """Parameters that change where and how fast, never what: they are in no artefact's key."""
 
+JOINED_LATER: dict[str, Any] = {}
+"""Parameters that joined when artefacts were already stored, with the value that changes nothing.
+They stand in a key only where they have another value, so that what was made before stays valid."""
+
 
 class ParameterError(ValueError):
     """A parameter is unknown, of the wrong type, or out of range."""
@@ -187,6 +191,10 @@ class Parameters(BaseModel):
     def pick(self, *names: str) -> dict[str, Any]:
         """The named parameters, for an artefact's key."""
         return {name: getattr(self, name) for name in names}
+
+    def pick_changed(self, *names: str) -> dict[str, Any]:
+        """Those of the named ``JOINED_LATER`` parameters that change something, for a key."""
+        return {n: v for n, v in self.pick(*names).items() if v != JOINED_LATER[n]}
 
     def folder_name(self) -> str:
         """The experiment's name; with a digest where a parameter differs from its file."""

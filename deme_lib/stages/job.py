@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from deme_lib import metrics, models
 from deme_lib.analysis import FixedNoise
+from deme_lib.parameters import JOINED_LATER
 from deme_lib.store import Artefact
 
 FIXED_NOISE_SEEDS = {"search": 0, "test": 1}
@@ -34,7 +35,7 @@ class Job:
     checkpoint_every: int
 
     def __getitem__(self, name: str) -> Any:
-        return self.locations.get(name, self.parameters[name])
+        return {**JOINED_LATER, **self.parameters, **self.locations}[name]
 
     def images(self, role: str) -> torch.Tensor:
         """uint8 images [n, C, H, W] of a role."""

@@ -106,6 +106,144 @@ def test_gradient_similarity_by_hand(images, tiny_unet):
     assert similarity(unet, images, [100, 800])[0, 1] == pytest.approx(expected, abs=1e-4)
 
 
+def test_gradients_leave_out_projections(images, tiny_unet):
+    """A projected model whose projections are the identity has its stock model's gradients."""
+    stock = tiny_unet().requires_grad_(True)
+    projected = ProjectedUNet2DModel.from_stock(stock).requires_grad_(True)
+    found = similarity(projected, images, [100, 800])
+    np.testing.assert_allclose(found, similarity(stock, images, [100, 800]), atol=1e-5)
+
+
+def test_gradient_similarity_has_a_draw_per_seed(images, tiny_unet):
+    unet = tiny_unet().requires_grad_(True)
+    first, second = (similarity(unet, images, [100, 800], seed)[0, 1] for seed in (0, 1))
+    assert first != second
+
+
+# activations
+
+
+OWN = range(250, 500)
+
+
+def differences(base, expert, images, own=OWN):
+    found = analysis.activation_differences(base, expert, SCHEDULER, images, own, seed=0)
+    return {(row["block"], row["dimension"]): row for row in found}
+
+
+def projected_unet(unet, block, change):
+    """``unet`` with projections, one block's changed in place."""
+    projected = ProjectedUNet2DModel.from_stock(unet)
+    with torch.no_grad():
+        change(projected.get_submodule(block).projection.weight)
+    return projected
+
+
+def test_equal_models_do_not_differ(images, tiny_unet):
+    found = differences(tiny_unet(), ProjectedUNet2DModel.from_stock(tiny_unet()), images)
+    blocks = ["down 1", "down 2", "mid", "up 1", "up 2"]
+    assert list(found) == list(itertools.product(blocks, ["channel", "spatial"]))
+    for row in found.values():
+        assert row["median"] == row["q95"] == row["share"] == 0
+
+
+def test_activation_differences_by_hand(images, tiny_unet):
+    """Doubling a block's projection adds the block's own mean output, which is the difference."""
+    base, captured = tiny_unet(), {}
+    expert = projected_unet(base, "up_blocks.1", lambda w: w.mul_(2))
+    base.up_blocks[1].register_forward_hook(lambda *given: captured.update(f=given[2]))
+    found = differences(base, expert, images)
+    f = captured["f"].double()
+    d, rms = f.mean(dim=0), f.square().mean().sqrt()
+    spread = (d - d.mean()).square().sum()
+    for dimension, axes, others in (("channel", (1, 2), 64), ("spatial", (0,), 8)):
+        row, means = found["up 2", dimension], d.mean(dim=axes)
+        assert row["count"] == means.numel() == 512 // others
+        expected = analysis.quantiles((means.abs() / rms).flatten())
+        assert {q: row[q] for q in expected} == pytest.approx(expected, rel=1e-4)
+        share = others * (means - d.mean()).square().sum() / spread
+        assert row["share"] == pytest.approx(share.item(), rel=1e-4)
+        assert row["share_by_chance"] == pytest.approx((512 // others - 1) / 511)
+    assert found["mid", "channel"]["q95"] == 0  # blocks before it are as they were
+
+
+def test_timesteps_come_from_the_own_range(images, tiny_unet):
+    base, seen = tiny_unet(), []
+    base.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    differences(base, tiny_unet(1), images)
+    assert (torch.cat(seen) >= 250).all() and (torch.cat(seen) < 500).all()
+    assert len(torch.cat(seen).unique()) > 1
+    assert not any(block._forward_hooks for _, block in analysis._blocks(base))
+
+
+@pytest.mark.parametrize("dimension", ["channel", "spatial"])
+def test_shares_tell_channels_from_positions(dimension):
+    shape = (8, 1, 1) if dimension == "channel" else (1, 4, 4)
+    effect = torch.randn(shape, generator=generator("effect")).double().expand(8, 4, 4)
+    rows = {row["dimension"]: row for row in analysis._by_dimension(effect, 1.0)}
+    other = {"channel": "spatial", "spatial": "channel"}[dimension]
+    assert rows[dimension]["share"] == pytest.approx(1)
+    assert rows[other]["share"] == pytest.approx(0)
+
+
+def test_shares_of_independent_noise_are_those_by_chance():
+    g, shares = generator("noise"), {"channel": [], "spatial": []}
+    for _ in range(2000):
+        for row in analysis._by_dimension(torch.randn(8, 3, 3, generator=g).double(), 1.0):
+            shares[row["dimension"]].append(row["share"])
+    assert np.mean(shares["channel"]) == pytest.approx(7 / 71, rel=0.05)
+    assert np.mean(shares["spatial"]) == pytest.approx(8 / 71, rel=0.05)
+
+
+# landscape
+
+
+def test_the_landscape_s_centre_is_the_model(images, tiny_unet):
+    unet, noise, ranges = tiny_unet(), FixedNoise(images, SCHEDULER, 8, 0), split_timesteps(2, 1000)
+    before, counted = {k: w.clone() for k, w in unet.state_dict().items()}, []
+    rows = analysis.landscape(unet, noise, ranges, 0.3, 3, 0, on_point=lambda: counted.append(1))
+    assert len(counted) == 9 and len(rows) == 27
+    assert {(row["a"], row["b"]) for row in rows} == set(
+        itertools.product((-0.3, 0, 0.3), repeat=2)
+    )
+    centre = {row["range"]: row for row in rows if row["a"] == row["b"] == 0}
+    errors = noise.errors(unet)
+    assert centre[0]["loss"] == pytest.approx(noise.loss(unet), rel=1e-6)
+    for k, r in enumerate(ranges, start=1):
+        assert centre[k]["loss"] == pytest.approx(noise.mean_in(errors, r), rel=1e-6)
+        assert (centre[k]["start"], centre[k]["stop"]) == (r.start, r.stop)
+    assert all(torch.equal(before[k], w) for k, w in unet.state_dict().items())
+    with pytest.raises(ValueError, match="odd"):
+        analysis.landscape(unet, noise, ranges, 0.3, 4, 0)
+
+
+def test_a_point_of_the_landscape_by_hand(images, tiny_unet):
+    unet, noise = tiny_unet(), FixedNoise(images, SCHEDULER, 8, 0)
+    rows = analysis.landscape(unet, noise, split_timesteps(1, 1000), 0.3, 3, seed=5)
+    one, two = (
+        analysis.filter_normalised(unet.state_dict(), generator(5, "landscape", i)) for i in (1, 2)
+    )
+    moved = {k: w + 0.3 * one[k] - 0.3 * two[k] for k, w in unet.state_dict().items()}
+    other = tiny_unet(1)
+    other.load_state_dict(moved)
+    found = next(row for row in rows if row["a"] == 0.3 and row["b"] == -0.3)
+    assert found["loss"] == pytest.approx(noise.loss(other), rel=1e-5)
+    assert noise.loss(other) != pytest.approx(noise.loss(unet), rel=1e-4)
+
+
+def test_directions_have_the_norm_of_every_filter(tiny_unet):
+    base = {k: w + 0.1 for k, w in tiny_unet().state_dict().items()}
+    first, again, other = (
+        analysis.filter_normalised(base, generator(seed, "landscape", 1)) for seed in (0, 0, 1)
+    )
+    for name, weight in base.items():
+        assert torch.equal(first[name], again[name])
+        for w, d in zip(weight, first[name], strict=True):
+            expected = w.norm().item() if weight.dim() > 1 else 0
+            assert d.norm().item() == pytest.approx(expected, rel=1e-5)
+    assert not torch.equal(first["conv_in.weight"], other["conv_in.weight"])
+
+
 # quantiles
 
 

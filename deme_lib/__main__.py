@@ -15,10 +15,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     make = commands.add_parser("make", help="make artefacts and what they need")
-    make.add_argument("labels", nargs="+", help="labels as printed by `list`")
-    listing = commands.add_parser("list", help="artefacts of an experiment, stored or missing")
-    for command in (make, listing):
-        command.add_argument("-f", "--file", default="params/digits.yaml", help="parameter file")
+    make.add_argument("names", nargs="+", help="names as printed by `list`, or their labels")
+    listing = commands.add_parser("list", help="artefacts of a file, stored or missing")
+    sweep = commands.add_parser("sweep", help="table and figure of a sweep, making what is missing")
+    for command in (make, listing, sweep):
+        command.add_argument(
+            "-f", "--file", default="params/digits.yaml", help="parameter or sweep file"
+        )
 
     render = commands.add_parser("render", help="tables and figures again, from records alone")
     render.add_argument("folder", type=Path, help="such as figures/digits; holds records/")
@@ -39,24 +42,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _make(options: argparse.Namespace) -> None:
-    from deme_lib import recipes, stages
+    from deme_lib import stages, sweeps
 
-    p = parameters.load(options.file)
-    known = recipes.everything(p)
-    if unknown := [label for label in options.labels if label not in known]:
-        raise ParameterError(f"no artefact {unknown}; {options.file} has {', '.join(known)}")
-    for label in options.labels:
-        stages.make(known[label], p)
+    plan = sweeps.plan(options.file)
+    for wanted in options.names:
+        found = [entry for name, entry in plan.items() if wanted in (name, entry[0].label)]
+        if len(found) != 1:
+            problem = "several artefacts" if found else "no artefact"
+            raise ParameterError(
+                f"{problem} called {wanted!r}; {options.file} has {', '.join(plan)}"
+            )
+        stages.make(*found[0])
 
 
 def _list(options: argparse.Namespace) -> None:
-    from deme_lib import recipes
+    from deme_lib import sweeps
     from deme_lib.store import Store
 
-    p = parameters.load(options.file)
-    store = Store(p.runs_dir)
-    for recipe in recipes.everything(p).values():
-        print(f"{'stored ' if store.holds(recipe) else 'missing'} {recipe.name}")
+    for name, (recipe, p) in sweeps.plan(options.file).items():
+        print(f"{'stored ' if Store(p.runs_dir).holds(recipe) else 'missing'} {name}")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from deme_lib import sweep_records, sweep_tables, sweeps
+
+    folder = sweep_records.collect(sweeps.load(options.file))
+    sweep_tables.render(folder / "records", folder)
+    print(folder / "sweeps")
 
 
 def _render(options: argparse.Namespace) -> None:
@@ -83,6 +95,7 @@ def _classifier(options: argparse.Namespace) -> None:
 COMMANDS = {
     "make": _make,
     "list": _list,
+    "sweep": _sweep,
     "render": _render,
     "readme": _readme,
     "classifier": _classifier,

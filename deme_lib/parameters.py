@@ -25,7 +25,12 @@ DEFAULTS = PRESETS / "digits.yaml"
 EXECUTION = {"device", "threads", "sampling_batch", "checkpoint_every", "allow_long", "runs_dir"}
 """Parameters that change where and how fast, never what: they are in no artefact's key."""
 
-JOINED_LATER: dict[str, Any] = {}
+JOINED_LATER: dict[str, Any] = {
+    "range_cut": "uniform",
+    "loss_weighting": "none",
+    "min_snr_gamma": 5.0,
+    "p2_gamma": 1.0,
+}
 """Parameters that joined when artefacts were already stored, with the value that changes nothing.
 They stand in a key only where they have another value, so that what was made before stays valid."""
 
@@ -59,6 +64,9 @@ class Parameters(BaseModel):
 
     # finetuning, the same for experts and controls
     n_ranges: int = Field(ge=1, description="N of Eq. 3")
+    range_cut: Literal["uniform", "log-snr", "overlapping", "random"] = Field(
+        description="how [0, T) is cut into ranges"
+    )
     probability: float = Field(ge=0, le=1, description="p of Eq. 6")
     consistency_weight: float = Field(ge=0, description="weight of Eq. 4 in Eq. 5; 0: without")
     channel_projection: bool = Field(description="channel-wise projections (Sec. 3.2)")
@@ -70,8 +78,13 @@ class Parameters(BaseModel):
     weight_decay: float = Field(ge=0, description="AdamW")
     clip_norm: float = Field(gt=0, description="gradient norm clipped to this")
     ema_decay: float = Field(ge=0, lt=1, description="EMA of the weights")
+    loss_weighting: Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty"] = Field(
+        description="adds an arm to ablation 1: all timesteps, loss re-weighted so"
+    )
+    min_snr_gamma: float = Field(gt=0, description="of Min-SNR (Hang et al. 2023)")
+    p2_gamma: float = Field(gt=0, description="of P2 weighting (Choi et al. 2022)")
     precision: Literal["no", "bf16", "fp16"] = Field(description="autocast in training")
-    seed: int = Field(ge=0, description="training seed")
+    seeds: list[int] = Field(min_length=1, description="training seeds; each trains everything")
 
     # merge
     merge_weights: str | list[float] = Field(description="uniform, search, or one weight a range")
@@ -103,7 +116,7 @@ class Parameters(BaseModel):
     # analysis
     loss_bins: int = Field(ge=1, description="bins of [0, T) for losses per timestep")
     gradient_bins: int = Field(ge=2, description="timesteps of the gradient similarity map")
-    plane_points: int = Field(ge=2, description="points per axis of the w1-w2 plane")
+    plane_points: int = Field(ge=2, description="points per axis of the loss planes (Fig. 4, 6a)")
 
     # execution
     device: Literal["auto", "cpu", "cuda"] = Field(description="where to compute")
@@ -116,6 +129,7 @@ class Parameters(BaseModel):
     @field_validator(
         "merge_weights",
         "model_channels",
+        "seeds",
         "sampling_seeds",
         "primary_decoupling",
         "primary_merging",
@@ -146,12 +160,16 @@ class Parameters(BaseModel):
             )
         if isinstance(weights, list) and len(weights) != n:
             raise ValueError(f"merge_weights has {len(weights)} weights for n_ranges={n}: one each")
-        if min(self.sampling_seeds) < 0:
-            raise ValueError("sampling_seeds must be 0 or more")
+        for name in ("seeds", "sampling_seeds"):
+            seeds = getattr(self, name)
+            if min(seeds) < 0 or max(seeds) >= 2**32:
+                raise ValueError(f"{name} must be from 0 to 2**32 - 1, got {seeds}")
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{name} repeats a seed: seeds must be independent")
         if self.sampling_steps > self.num_train_timesteps:
             raise ValueError("sampling_steps is above num_train_timesteps")
         for number, pairs in ((1, self.primary_decoupling), (2, self.primary_merging)):
-            arms = [arm.name for arm in of_ablation(number)]
+            arms = [arm.name for arm in of_ablation(number, self.loss_weighting)]
             for pair in pairs:
                 if len(names := set(pair.split(" - "))) != 2 or not names <= set(arms):
                     raise ValueError(
@@ -175,8 +193,6 @@ class Parameters(BaseModel):
             raise ValueError("search_low is above search_high")
         if self.search_candidates < n + 1:
             raise ValueError(f"search_candidates must be at least n_ranges + 1 = {n + 1}")
-        if len(set(self.sampling_seeds)) < len(self.sampling_seeds):
-            raise ValueError("sampling_seeds repeats a seed: seeds must be independent")
         if self.kid_subset_size > min(self.samples, self.test_images):
             raise ValueError(
                 f"kid_subset_size={self.kid_subset_size} needs as many samples "
@@ -187,6 +203,15 @@ class Parameters(BaseModel):
         if min(self.model_channels) < 8 or any(c % 8 for c in self.model_channels):
             raise ValueError("model_channels must be multiples of 8 (group norm with 8 groups)")
         return self
+
+    @property
+    def seed(self) -> int:
+        """The training seed; of several, the first."""
+        return self.seeds[0]
+
+    def per_seed(self) -> list[Parameters]:
+        """One experiment for every training seed."""
+        return [self.model_copy(update={"seeds": [seed]}) for seed in self.seeds]
 
     def pick(self, *names: str) -> dict[str, Any]:
         """The named parameters, for an artefact's key."""
@@ -229,11 +254,16 @@ def load(path: str | Path, **overrides: Any) -> Parameters:
     Raises:
         ParameterError: the file is missing, is no flat YAML mapping, or holds a bad parameter.
     """
+    return check({**read(path), **overrides}, str(path))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a parameter or sweep file holds, unchecked."""
     found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
     if found is None:
-        presets = ", ".join(sorted(f"params/{p.name}" for p in PRESETS.glob("*.yaml")))
+        presets = ", ".join(sorted(str(p.relative_to(ROOT)) for p in PRESETS.rglob("*.yaml")))
         raise ParameterError(f"no parameter file {path}; there are {presets}")
-    return check({**_read_yaml(found), **overrides}, str(path))
+    return _read_yaml(found)
 
 
 def from_notebook(namespace: dict[str, Any]) -> Parameters:

@@ -20,9 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from deme_lib import models
-from deme_lib.objectives import deme_loss
+from deme_lib.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
 from deme_lib.randomness import generator
-from deme_lib.timesteps import draw_timesteps
+from deme_lib.timesteps import draw_timesteps, split_timesteps
+
+UNCERTAINTY = "uncertainty"
+LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hardly leave 1
 
 
 class TrainingError(RuntimeError):
@@ -38,6 +41,8 @@ class TrainingSpec:
         own_range: timesteps to train on (Eq. 3); all of [0, T) for controls.
         probability: p of Eq. 6.
         consistency_weight: weight of Eq. 4; used where a teacher is given.
+        loss_weighting: of the denoising loss: "none", a name that ``objectives.snr_weights`` knows,
+            or "uncertainty", which learns a weight for each of ``n_tasks`` ranges.
         ema_warmup: let diffusers' EMA start short, for training from scratch. Without, runs of
             any length average over the same horizon, 1 / (1 - ema_decay) steps.
         final_learning_rate: reached by a cosine after 80 % of the steps, then held. Equal to
@@ -59,6 +64,10 @@ class TrainingSpec:
     ema_decay: float = 0.999
     ema_warmup: bool = False
     precision: str = "no"
+    loss_weighting: str = "none"
+    min_snr_gamma: float = 5.0
+    p2_gamma: float = 1.0
+    n_tasks: int = 1
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -107,6 +116,10 @@ class Training:
             weight_decay=spec.weight_decay,
             fused=True,
         )
+        self.weights, self.uncertainty = self._weighting()
+        if self.uncertainty is not None:
+            learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
+            optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
         self.unet, self.optimiser = self.accelerator.prepare(unet.train(), optimiser)
         floor = 0.0 if spec.ema_warmup else spec.ema_decay
         self.ema = EMAModel(unet.parameters(), decay=spec.ema_decay, min_decay=floor)
@@ -133,6 +146,28 @@ class Training:
         self.ema.copy_to(unet.parameters())
         return unet.eval()
 
+    def _weighting(self) -> tuple[torch.Tensor | None, UncertaintyWeighting | None]:
+        """Weights per timestep [T] that are fixed, or the module that learns them."""
+        spec, device = self.spec, self.accelerator.device
+        if spec.loss_weighting == "none":
+            return None, None
+        alphas_cumprod = self.scheduler.alphas_cumprod
+        if spec.loss_weighting == UNCERTAINTY:
+            ranges = split_timesteps(spec.n_tasks, len(alphas_cumprod))
+            return None, UncertaintyWeighting(ranges).to(device)
+        gammas = {"min_snr_gamma": spec.min_snr_gamma, "p2_gamma": spec.p2_gamma}
+        return snr_weights(spec.loss_weighting, alphas_cumprod, **gammas).to(device), None
+
+    def _loss(
+        self, denoising: torch.Tensor, consistency: torch.Tensor | None, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        cw = self.spec.consistency_weight
+        if self.uncertainty is not None:
+            loss = deme_loss(denoising, consistency, cw, self.uncertainty.weights()[timesteps])
+            return loss + self.uncertainty(denoising, timesteps)
+        weights = None if self.weights is None else self.weights[timesteps]
+        return deme_loss(denoising, consistency, cw, weights)
+
     def _step(self, step: int) -> float:
         spec, device = self.spec, self.accelerator.device
         g = generator(*spec.purpose, step)
@@ -148,15 +183,14 @@ class Training:
         noise = torch.randn(clean.shape, generator=g).to(device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
 
-        for group in self.optimiser.param_groups:
-            group["lr"] = spec.learning_rate_at(step)
+        self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
         with self.accelerator.autocast():
             prediction = self.unet(noisy, timesteps, return_dict=False)[0]
-            target = None
             if self.teacher is not None:
                 with torch.no_grad():
                     target = self.teacher(noisy, timesteps, return_dict=False)[0]
-        loss = deme_loss(prediction, noise, target, spec.consistency_weight)
+        consistency = None if self.teacher is None else squared_error(prediction, target)
+        loss = self._loss(squared_error(prediction, noise), consistency, timesteps)
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
@@ -176,6 +210,8 @@ class Training:
         tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
         tensors |= {f"adam.{i}.{k}": v for i, s in optimiser["state"].items() for k, v in s.items()}
+        if self.uncertainty is not None:
+            tensors["uncertainty.log_variances"] = self.uncertainty.log_variances
         scaler = self.accelerator.scaler
         metadata = {
             "position": str(self.position),
@@ -196,12 +232,15 @@ class Training:
             raise TrainingError(
                 f"{self.checkpoint} is damaged ({error}); delete it to start this run again"
             ) from error
-        groups: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "ema": {}, "adam": {}}
+        kinds = ("unet", "ema", "adam", "uncertainty")
+        groups: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
         for key, tensor in tensors.items():
             kind, name = key.split(".", 1)
             groups[kind][name] = tensor
         device = self.accelerator.device
         self.accelerator.unwrap_model(self.unet).load_state_dict(groups["unet"])
+        if self.uncertainty is not None:
+            self.uncertainty.load_state_dict(groups["uncertainty"])
         self.ema.shadow_params = [
             groups["ema"][str(i)].to(device) for i in range(len(groups["ema"]))
         ]

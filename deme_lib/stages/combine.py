@@ -12,7 +12,6 @@ from deme_lib.ensembles import RoutedEnsemble, output_space_merge
 from deme_lib.progress import bar
 from deme_lib.projection import projection_share
 from deme_lib.stages.job import Job
-from deme_lib.timesteps import split_timesteps
 
 
 def weights_of(job: Job, members: int) -> list[float]:
@@ -35,8 +34,7 @@ def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
     if not members:
         return base, []
     if job["combine"] == "routed":
-        num_train_timesteps = job.pipeline.scheduler.config.num_train_timesteps
-        ranges = split_timesteps(job["n_ranges"], num_train_timesteps)
+        ranges = job.ranges(job.pipeline.scheduler, job["n_ranges"])
         return RoutedEnsemble(members, ranges), []
     if job["combine"] == "outputs":
         return output_space_merge(base, members, weights), weights

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from deme_lib.arms import ARMS, SEARCHES, search_of
+from deme_lib.arms import SEARCHES, present, search_of
+
+ARMS = {arm.name: arm for arm in present("none")}
 
 FID = dict(
     zip(

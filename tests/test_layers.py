@@ -9,8 +9,9 @@ from deme_lib import ROOT
 LAYERS = [
     {"timesteps", "objectives", "merging", "ensembles", "projection"},  # method
     {"randomness", "data", "models", "training", "sampling", "metrics", "classifier", "progress"}
-    | {"analysis", "weight_search", "decouple_merge"},  # doing
-    {"arms", "parameters", "store", "recipes", "stages", "records"},  # experiment
+    | {"analysis", "cuts", "weight_search", "decouple_merge"},  # doing
+    {"arms", "parameters", "store", "recipes", "stages", "records"}
+    | {"sweeps", "sweep_records"},  # experiment
     {"tables", "comparisons", "plots", "report"},  # show: records only
     {"__main__"},
 ]

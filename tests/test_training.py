@@ -80,6 +80,32 @@ def test_interrupted_and_resumed_equals_uninterrupted(start, tiny_unet, tmp_path
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
 
 
+@pytest.mark.parametrize("name", ["min-snr", "uncertainty"])
+def test_a_weighted_run_resumes_exactly(start, tmp_path, name):
+    changes = {"loss_weighting": name, "n_tasks": 2, "own_range": range(0, 1000)}
+    whole, file = start(**changes), tmp_path / "checkpoint.safetensors"
+    steps = list(whole)
+    list(itertools.islice(start(checkpoint=file, **changes), 3))
+    resumed = start(checkpoint=file, **changes)
+    assert resumed.position == 2 and list(resumed) == steps[2:]
+    assert all(map(equal, states(resumed), states(whole)))
+    if name == "uncertainty":
+        assert torch.equal(resumed.uncertainty.weights(), whole.uncertainty.weights())
+        assert not torch.equal(whole.uncertainty.weights(), torch.ones(1000))
+        assert whole.optimiser.param_groups[1]["lr"] == 1e-2  # the model's schedule is not its
+
+
+def test_weights_of_one_change_nothing_and_others_do(start):
+    plain, flat, p2 = (
+        start(),
+        start(loss_weighting="min-snr", min_snr_gamma=1e12),
+        start(loss_weighting="p2"),
+    )
+    losses = [[step.loss for step in run] for run in (plain, flat, p2)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] != pytest.approx(losses[0], rel=1e-2)
+
+
 def test_a_finished_run_has_nothing_left_to_do(start, tmp_path):
     first = start(checkpoint=tmp_path / "c")
     list(first)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from deme_lib import metrics, models, sampling, weight_search
+from deme_lib.cuts import routing_ranges
 from deme_lib.decouple_merge import Merger
 from deme_lib.ensembles import RoutedEnsemble, output_space_merge
 from deme_lib.progress import bar
@@ -34,7 +35,7 @@ def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
     if not members:
         return base, []
     if job["combine"] == "routed":
-        ranges = job.ranges(job.pipeline.scheduler, job["n_ranges"])
+        ranges = routing_ranges(job["range_cut"], job["n_ranges"], job.pipeline.scheduler)
         return RoutedEnsemble(members, ranges), []
     if job["combine"] == "outputs":
         return output_space_merge(base, members, weights), weights

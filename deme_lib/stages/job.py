@@ -15,9 +15,7 @@ from safetensors.torch import load_file
 from deme_lib import metrics, models
 from deme_lib.analysis import FixedNoise
 from deme_lib.parameters import JOINED_LATER
-from deme_lib.randomness import generator
 from deme_lib.store import Artefact
-from deme_lib.timesteps import split_log_snr, split_randomly, split_timesteps, widen
 
 FIXED_NOISE_SEEDS = {"search": 0, "test": 1}
 """Weights are never searched on the noise of a reported loss."""
@@ -38,22 +36,6 @@ class Job:
 
     def __getitem__(self, name: str) -> Any:
         return {**JOINED_LATER, **self.parameters, **self.locations}[name]
-
-    def ranges(self, scheduler: DDPMScheduler, n_ranges: int) -> list[range]:
-        """The ranges that tile [0, T): what routing goes by."""
-        cut = self["range_cut"]
-        if cut == "log-snr":
-            return split_log_snr(n_ranges, scheduler.alphas_cumprod)
-        num_train_timesteps = scheduler.config.num_train_timesteps
-        if cut == "random":
-            g = generator("random cut", n_ranges)  # one cut for all training seeds
-            return split_randomly(n_ranges, num_train_timesteps, g)
-        return split_timesteps(n_ranges, num_train_timesteps)
-
-    def training_ranges(self, scheduler: DDPMScheduler, n_ranges: int) -> list[range]:
-        """The ranges that experts train on; they overlap where ``range_cut`` says so."""
-        ranges = self.ranges(scheduler, n_ranges)
-        return widen(ranges) if self["range_cut"] == "overlapping" else ranges
 
     def images(self, role: str) -> torch.Tensor:
         """uint8 images [n, C, H, W] of a role."""

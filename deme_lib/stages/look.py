@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from deme_lib import analysis, models
+from deme_lib.cuts import routing_ranges
 from deme_lib.decouple_merge import Merger
 from deme_lib.progress import bar
 from deme_lib.randomness import seed_of
@@ -42,7 +43,7 @@ def make_gradients(job: Job) -> dict[str, Any]:
 
 def make_activations(job: Job) -> dict[str, Any]:
     scheduler, members = job.pipeline.scheduler, job.members()
-    ranges = job.ranges(scheduler, len(members))
+    ranges = routing_ranges(job["range_cut"], len(members), scheduler)
     images = job.images("train")[:ACTIVATION_IMAGES]
     base, rows = job.pipeline.unet.eval(), []
     for k, (expert, own) in enumerate(zip(members, ranges, strict=True), start=1):
@@ -60,7 +61,7 @@ def make_landscape(job: Job) -> dict[str, Any]:
         rows = analysis.landscape(
             job.pipeline.unet.eval(),
             noise,
-            job.ranges(scheduler, job["n_ranges"]),
+            routing_ranges(job["range_cut"], job["n_ranges"], scheduler),
             LANDSCAPE_RADIUS,
             points,
             job["seed"],
@@ -83,7 +84,7 @@ def make_task_vectors(job: Job) -> dict[str, Any]:
 
 def make_range_losses(job: Job) -> dict[str, Any]:
     scheduler = job.pipeline.scheduler
-    ranges = job.ranges(scheduler, job["n_ranges"])
+    ranges = routing_ranges(job["range_cut"], job["n_ranges"], scheduler)
     noise = job.fixed_noise("search", scheduler)
     rows = []
     for label, model in zip(job["labels"], [job.pipeline.unet, *job.members()], strict=True):

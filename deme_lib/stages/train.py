@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import DDPMScheduler, UNet2DModel
 
 from deme_lib import models
+from deme_lib.cuts import training_ranges
 from deme_lib.progress import bar
 from deme_lib.projection import plain_or_projected, projection_share
 from deme_lib.recipes import ADAM
@@ -58,7 +59,7 @@ def finetune(job: Job) -> dict[str, Any]:
         models.load_unet(job.inputs["baseline"].path / "pipeline" / "unet"),
         job["channel_projection"],
     )
-    ranges = job.training_ranges(pipeline.scheduler, job["n_ranges"])
+    ranges = training_ranges(job["range_cut"], job["n_ranges"], pipeline.scheduler)
     spec = _spec(job, job["steps"], ranges[job["range_index"]], job["finetune_lr"])
     run, history = _train(job, unet, pipeline.scheduler, spec, teacher)
     trained = run.ema_unet()

@@ -11,14 +11,6 @@ import pandas as pd
 
 from deme_lib import comparisons, plots, tables
 
-LIMITS = (
-    "Differences a − b paired over sampling seeds, mean ± half-width of the t interval at the "
-    "level named; negative: a is better (inception score, IS: positive). "
-    "Primary comparisons were named before the run and are Bonferroni-corrected within their "
-    "ablation; exploratory ones are not corrected. The verdict reads FID. The intervals "
-    f"are of one training seed. They {tables.COVERS}."
-)
-
 
 def render(records: Path, out: Path) -> None:
     """Write every table (.csv, .md, .tex) and figure (.png) of the records into ``out``.
@@ -104,16 +96,17 @@ def latex(table: pd.DataFrame, caption: str, label: str) -> str:
 
 def _figures(known: tables.Records) -> dict:
     p = known.parameters
-    one = f"{p['dataset']}, training seed {p['seed']}"
+    one = f"{p['dataset']}, training seed {known.training_seeds[0]}"
     loss = f"{one}: {p['test_images']:,} test images, {p['loss_draws']} draws each"
     held = f"{one}: {p['search_images']:,} search images, {p['loss_draws']} draws each"
     scored = f"{held}; FID of {p['search_samples']:,} images per candidate"
     timesteps = p["num_train_timesteps"]
+    gradients = known.gradients.query("model == 'pretrained' and draw == 0")
     return {
         "main": lambda: plots.main(known),
         "samples": lambda: plots.samples(known.samples, known.titles, one),
         "loss_per_timestep": lambda: plots.loss_per_timestep(known.losses, loss),
-        "gradient_similarity": lambda: plots.gradient_similarity(known.gradients, one, timesteps),
+        "gradient_similarity": lambda: plots.gradient_similarity(gradients, one, timesteps),
         "task_vectors": lambda: plots.task_vectors(known.task_vectors, one),
         "plane": lambda: plots.plane(known.plane, one),
         "cost": lambda: plots.cost(known),
@@ -155,10 +148,25 @@ def _write_ablation(known: tables.Records, number: int, path: Path) -> None:
     _write(path.with_suffix(".tex"), latex(shown, _caption(known, number), path.name) + "\n")
 
 
+def limits(known: tables.Records) -> str:
+    """What paired differences and their intervals are."""
+    several = len(known.training_seeds) > 1
+    over = "training and sampling seeds" if several else "sampling seeds"
+    crossed = "random and crossed, degrees of freedom by Satterthwaite's formula"
+    seeds = f"take both kinds of seeds as {crossed}" if several else "are of one training seed"
+    return (
+        f"Differences a − b paired over {over}, mean ± half-width of the t interval at the "
+        "level named; negative: a is better (inception score, IS: positive). "
+        "Primary comparisons were named before the run and are Bonferroni-corrected within their "
+        "ablation; exploratory ones are not corrected. The verdict reads FID. The intervals "
+        f"{seeds}. They {tables.covers(known)}."
+    )
+
+
 def _write_paired(known: tables.Records, path: Path) -> None:
     parts = [comparisons.paired(known, number) for number in tables.ABLATIONS]
     _write(path.with_suffix(".csv"), pd.concat(parts).to_csv(index=False, float_format="%.6g"))
-    text = [f"{LIMITS} {tables.setting(known)}.\n"]
+    text = [f"{limits(known)} {tables.setting(known)}.\n"]
     text += [paired_markdown(known, number) for number in tables.ABLATIONS]
     _write(path.with_suffix(".md"), "\n".join(text))
 

@@ -41,7 +41,7 @@ def cost(records: tables.Records) -> Figure:
     handles = [handles[i] for i in order]
     figure.legend(handles, table["title"], loc="outside upper center", **{**LEGEND, "ncols": 4})
     note = "Costs in ascending order, not to scale; equal ones side by side. "
-    note += f"The bars (uncorrected) {tables.COVERS}. "
+    note += f"The bars (uncorrected) {tables.covers(records)}. "
     return captioned(figure, f"{note}{tables.setting(records)}.")
 
 

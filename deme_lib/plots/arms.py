@@ -58,7 +58,7 @@ def _ablation_panel(ax: plt.Axes, records: tables.Records, number: int) -> None:
         mean, half = comparisons.paired_interval(d, records.parameters["confidence"])
         colour, marker, _ = STYLES.get(arm, unknown_style(y))
         for row, by_seed in enumerate(d):
-            at = np.full(by_seed.size, y + 0.26 + 0.1 * row)
+            at = np.full(by_seed.size, y + 0.26 + 0.3 * row / len(d))
             ax.plot(by_seed, at, ".", color=colour, alpha=0.6, ms=5)
         ax.errorbar(mean, y, xerr=half, color=colour, marker=marker, ms=9, capsize=4, lw=2)
         if arm == "merged":

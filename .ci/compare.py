@@ -4,7 +4,7 @@
 
 Another machine rounds differently, and training could amplify that. How far the numbers move was
 measured by repeats (.ci/spread/, written by spread.py): every initial weight moved by one rounding,
-and two threads instead of one (for the arms and training seeds in its file). The largest deviation of the repeats from
+and two threads instead of one (for the arms in its file). The largest deviation of the repeats from
 the committed run, over all arms, times FACTOR, is the tolerance: one for each measure's means over
 seeds, and one for its mean paired differences to the pretrained and to the merged model.
 FACTOR is 10 because the repeats disturb little (one rounding at the start; the order of sums) where
@@ -40,9 +40,9 @@ def metrics(records: Path) -> pd.DataFrame:
 
 def held_by(frame: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """The rows of the arms and training seeds that another run holds."""
-    return frame[
-        frame["arm"].isin(other["arm"]) & frame["training_seed"].isin(other["training_seed"])
-    ]
+    for column in ("arm", "training_seed"):
+        frame = frame[frame[column].isin(other[column])]
+    return frame
 
 
 def numbers(frame: pd.DataFrame) -> pd.DataFrame:

@@ -177,14 +177,17 @@ def covers(records: Records) -> str:
 
 
 def spread(records: Records) -> str:
-    """A clause: what "mean ± sd" of an arm is over."""
-    training = len(records.training_seeds)
+    """Sentences: what the "mean ± sd" of an arm is over and covers, beside the paired intervals."""
+    paired = "compare arms by the paired differences, not by it"
+    training, sampling = len(records.training_seeds), len(records.sampling_seeds)
     if training == 1:
-        return "± sd is over sampling seeds and shared between arms (same noise)"
+        shared = "± sd is over sampling seeds and shared between arms (same noise)"
+        return f"{shared}: {paired}. Both {covers(records)}."
     return (
-        f"mean ± sd is over the {training} training seeds, of each one's mean over "
-        f"{len(records.sampling_seeds)} sampling seeds, and shared between arms (each training "
-        "seed has its pretrained model, and the noise is the same)"
+        f"± sd is over the {training} training seeds (of each one's mean over {sampling} sampling "
+        f"seeds) and in part shared between arms (same pretrained model): {paired}. The sd covers "
+        "training and the search alone, as training seeds share their sampling noise; the paired "
+        f"intervals {covers(records)}."
     )
 
 
@@ -200,8 +203,7 @@ def caption(records: Records) -> str:
         f"{setting(records)}{weights}. FID and pixel "
         "distance, precision and recall are to the training images, KID to the test images, the "
         "loss is on test images; FID, pixel distance and KID are mean ± sd, IS, precision and "
-        f"recall are means. {spread(records)}: "
-        f"compare arms by the paired differences, not by it. Both {covers(records)}. "
+        f"recall are means. {spread(records)} "
         "KID is unbiased and may be negative; of real images it compares two halves of the "
         f"training images. {classes}"
         f"{'' if one else counted}"

@@ -140,7 +140,8 @@ def test_texts_say_what_several_training_seeds_cover(tmp_path):
     assert not any("these weights" in text or "one training seed" in text for text in said)
     assert "better than all timesteps, scale searched over 3 training seeds" in said[0]
     assert "sampling seeds times 3 training seeds" in said[0]
-    assert "over the 3 training seeds, of each one's mean over 5 sampling seeds" in said[2]
+    assert "over the 3 training seeds (of each one's mean over 5 sampling seeds)" in said[2]
+    assert "The sd covers training and the search alone" in said[2]
     first = [comparisons.metric(known), comparisons.copying(known)]
     assert all("(training seed 0)" in text for text in first)
 
@@ -152,10 +153,8 @@ def test_weights_are_listed_per_training_seed(tmp_path):
     arms.loc[second, "weights"] = "[0.0, 0.5, 0.0, 0.0]"
     arms.to_csv(folder / "arms.csv", index=False)
     text = comparisons.verdict(tables.read(folder), 1)
-    assert (
-        "Weights (training seeds 0 / 4): DeMe merged (searched) (0.25, 0, 0.55, 0.4) / (0, 0.5, 0, 0)"
-        in text
-    )
+    both = "(0.25, 0, 0.55, 0.4) / (0, 0.5, 0, 0)"
+    assert f"Weights (training seeds 0 / 4): DeMe merged (searched) {both};" in text
     assert "all timesteps, scale searched (0.8)." in text  # the same for both
     assert "not zero (training seed 4): the search chose no merge" in text
 

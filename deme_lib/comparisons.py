@@ -108,6 +108,15 @@ def compare(records: tables.Records, a: str, b: str, kind: str, level: float) ->
     return {**row, "outcome": outcome_of(mean, half), "verdict": words}
 
 
+def between(records: tables.Records, a: str, b: str) -> dict:
+    """One comparison: at its ablation's level where it is primary there, else exploratory."""
+    for number in tables.ABLATIONS:
+        for x, y, kind, level in comparisons(records, number):
+            if kind == "primary" and {x, y} == {a, b}:
+                return compare(records, a, b, kind, level)
+    return compare(records, a, b, "exploratory", records.parameters["confidence"])
+
+
 def outcome_of(mean: float, halfwidth: float) -> str:
     """What the interval ``mean ± halfwidth`` of ``a - b`` in a distance says of a."""
     if abs(mean) <= halfwidth:
@@ -154,13 +163,15 @@ def in_short(records: tables.Records) -> str:
         table = paired(records, number)
         soup = (table["a"] == "merged") & (table["b"] == "soup")
         rows = table[(table["kind"] == "primary") | soup]
-        outcomes = [
-            f"{records.titles[row['a']]} against {records.titles[row['b']]}: {row['outcome']}"
-            + ("" if row["kind"] == "primary" else " (exploratory)")
-            for _, row in rows.iterrows()
-        ]
+        outcomes = [against(records, row) for _, row in rows.iterrows()]
         sentences.append(f"Ablation {number}: {'; '.join(outcomes)}.")
     return f"**In short**, by FID and {records.scope}. {' '.join(sentences)}"
+
+
+def against(records: tables.Records, row: pd.Series | dict) -> str:
+    """Who was compared, and the outcome, without numbers."""
+    kind = "" if row["kind"] == "primary" else " (exploratory)"
+    return f"{records.titles[row['a']]} against {records.titles[row['b']]}: {row['outcome']}{kind}"
 
 
 def _comparison(records: tables.Records, row: pd.Series, m: int) -> str:

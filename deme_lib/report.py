@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
-from deme_lib import comparisons, plots, tables
+from deme_lib import comparisons, plots, questions, tables
 
 
 def render(records: Path, out: Path) -> None:
@@ -24,6 +23,7 @@ def render(records: Path, out: Path) -> None:
         _write_ablation(known, number, out / f"ablation{number}")
     _write_paired(known, out / "paired")
     _write(out / "verdicts.md", verdicts_markdown(known))
+    _write(out / "questions.md", questions_markdown(known, Path(records) / "sweeps"))
     for name, draw in _figures(known).items():
         figure = draw()
         figure.savefig(out / f"{name}.png", dpi=150, metadata={"Software": None})
@@ -67,9 +67,9 @@ def printed(table: pd.DataFrame, second: str = "") -> pd.DataFrame:
             "precision ↑": table["precision_mean"].map(tables.number),
             "recall ↑": table["recall_mean"].map(tables.number),
             "test loss ↓": table["test_loss"].map(lambda x: "–" if pd.isna(x) else f"{x:.5f}"),
-            "parameters held": table["parameters"].map(_count),
-            "denoiser calls per image": table["calls_per_image"].map(_count),
-            "training steps": table["training_steps"].map(_count),
+            "parameters held": table["parameters"].map(tables.count),
+            "denoiser calls per image": table["calls_per_image"].map(tables.count),
+            "training steps": table["training_steps"].map(tables.count),
             "search: losses tried / images made": search,
         }
     )
@@ -200,6 +200,17 @@ def verdicts_markdown(known: tables.Records) -> str:
     return "\n\n".join([*first, *parts, last]) + "\n"
 
 
+def questions_markdown(known: tables.Records, sweeps: Path) -> str:
+    """The questions that the paper leaves open: the rows that answer each, and a sentence."""
+    text = f"# Questions the paper leaves open\n\n{limits(known)} {tables.setting(known)}.\n"
+    for number, answer in enumerate(questions.answers(known, sweeps), 1):
+        text += f"\n## {number}. {answer.question}\n\n"
+        text += f"{answer.text}\n"
+        if len(answer.table):
+            text += f"\n{markdown(answer.table)}\n"
+    return text
+
+
 def _mean_sd(table: pd.DataFrame, name: str) -> list[str]:
     pairs = zip(table[f"{name}_mean"], table[f"{name}_sd"], strict=True)
     return [
@@ -220,16 +231,10 @@ def _mean_halfwidth(table: pd.DataFrame, name: str) -> list[str]:
     return ["–" if pd.isna(m) else tables.plus_minus(m, h, signed=True) for m, h in pairs]
 
 
-def _count(x: float) -> str:
-    if pd.isna(x):
-        return "–"
-    return f"{x:,.0f}" if np.isclose(x, round(x)) else f"{x:,.1f}"
-
-
 def _pair(row: pd.Series) -> str:
     if row.isna().any() or not row.any():
         return "–"
-    return " / ".join(map(_count, row))
+    return " / ".join(map(tables.count, row))
 
 
 def _tex(text: str) -> str:

@@ -81,8 +81,7 @@ class Records:
     @property
     def scope(self) -> str:
         """What a verdict holds for, as said after it."""
-        seeds = len(self.training_seeds)
-        return "for these weights" if seeds == 1 else f"over {seeds} training seeds"
+        return scope(self.metrics)
 
     @property
     def of_first(self) -> str:
@@ -169,6 +168,12 @@ def setting(records: Records) -> str:
     )
 
 
+def scope(metrics: pd.DataFrame) -> str:
+    """What a verdict on rows of metrics holds for."""
+    seeds = metrics["training_seed"].nunique()
+    return "for these weights" if seeds == 1 else f"over {seeds} training seeds"
+
+
 def covers(records: Records) -> str:
     """What spreads and intervals cover, as said wherever one is printed."""
     if len(records.training_seeds) > 1:
@@ -239,6 +244,11 @@ def ablation(records: Records, number: int) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(counts, "Int64"))
 
 
+def every_arm(records: Records) -> pd.DataFrame:
+    """The rows of both tables, but for real images: each arm once."""
+    return pd.concat([ablation(records, n).iloc[:-1] for n in ABLATIONS]).drop_duplicates("arm")
+
+
 def over_seeds(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
     """The rows that a mean and sd are over, for each ``name``.
 
@@ -271,6 +281,13 @@ def plus_minus(mean: float, spread: float, signed: bool = False) -> str:
 def number(x: float) -> str:
     """Three decimals below 10 and two above; a dash where nothing is known."""
     return "–" if pd.isna(x) else f"{x:.3f}" if abs(x) < 10 else f"{x:.2f}"
+
+
+def count(x: float) -> str:
+    """With commas; a dash where nothing is known."""
+    if pd.isna(x):
+        return "–"
+    return f"{x:,.0f}" if np.isclose(x, round(x)) else f"{x:,.1f}"
 
 
 def flatness(history: pd.DataFrame) -> str:

@@ -186,7 +186,8 @@ def _dicts(training_seeds, seeds, n_ranges, second, merge) -> dict[str, dict]:
     parameters = {
         "dataset": "digits", "n_ranges": n_ranges, "merge_weights": merge, "confidence": 0.95,
         "seeds": list(training_seeds), "second_features": "digits-b" if second else "",
-        "features": "digits-a", "sampling_seeds": list(seeds), "primary_decoupling": ["merged - all_scaled"],
+        "features": "digits-a", "sampling_seeds": list(seeds),
+        "primary_decoupling": ["merged - all_scaled"],
         "primary_merging": ["merged - averaged", "merged - routed"], "loss_draws": 8,
         "num_train_timesteps": 1000, "test_images": 300, "search_images": 297,
         "search_samples": 1500,

@@ -16,8 +16,7 @@ def cost(records: tables.Records) -> Figure:
 
     Bars are t intervals of an arm's paired differences from the pretrained model.
     """
-    every = [tables.ablation(records, number).iloc[:-1] for number in tables.ABLATIONS]
-    table = pd.concat(every).drop_duplicates("arm")
+    table = tables.every_arm(records)
     level = records.parameters["confidence"]
     table["halfwidth"] = [_halfwidth(records, arm, level) for arm in table["arm"]]
     costs = {

@@ -23,7 +23,7 @@ TABLES = ["ablation1", "ablation2"]
 EXPECTED = {
     *(f"{name}.png" for name in FIGURES),
     *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")),
-    *("paired.csv", "paired.md", "verdicts.md"),
+    *("paired.csv", "paired.md", "verdicts.md", "questions.md"),
 }
 
 
@@ -140,9 +140,8 @@ def test_main_prints_levels_and_everything_fits(tmp_path):
 
 def test_gradient_pairs_are_counted_once():
     t = [50, 150, 600, 900]
-    full = pd.DataFrame(
-        [(a, b, 0.5) for a in t for b in t], columns=tables.COLUMNS["gradients"].split()
-    )
+    rows = [(a, b, 0.5) for a in t for b in t]
+    full = pd.DataFrame(rows, columns=["timestep1", "timestep2", "cosine"])
     for df in (full, full[full["timestep1"] <= full["timestep2"]]):
         labels = [x.get_text() for x in plots.gradient_similarity(df).axes[1].get_legend().texts]
         assert labels[0].startswith("t in [0, 1000): 6 pairs")

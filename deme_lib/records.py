@@ -44,7 +44,7 @@ def gradients(by_model: dict[str, Artefact]) -> pd.DataFrame:
         timesteps = artefact.results["timesteps"]
         pairs = list(itertools.product(enumerate(timesteps), repeat=2))
         for draw, cosines in enumerate(artefact.results["draws"]):
-            place = {"model": model, "draw": draw}
+            place = {"model": model, "draw": draw, "n": artefact.results["n"]}
             rows += [
                 {**place, "timestep1": a, "timestep2": b, "cosine": cosines[i][j]}
                 for (i, a), (j, b) in pairs

@@ -101,14 +101,15 @@ def _figures(known: tables.Records) -> dict:
     held = f"{one}: {p['search_images']:,} search images, {p['loss_draws']} draws each"
     scored = f"{held}; FID of {p['search_samples']:,} images per candidate"
     timesteps = p["num_train_timesteps"]
-    gradients = known.gradients.query("model == 'pretrained' and draw == 0")
     return {
         "main": lambda: plots.main(known),
         "samples": lambda: plots.samples(known.samples, known.titles, one),
         "loss_per_timestep": lambda: plots.loss_per_timestep(known.losses, loss),
-        "gradient_similarity": lambda: plots.gradient_similarity(gradients, one, timesteps),
+        "gradient_similarity": lambda: plots.gradient_similarity(known.gradients, one, timesteps),
+        "activations": lambda: plots.activations(known.activations, one),
+        "landscape": lambda: plots.landscape(known.landscape, held),
         "task_vectors": lambda: plots.task_vectors(known.task_vectors, one),
-        "plane": lambda: plots.plane(known.plane, one),
+        "plane": lambda: plots.plane(known.plane, held),
         "cost": lambda: plots.cost(known),
         "search": lambda: plots.search(known.search, scored),
         "pretraining": lambda: plots.history(known.history, held),

@@ -35,7 +35,9 @@ COLUMNS = {
     "neighbours": "arm n q05 q25 median q75 q95",
     "search": "search weights loss fid chosen",
     "history": "run step learning_rate held_out_loss",
-    "gradients": "model draw timestep1 timestep2 cosine",
+    "gradients": "model draw n timestep1 timestep2 cosine",
+    "activations": "range block dimension n count q05 q25 median q75 q95 share share_by_chance",
+    "landscape": "range start stop a b loss",
     "task_vectors": "range block q05 q25 median q75 q95",
     "plane": "w1 w2 loss expert1 expert2",
 }
@@ -56,6 +58,8 @@ class Records:
     search: pd.DataFrame
     history: pd.DataFrame
     gradients: pd.DataFrame
+    activations: pd.DataFrame
+    landscape: pd.DataFrame
     task_vectors: pd.DataFrame
     plane: pd.DataFrame
     real: dict

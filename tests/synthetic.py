@@ -56,6 +56,8 @@ def write(
         "search": _search(rng, n_ranges),
         "history": _history(rng, n_ranges, history),
         "gradients": _gradients(rng, bins),
+        "activations": _activations(rng, n_ranges),
+        "landscape": _landscape(n_ranges),
         "task_vectors": _task_vectors(rng, n_ranges),
         "plane": _plane(points),
     }
@@ -158,11 +160,43 @@ def _history(rng, n_ranges, baseline) -> pd.DataFrame:
 
 def _gradients(rng, bins) -> pd.DataFrame:
     t = ((np.arange(bins) + 0.5) * 1000 / bins).astype(int)
+    rows = [
+        (model, draw, 256, a, b, _cosine(rng, a, b))
+        for model in ("pretrained", "merged")
+        for draw in range(5)
+        for a in t
+        for b in t
+    ]
+    return pd.DataFrame(rows, columns=["model", "draw", "n", "timestep1", "timestep2", "cosine"])
+
+
+def _cosine(rng, a, b) -> float:
+    return 1.0 if a == b else np.exp(-abs(a - b) / 200) * rng.uniform(0.6, 1) - 0.05
+
+
+def _activations(rng, n_ranges) -> pd.DataFrame:
     rows = []
-    for model, draw, a, b in product(("pretrained", "merged"), range(5), t, t):
-        near = np.exp(-abs(a - b) / 200) * (1 if a == b else rng.uniform(0.6, 1))
-        rows.append((model, draw, a, b, near - (a != b) * 0.05))
-    return pd.DataFrame(rows, columns=["model", "draw", "timestep1", "timestep2", "cosine"])
+    for k in range(1, n_ranges + 1):
+        for block in ("down 1", "down 2", "mid", "up 1", "up 2"):
+            for dimension, size in (("channel", 16), ("spatial", 64)):
+                scale = rng.uniform(0.01, 0.02) * (2 if size == 16 else 1)
+                spread = dict(zip(QUANTILES, scale * np.array([0.1, 0.5, 1, 1.7, 3]), strict=True))
+                shares = {"share": 10 * scale, "share_by_chance": (size - 1) / 1023}
+                row = {"range": k, "block": block, "dimension": dimension, "n": 300, "count": size}
+                rows.append(row | spread | shares)
+    return pd.DataFrame(rows)
+
+
+def _landscape(n_ranges) -> pd.DataFrame:
+    """Bowls: of all timesteps around the centre, of the ranges beside it."""
+    grid, rows = np.linspace(-0.2, 0.2, 9).round(6), []
+    for k in range(n_ranges + 1):
+        start, stop = ((k - 1) * 1000 // n_ranges, k * 1000 // n_ranges) if k else (0, 1000)
+        for a in grid:
+            for b in grid:
+                loss = 0.08 + 10 ** (k - 1) * ((a - 0.05 * (k % 3)) ** 2 + b**2)
+                rows.append([k, start, stop, a, b, loss])
+    return pd.DataFrame(rows, columns=["range", "start", "stop", "a", "b", "loss"])
 
 
 def _task_vectors(rng, n_ranges) -> pd.DataFrame:

@@ -12,7 +12,7 @@ LAYERS = [
     | {"analysis", "cuts", "weight_search", "decouple_merge"},  # doing
     {"arms", "parameters", "store", "recipes", "stages", "records"}
     | {"sweeps", "sweep_records"},  # experiment
-    {"tables", "comparisons", "questions", "plots", "report"},  # show: records only
+    {"tables", "comparisons", "questions", "observations", "sweep_tables", "plots", "report"},
     {"__main__"},
 ]
 MODULES = sorted((ROOT / "deme_lib").rglob("*.py"))

@@ -18,7 +18,7 @@ from deme_lib.arms import ARMS, of_ablation
 matplotlib.use("Agg")
 
 FIGURES = ["main", "samples", "loss_per_timestep", "gradient_similarity", "task_vectors"]
-FIGURES += ["plane", "cost", "search", "pretraining", "neighbours"]
+FIGURES += ["plane", "cost", "search", "pretraining", "neighbours", "activations", "landscape"]
 TABLES = ["ablation1", "ablation2"]
 EXPECTED = {
     *(f"{name}.png" for name in FIGURES),
@@ -140,13 +140,49 @@ def test_main_prints_levels_and_everything_fits(tmp_path):
 
 def test_gradient_pairs_are_counted_once():
     t = [50, 150, 600, 900]
-    rows = [(a, b, 0.5) for a in t for b in t]
-    full = pd.DataFrame(rows, columns=["timestep1", "timestep2", "cosine"])
+    rows = [("pretrained", d, 256, a, b, 0.5 * d) for d in (0, 1) for a in t for b in t]
+    full = pd.DataFrame(rows, columns=tables.COLUMNS["gradients"].split())
     for df in (full, full[full["timestep1"] <= full["timestep2"]]):
-        labels = [x.get_text() for x in plots.gradient_similarity(df).axes[1].get_legend().texts]
-        assert labels[0].startswith("t in [0, 1000): 6 pairs")
-        assert labels[1].startswith("t in [0, 250): 1 pairs")
-    assert caption(plots.gradient_similarity(full)) == "One noise draw."
+        figure = plots.gradient_similarity(df)
+        labels = [x.get_text() for x in figure.axes[1].get_legend().texts]
+        assert labels == [f"t in [0, {x}): {n} pairs, mean 0.25" for x, n in ((1000, 6), (250, 1))]
+        assert (figure.axes[0].collections[0].get_array() == 0.25).all()  # the mean of two draws
+        assert "n = 256 training images per gradient, without projections; 2 noise" in caption(
+            figure
+        )
+
+
+def test_gradients_have_a_row_of_panels_per_model(tmp_path):
+    df = tables.read(synthetic.write(tmp_path)).gradients
+    titles = [ax.get_title() for ax in plots.gradient_similarity(df).axes if ax.get_title()]
+    assert titles == ["pretrained model (paper: Fig. 1a)", "merged model (paper: Fig. 1a)"]
+
+
+def test_activations_show_what_is_recorded(tmp_path):
+    df = tables.read(synthetic.write(tmp_path)).activations
+    axes = plots.activations(df).axes
+    for ax, dimension in zip(axes[2:], ("channel", "spatial"), strict=True):
+        expected = df[df["dimension"] == dimension]["share"]
+        assert sorted(bar.get_height() for bar in ax.patches) == pytest.approx(sorted(expected))
+    assert [x.get_text() for x in axes[2].get_xticklabels()] == list(df["block"].unique())
+
+
+def test_a_landscape_marks_the_centre_and_the_minimum_of_every_range(tmp_path):
+    df = tables.read(synthetic.write(tmp_path)).landscape
+    panels = [ax for ax in plots.landscape(df).axes if ax.get_visible()]
+    assert len(panels) == 5 and panels[0].get_title().startswith("all timesteps, [0, 1000)")
+    assert panels[2].get_title().startswith("range 2: t in [250, 500)")
+    for ax, (_, part) in zip(panels, df.groupby("range"), strict=True):
+        centre, lowest = (np.ravel(line.get_data()).tolist() for line in ax.lines)
+        assert centre == [0, 0]
+        assert lowest == part.loc[part["loss"].idxmin(), ["a", "b"]].tolist()
+
+
+@pytest.mark.parametrize("name", ["gradients", "activations", "landscape", "plane", "task_vectors"])
+def test_captions_say_whether_the_paper_s_observation_is_seen(tmp_path, name):
+    known = tables.read(synthetic.write(tmp_path))
+    draw = {"gradients": plots.gradient_similarity}.get(name) or getattr(plots, name)
+    assert "een here: " in caption(draw(getattr(known, name), "digits"))
 
 
 def test_a_flat_plane_and_an_outlier_draw(tmp_path):
@@ -154,6 +190,8 @@ def test_a_flat_plane_and_an_outlier_draw(tmp_path):
         {"w1": [0, 1, 0, 1], "w2": [0, 0, 1, 1], "loss": [1.0] * 4, "expert1": 1, "expert2": 4}
     )
     plots.plane(flat)
+    level = pd.DataFrame([(0, 0, 9, a, b, 1.0) for a in (-1, 0, 1) for b in (-1, 0, 1)])
+    plots.landscape(level.set_axis(tables.COLUMNS["landscape"].split(), axis=1))
     known = tables.read(synthetic.write(tmp_path, fid={"averaged": 60.0}))
     assert plots.main(known).axes[0].get_xscale() == "symlog"
     assert plots.cost(known).axes[0].get_yscale() == "log"

@@ -1,5 +1,7 @@
 """Ranges, routing and draws of timesteps (paper Eq. 3, 6, 7)."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given

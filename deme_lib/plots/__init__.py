@@ -6,20 +6,23 @@ those of ``tables.COLUMNS``.
 
 from deme_lib.plots.arms import main, neighbours, samples, search
 from deme_lib.plots.costs import cost
-from deme_lib.plots.style import STYLES
-from deme_lib.plots.training import (
+from deme_lib.plots.paper import (
+    activations,
     gradient_similarity,
-    history,
-    loss_per_timestep,
+    landscape,
     plane,
     task_vectors,
 )
+from deme_lib.plots.style import STYLES
+from deme_lib.plots.training import history, loss_per_timestep
 
 __all__ = [
     "STYLES",
+    "activations",
     "cost",
     "gradient_similarity",
     "history",
+    "landscape",
     "loss_per_timestep",
     "main",
     "neighbours",

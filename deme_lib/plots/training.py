@@ -1,15 +1,11 @@
-"""Figures of models and their training; Fig. 1a, 6a and 6b of the paper."""
+"""Figures of training and of the losses it leads to."""
 
 from __future__ import annotations
 
 import re
 
-import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from scipy.interpolate import RegularGridInterpolator
 
 from deme_lib.plots.style import (
     COLOURS,
@@ -18,7 +14,6 @@ from deme_lib.plots.style import (
     by_ablation,
     captioned,
     empty,
-    label,
     subplots,
     title_of,
     unknown_style,
@@ -104,113 +99,3 @@ def _shares(part: pd.DataFrame) -> str:
         f". Of the pretrained model's total loss, {low:.1%} lies in t below {end / 4:g} (T/4) "
         f"and {high:.1%} in t from {3 * end / 4:g} (3T/4) on."
     )
-
-
-def gradient_similarity(
-    df: pd.DataFrame, caption: str = "", num_train_timesteps: int = 1000
-) -> Figure:
-    """Fig. 1a: cosines of the gradients at two timesteps, as a map and as two histograms."""
-    mirrored = df.rename(columns={"timestep1": "timestep2", "timestep2": "timestep1"})
-    full = pd.concat([df, mirrored]).drop_duplicates(["timestep1", "timestep2"])
-    table = full.pivot(index="timestep2", columns="timestep1", values="cosine")
-    figure, axes = subplots(1, 2, (10, 4.6), width_ratios=[1.1, 1])
-    left, right = axes.flat
-    t = table.index.to_numpy()
-    drawn = left.pcolormesh(t, t, table.to_numpy(), cmap="vlag", vmin=-1, vmax=1)
-    figure.colorbar(drawn, ax=left, label="cosine")
-    left.set(xlabel="timestep", ylabel="timestep", title="gradient similarity (paper: Fig. 1a)")
-    pairs = full[full["timestep1"] < full["timestep2"]]
-    bins = np.linspace(min(-0.1, pairs["cosine"].min()), 1, 23)
-    for stop, colour in ((num_train_timesteps, COLOURS[7]), (num_train_timesteps / 4, COLOURS[0])):
-        cosines = pairs.loc[pairs["timestep2"] < stop, "cosine"]
-        label = f"t in [0, {stop:g}): {len(cosines)} pairs"
-        if len(cosines):
-            label += f", mean {cosines.mean():.2f}"
-            weights = np.full(len(cosines), 1 / len(cosines))
-            right.hist(cosines, bins, weights=weights, color=colour, alpha=0.6, label=label)
-        else:
-            right.plot([], [], "s", color=colour, alpha=0.6, label=label)
-    right.set(xlabel="cosine of two different timesteps", ylabel="share of pairs")
-    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
-    return captioned(figure, f"{caption}. One noise draw.")
-
-
-def task_vectors(df: pd.DataFrame, caption: str = "") -> Figure:
-    """Fig. 6b: values of the task vectors per block and range, boxes from stored quantiles."""
-    blocks, ranges = list(df["block"].unique()), sorted(df["range"].unique())
-    colours = sns.color_palette("viridis", len(ranges))
-    figure, axes = subplots(1, 1, (10, 4.6))
-    ax, width = axes.flat[0], 0.8 / len(ranges)
-    for i, (k, colour) in enumerate(zip(ranges, colours, strict=True)):
-        part = df[df["range"] == k]
-        boxes = [
-            {
-                "med": r["median"],
-                "q1": r["q25"],
-                "q3": r["q75"],
-                "whislo": r["q05"],
-                "whishi": r["q95"],
-                "fliers": [],
-            }
-            for _, r in part.iterrows()
-        ]
-        at = [blocks.index(b) + (i - (len(ranges) - 1) / 2) * width for b in part["block"]]
-        ax.bxp(
-            boxes,
-            positions=at,
-            widths=0.85 * width,
-            showfliers=False,
-            patch_artist=True,
-            boxprops={"facecolor": colour, "lw": 0.8},
-            medianprops={"color": "white", "lw": 1.5},
-            manage_ticks=False,
-        )
-        ax.fill_between([], [], color=colour, label=f"range {k} of {len(ranges)}")
-    ax.axhline(0, color="0.7", lw=0.8, zorder=0)
-    ax.set_xticks(range(len(blocks)), blocks)
-    ax.set_ylabel("value of the task vector")
-    ax.legend(
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1),
-        ncols=min(len(ranges), 4),
-        frameon=False,
-        title="task vectors by block (paper: Fig. 6b)",
-    )
-    return captioned(figure, f"{caption}. Boxes: quartiles, whiskers: 5 % to 95 %; range 1: low t.")
-
-
-def plane(df: pd.DataFrame, caption: str = "") -> Figure:
-    """Fig. 6a: loss over the plane of two task vectors, relative to the pretrained model's."""
-    table = df.pivot(index="w2", columns="w1", values="loss")
-    w1, w2, loss = table.columns.to_numpy(), table.index.to_numpy(), table.to_numpy()
-    ratio = loss / RegularGridInterpolator((w2, w1), loss)([[0, 0]])[0]
-    figure, axes = subplots(1, 1, (7.5, 6))
-    ax = axes.flat[0]
-    levels, form = _levels(ratio)
-    if np.ptp(ratio) > 1e-9:
-        filled = ax.contourf(w1, w2, ratio, levels, cmap="viridis_r")
-        lines = ax.contour(w1, w2, ratio, levels[1:-1:2], colors="white", linewidths=0.7)
-        ax.clabel(lines, fmt=form, fontsize=9)
-    else:
-        filled = ax.pcolormesh(w1, w2, ratio, cmap="viridis_r", shading="nearest")
-    figure.colorbar(filled, ax=ax, format=form).set_label(
-        "held-out loss / pretrained model's (held-out loss, not FID)"
-    )
-    first, second = df["expert1"].iloc[0], df["expert2"].iloc[0]
-    names = {(0, 0): "pretrained", (1, 0): f"expert {first}", (0, 1): f"expert {second}"}
-    for (x, y), name in names.items():
-        ax.plot(x, y, "o", color="black", mec="white", ms=8)
-        label(ax, x, y, name)
-    row, column = np.unravel_index(ratio.argmin(), ratio.shape)
-    ax.plot(w1[column], w2[row], "*", color=COLOURS[3], mec="white", ms=17)
-    label(ax, w1[column], w2[row], f"minimum {ratio.min():.4f}", -18 if row else 8)
-    ax.set(xlabel=f"$w_1$ (expert {first})", ylabel=f"$w_2$ (expert {second})")
-    ax.set_title("held-out loss, not FID, over two task vectors (paper: Fig. 6a)")
-    return captioned(figure, caption)
-
-
-def _levels(values: np.ndarray) -> tuple[np.ndarray, str]:
-    """Evenly spaced levels around all values, and a format that tells them apart."""
-    levels = MaxNLocator(12, steps=[1, 2, 5, 10]).tick_values(values.min(), values.max())
-    decimals = max(0, -int(np.floor(np.log10(levels[1] - levels[0]) + 1e-9)))
-    return levels, f"%.{decimals}f"

@@ -1,0 +1,96 @@
+"""Whether the paper's observations are seen in an experiment, each by a rule that it states.
+
+Every function turns the record behind a figure into a sentence for its caption: what the paper
+says, whether that is seen, the numbers that decide it, and the rule.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+
+def gradients(df: pd.DataFrame, num_train_timesteps: int) -> str:
+    """Fig. 1a: do gradients of near timesteps agree more than those of distant ones?"""
+    found = {m: _near_and_far(part, num_train_timesteps) for m, part in df.groupby("model")}
+    near, far, _ = found["pretrained"]
+    numbers = "; ".join(
+        f"{model} {a:.2f} of pairs less than T/4 apart and {b:.2f} of the others, "
+        f"{share:.0%} of which are negative"
+        for model, (a, b, share) in sorted(found.items(), reverse=True)
+    )
+    return _sentence(
+        "Fig. 1a: gradients of near timesteps agree, those of distant ones conflict",
+        near > far,
+        f"mean cosine, {numbers}",
+        "if the pretrained model's first mean is above its second",
+    )
+
+
+def _near_and_far(df: pd.DataFrame, num_train_timesteps: int) -> tuple[float, float, float]:
+    """Mean cosine of pairs less than T/4 apart, of the others, and the others' negative share."""
+    apart = (df["timestep1"] - df["timestep2"]).abs()
+    near = df.loc[(apart > 0) & (apart < num_train_timesteps / 4), "cosine"]
+    far = df.loc[apart >= num_train_timesteps / 4, "cosine"]
+    return near.mean(), far.mean(), (far < 0).mean()
+
+
+def activations(df: pd.DataFrame) -> str:
+    """Fig. 2: does finetuning change channels rather than positions?"""
+    table = df.pivot(index=["range", "block"], columns="dimension")
+    share, excess = table["share"], table["share"] / table["share_by_chance"]
+    channels = (share["channel"] > share["spatial"]) & (excess["channel"] > excess["spatial"])
+    return _sentence(
+        "Fig. 2: finetuning changes activations by channel rather than by position",
+        channels.mean() > 0.5,
+        f"in {channels.sum()} of {len(channels)} pairs of a block and a range channel means "
+        "explain more of the difference than position means, plainly and relative to chance",
+        "if in more than half of them",
+    )
+
+
+def landscape(df: pd.DataFrame) -> str:
+    """Fig. 4: is the pretrained model nearer to the minimum of all timesteps than of a range's?"""
+    lowest = df.loc[df.groupby("range")["loss"].idxmin()].set_index("range")
+    distance = np.hypot(lowest["a"], lowest["b"])
+    every, single = distance[0], distance.drop(0)
+    step = np.diff(np.unique(df["a"])).min()
+    return _sentence(
+        "Fig. 4: the pretrained model is near the minimum of all timesteps, not of single ranges",
+        (single > every).mean() > 0.5,
+        f"the minimum lies {every:.3g} from it for all timesteps and "
+        f"{', '.join(f'{d:.3g}' for d in single)} in ranges 1 to {len(single)}, on a grid of step "
+        f"{step:.2g}",
+        "if more than half of the ranges have theirs farther away",
+    )
+
+
+def plane(df: pd.DataFrame) -> str:
+    """Fig. 6a: has a merge of both experts a lower loss than either or none?"""
+    lowest = df.loc[df["loss"].idxmin()]
+    return _sentence(
+        "Fig. 6a: a merge of both experts has the lowest loss",
+        min(lowest["w1"], lowest["w2"]) > 0,
+        f"the minimum of the grid is at $w_1$ = {lowest['w1']:.2g}, $w_2$ = {lowest['w2']:.2g}",
+        "if both are above 0",
+    )
+
+
+def task_vectors(df: pd.DataFrame) -> str:
+    """Fig. 6b: are the task vectors of the later half of the timesteps larger?"""
+    n = df["range"].max()
+    spread = (df["q75"] - df["q25"]).groupby([df["block"], df["range"]]).mean().unstack()
+    early, late = [k for k in spread if k <= n / 2], [k for k in spread if k - 1 >= n / 2]
+    if not early or not late:
+        return "The paper's observation (Fig. 6b) is on ranges of each half of the timesteps."
+    larger = spread[late].mean(axis=1) > spread[early].mean(axis=1)
+    return _sentence(
+        "Fig. 6b: task vectors are larger for t ≥ T/2",
+        larger.mean() > 0.5,
+        f"their quartiles lie farther apart there in {larger.sum()} of {len(larger)} blocks",
+        "if in more than half of them",
+    )
+
+
+def _sentence(paper: str, seen: bool, numbers: str, rule: str) -> str:
+    return f"Paper, {paper}. {'Seen' if seen else 'Not seen'} here: {numbers} (seen {rule})."

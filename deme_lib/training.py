@@ -24,6 +24,8 @@ from deme_lib.objectives import deme_loss
 from deme_lib.randomness import generator
 from deme_lib.timesteps import draw_timesteps
 
+MOST_SKIPPED = 50  # fp16 skips a step whose gradients overflow, lowers its scale and goes on
+
 
 class TrainingError(RuntimeError):
     """Training went wrong in a way that more steps will not mend."""
@@ -113,7 +115,7 @@ class Training:
         self.teacher = None
         if teacher is not None:
             self.teacher = teacher.eval().requires_grad_(False).to(self.accelerator.device)
-        self.position = 0
+        self.position = self._skipped = 0
         if checkpoint is not None and checkpoint.is_file():
             self._restore()
 
@@ -124,6 +126,7 @@ class Training:
             if self.checkpoint is not None and self.position % self.checkpoint_every == 0:
                 self._save()
             yield Step(self.position, loss, rate)
+        self._check_weights()
 
     def ema_unet(self) -> UNet2DModel:
         """A new model on the CPU holding the EMA weights, free of what accelerate wraps."""
@@ -159,19 +162,33 @@ class Training:
         loss = deme_loss(prediction, noise, target, spec.consistency_weight)
         value = loss.item()
         if not math.isfinite(value):
-            raise TrainingError(
-                f"{'-'.join(map(str, spec.purpose))}: the loss is {value} at step {step + 1} "
-                f"(timesteps {spec.own_range.start} to {spec.own_range.stop - 1}). The last good "
-                "checkpoint is kept. Lower the learning rate, or set precision to 'no'"
-            )
+            raise self._error(f"the loss is {value}", step + 1)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm).item()
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        if self._skipped > (MOST_SKIPPED if self.accelerator.scaler else 0):
+            raise self._error(f"the norm of the gradients is {norm}", step + 1)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.ema.step(self.unet.parameters())
         return value
 
+    def _error(self, what: str, step: int) -> TrainingError:
+        own = self.spec.own_range
+        return TrainingError(
+            f"{'-'.join(map(str, self.spec.purpose))}: {what} at step {step} (timesteps "
+            f"{own.start} to {own.stop - 1}). The last good checkpoint is kept. Lower the "
+            "learning rate (finetune_lr, or pretrain_lr in pretraining), or set precision to 'no'"
+        )
+
+    def _check_weights(self) -> None:
+        """Neither a checkpoint nor a result may hold weights that are not finite."""
+        for weights in (*self.unet.parameters(), *self.ema.shadow_params):
+            if not weights.isfinite().all():
+                raise self._error("a weight is not finite", self.position)
+
     def _save(self) -> None:
+        self._check_weights()
         unet, optimiser = self.accelerator.unwrap_model(self.unet), self.optimiser.state_dict()
         tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}

@@ -1,4 +1,5 @@
 # make reproduce [PARAMS=params/smoke.yaml] [CORES=2]   both ablations, from data to figures
+# make check [PARAMS=...]                               what would stop that, before it starts
 # make test   make lint   make readme   make lab   make clean
 PYTHON ?= python3
 PARAMS ?= params/digits.yaml
@@ -7,10 +8,13 @@ BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --nolock \
 	--rerun-incomplete --rerun-triggers mtime --quiet rules reason host --config params=$(PARAMS)
 
-.PHONY: reproduce test lint readme lab clean
+.PHONY: reproduce check test lint readme lab clean
 
 reproduce: .venv/installed
 	$(SNAKEMAKE) --forcerun notebook_06
+
+check: .venv/installed
+	$(BIN)/python -m deme_lib check -f $(PARAMS)
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n $(CORES) --dist worksteal

@@ -17,7 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     make = commands.add_parser("make", help="make artefacts and what they need")
     make.add_argument("labels", nargs="+", help="labels as printed by `list`")
     listing = commands.add_parser("list", help="artefacts of an experiment, stored or missing")
-    for command in (make, listing):
+    check = commands.add_parser("check", help="what would stop a run, asked before it starts")
+    for command in (make, listing, check):
         command.add_argument("-f", "--file", default="params/digits.yaml", help="parameter file")
 
     render = commands.add_parser("render", help="tables and figures again, from records alone")
@@ -31,11 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     options = parser.parse_args(arguments)
     try:
-        COMMANDS[options.command](options)
-    except (ParameterError, FileNotFoundError, RuntimeError, ValueError) as error:
+        return COMMANDS[options.command](options) or 0
+    except (OSError, MemoryError, RuntimeError, ValueError, KeyError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _make(options: argparse.Namespace) -> None:
@@ -57,6 +57,16 @@ def _list(options: argparse.Namespace) -> None:
     store = Store(p.runs_dir)
     for recipe in recipes.everything(p).values():
         print(f"{'stored ' if store.holds(recipe) else 'missing'} {recipe.name}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from deme_lib import doctor
+
+    found = []
+    for finding in doctor.examine(parameters.load(options.file)):
+        print(finding, flush=True)
+        found.append(finding.status)
+    return int(doctor.PROBLEM in found)
 
 
 def _render(options: argparse.Namespace) -> None:
@@ -83,6 +93,7 @@ def _classifier(options: argparse.Namespace) -> None:
 COMMANDS = {
     "make": _make,
     "list": _list,
+    "check": _check,
     "render": _render,
     "readme": _readme,
     "classifier": _classifier,

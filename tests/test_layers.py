@@ -10,7 +10,7 @@ LAYERS = [
     {"timesteps", "objectives", "merging", "ensembles", "projection"},  # method
     {"randomness", "data", "models", "training", "sampling", "metrics", "classifier", "progress"}
     | {"analysis", "weight_search", "decouple_merge"},  # doing
-    {"arms", "parameters", "store", "recipes", "stages", "records"},  # experiment
+    {"arms", "parameters", "store", "recipes", "stages", "records", "doctor"},  # experiment
     {"tables", "comparisons", "plots", "report"},  # show: records only
     {"__main__"},
 ]

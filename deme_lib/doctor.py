@@ -25,9 +25,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from deme_lib import data, metrics, models, recipes
+from deme_lib import classifier, data, metrics, models, recipes
 from deme_lib.parameters import Parameters
-from deme_lib.stages.prepare import check_split
 from deme_lib.store import Recipe, Store, StoreError
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -185,12 +184,14 @@ def _pretrained(p: Parameters):
 
 
 def _features(p: Parameters):
-    for name in {p.features, p.second_features} - {"", metrics.INCEPTION}:
-        try:
-            check_split(name, recipes.data(p).parameters)
+    for name in sorted({p.features, p.second_features} - {"", metrics.INCEPTION}):
+        card = classifier.card_of(name)
+        same = (card["dataset"] == "digits") == (p.dataset == "digits")
+        if same and (card["split_seed"], card["train_images"]) == (p.split_seed, p.train_images):
             yield OK, f"{name} fits the data"
-        except metrics.MetricError as error:
-            yield PROBLEM, str(error)
+        else:
+            found = f"{name} was trained on {card['train_images']} images of {card['dataset']}"
+            yield PROBLEM, found, "set features to inception and second_features to ''"
     if metrics.INCEPTION not in (p.features, p.second_features):
         return
     if p.inception_weights:

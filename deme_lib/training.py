@@ -62,6 +62,19 @@ class TrainingSpec:
     ema_warmup: bool = False
     precision: str = "no"
 
+    def __post_init__(self):
+        allowed = {
+            "steps": self.steps >= 1,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": 0 <= self.learning_rate < math.inf,
+            "probability": 0 <= self.probability <= 1,
+            "consistency_weight": 0 <= self.consistency_weight < math.inf,
+            "ema_decay": 0 <= self.ema_decay < 1,
+        }
+        for name, good in allowed.items():
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range: give another")
+
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         progress = min(1.0, step / max(1, 0.8 * self.steps))

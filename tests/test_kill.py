@@ -99,6 +99,9 @@ def killed_until_done(runs, rng, longest, most=ENOUGH):
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, number)
         child.join(10)
+        if number == signal.SIGINT and child.exitcode is None:
+            child.kill()  # Python drops a KeyboardInterrupt that is raised in a finaliser
+            child.join(10)
         assert child.exitcode is not None, f"{number.name} did not end it in 10 s"
         if child.exitcode != 0:  # it may have ended just before
             kills.append(number)
@@ -131,7 +134,7 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, whole):
 
 @pytest.mark.stress
 def test_many_runs_killed_at_random_moments_end_the_same(tmp_path, whole, capsys):
-    kills = [check_killed(tmp_path / f"runs{seed}", seed, whole, ENOUGH) for seed in range(1, 13)]
+    kills = [check_killed(tmp_path / f"runs{seed}", seed, whole, ENOUGH) for seed in range(1, 11)]
     with capsys.disabled():
         print(f"\n{sum(kills)} kills over {len(kills)} runs survived")
     assert sum(kills) >= 50

@@ -25,7 +25,7 @@ def make_data(job: Job) -> dict[str, Any]:
 
 def make_reference(job: Job) -> dict[str, Any]:
     for name in {job["features"], job["second_features"]} - {"", metrics.INCEPTION}:
-        check_split(name, job.inputs["data"].record["parameters"])
+        _check_split(name, job.inputs["data"].record["parameters"])
     tensors = {}
     for role in ("train", "test"):
         for name in {job["features"], job["second_features"], metrics.PIXELS} - {""}:
@@ -36,7 +36,7 @@ def make_reference(job: Job) -> dict[str, Any]:
     return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
 
 
-def check_split(name: str, used: dict[str, Any]) -> None:
+def _check_split(name: str, used: dict[str, Any]) -> None:
     """A classifier must not have trained on images that are test images here."""
     try:
         card = classifier.card_of(name)

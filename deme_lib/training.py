@@ -222,10 +222,14 @@ class Training:
             with safe_open(self.checkpoint, "pt") as file:
                 metadata = file.metadata()
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+            self._take_up(metadata, tensors)
+        except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(
-                f"{self.checkpoint} is damaged ({error}); delete it to start this run again"
+                f"{self.checkpoint} is damaged or of another model ({str(error)[:200]}); delete it "
+                "to start this run again"
             ) from error
+
+    def _take_up(self, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> None:
         groups: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "ema": {}, "adam": {}}
         for key, tensor in tensors.items():
             kind, name = key.split(".", 1)

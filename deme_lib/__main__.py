@@ -18,7 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     make.add_argument("names", nargs="+", help="names as printed by `list`, or their labels")
     listing = commands.add_parser("list", help="artefacts of a file, stored or missing")
     sweep = commands.add_parser("sweep", help="table and figure of a sweep, making what is missing")
-    for command in (make, listing, sweep):
+    check = commands.add_parser("check", help="what would stop a run, asked before it starts")
+    for command in (make, listing, sweep, check):
         command.add_argument(
             "-f", "--file", default="params/digits.yaml", help="parameter or sweep file"
         )
@@ -34,11 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     options = parser.parse_args(arguments)
     try:
-        COMMANDS[options.command](options)
-    except (ParameterError, FileNotFoundError, RuntimeError, ValueError) as error:
+        return COMMANDS[options.command](options) or 0
+    except (OSError, MemoryError, RuntimeError, ValueError, KeyError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _make(options: argparse.Namespace) -> None:
@@ -71,6 +71,16 @@ def _sweep(options: argparse.Namespace) -> None:
     print(folder / "sweeps")
 
 
+def _check(options: argparse.Namespace) -> int:
+    from deme_lib import doctor
+
+    found = []
+    for finding in doctor.examine(parameters.load(options.file)):
+        print(finding, flush=True)
+        found.append(finding.status)
+    return int(doctor.PROBLEM in found)
+
+
 def _render(options: argparse.Namespace) -> None:
     from deme_lib import report
 
@@ -96,6 +106,7 @@ COMMANDS = {
     "make": _make,
     "list": _list,
     "sweep": _sweep,
+    "check": _check,
     "render": _render,
     "readme": _readme,
     "classifier": _classifier,

@@ -34,6 +34,12 @@ def local_folder(source: str) -> Path | None:
     return next((p for p in (Path(source), ROOT / source) if source and p.is_dir()), None)
 
 
+def is_lost(source: str) -> bool:
+    """Whether ``source`` is written as a path, which no hub id is, but leads to no folder."""
+    path = source.startswith(("/", ".", "~")) or Path(source).is_file()
+    return path and local_folder(source) is None
+
+
 def is_local(source: str) -> bool:
     """Whether ``source`` is a folder or file of this machine, rather than a name."""
     return bool(source) and (local_folder(source) is not None or Path(source).is_file())
@@ -107,7 +113,9 @@ def split(
         roles |= _cut(labels, wanted, seed, source, partial(_decode, data, image, source))
     shapes = {name: images.images.shape[1:] for name, images in roles.items()}
     if len(set(shapes.values())) > 1:
-        raise DataError(f"{source}: train and test images differ in size: {shapes}")
+        raise DataError(
+            f"{source}: train and test images differ in size: {shapes}; make them alike"
+        )
     return roles
 
 
@@ -141,15 +149,22 @@ def _load_dataset(source: str):
     import datasets
 
     folder = local_folder(source)
+    if is_lost(source):
+        raise DataError(
+            f"there is no folder {source}: name an existing folder of images or parquet files, or "
+            "a hub id, in the parameter `dataset`"
+        )
     try:
         return datasets.load_dataset(str(folder) if folder else source)
     except Exception as error:  # the library raises dozens of types, its HTTP client's too
-        where = f"the folder {folder}" if folder else f"the Hugging Face data set {source!r}"
+        reason = f"({type(error).__name__}: {str(error)[:200]})"
+        layout = "parquet files, or images sorted into train/ and test/, and no code"
+        if folder:
+            raise DataError(f"cannot load {folder} {reason}. It should hold {layout}") from error
         raise DataError(
-            f"cannot load {where} ({type(error).__name__}: {str(error)[:200]}). With a network, "
+            f"cannot load the Hugging Face data set {source!r} {reason}. With a network, "
             f"huggingface.co/datasets/{source} is fetched by itself; without, copy it to a folder "
-            "(its parquet files, or images sorted into train/ and test/) and name that folder in "
-            "the parameter `dataset`"
+            f"({layout}) and name that folder in the parameter `dataset`"
         ) from error
 
 
@@ -167,7 +182,7 @@ def _columns(data, source: str) -> tuple[str, str | None]:
     image = [n for n, f in data.features.items() if isinstance(f, datasets.Image)]
     label = [n for n, f in data.features.items() if isinstance(f, datasets.ClassLabel)]
     if not image:
-        raise DataError(f"{source} has no image column, only {sorted(data.features)}")
+        raise DataError(f"{source} has no image column, only {sorted(data.features)}: give it one")
     return image[0], (label[0] if label else None)
 
 
@@ -177,7 +192,7 @@ def _decode(data, column: str, source: str, indices: np.ndarray) -> np.ndarray:
         try:
             picture = data[i][column]
         except Exception as error:  # whatever the image decoder raises
-            raise DataError(f"{source}: image {i} cannot be read ({error})") from error
+            raise DataError(f"{source}: image {i} cannot be read ({error}): replace it") from error
         if picture.mode == "I;16":  # convert() would clip at 255
             array = (np.asarray(picture) >> 8).astype(np.uint8)
         else:
@@ -185,6 +200,8 @@ def _decode(data, column: str, source: str, indices: np.ndarray) -> np.ndarray:
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         first = array.shape if first is None else first
         if array.shape != first:
-            raise DataError(f"{source}: image {i} is {array.shape}, the first is {first}")
+            raise DataError(
+                f"{source}: image {i} is {array.shape}, the first is {first}: make them alike"
+            )
         images.append(array)
     return np.ascontiguousarray(np.stack(images))  # channels were last in memory

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deme_lib import ROOT
 from deme_lib.arms import of_ablation
+from deme_lib.data import CLASSIFIERS
 
 PRESETS = ROOT / "params"
 DEFAULTS = PRESETS / "digits.yaml"
@@ -51,7 +52,7 @@ class Parameters(BaseModel):
     train_images: int = Field(ge=1, description="images to train on; FID's reference")
     search_images: int = Field(ge=1, description="held-out images that searches may look at")
     test_images: int = Field(ge=1, description="images no training and no search sees")
-    split_seed: int = Field(ge=0, description="seed of the split")
+    split_seed: int = Field(ge=0, lt=2**32, description="seed of the split")
 
     # baseline
     pretrained: str = Field(description="diffusers folder or hub id; empty: train one here")
@@ -152,7 +153,7 @@ class Parameters(BaseModel):
             raise ValueError("pretrain_steps must be at least 4 where nothing pretrained is named")
         if n > self.num_train_timesteps:
             raise ValueError(
-                f"n_ranges={n} is above num_train_timesteps={self.num_train_timesteps}"
+                f"n_ranges={n} is above num_train_timesteps={self.num_train_timesteps}: lower it"
             )
         if isinstance(weights, str) and weights not in ("uniform", "search"):
             raise ValueError(
@@ -167,7 +168,7 @@ class Parameters(BaseModel):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"{name} repeats a seed: seeds must be independent")
         if self.sampling_steps > self.num_train_timesteps:
-            raise ValueError("sampling_steps is above num_train_timesteps")
+            raise ValueError("sampling_steps is above num_train_timesteps: lower it")
         for number, pairs in ((1, self.primary_decoupling), (2, self.primary_merging)):
             arms = [arm.name for arm in of_ablation(number, self.loss_weighting)]
             for pair in pairs:
@@ -177,11 +178,22 @@ class Parameters(BaseModel):
                         f"of {', '.join(arms)}"
                     )
         if max(self.loss_bins, self.gradient_bins) > self.num_train_timesteps:
-            raise ValueError("loss_bins or gradient_bins is above num_train_timesteps")
+            raise ValueError("loss_bins or gradient_bins is above num_train_timesteps: lower it")
+        if self.search_low > self.search_high:
+            raise ValueError("search_low is above search_high: swap them")
         if self.search_step > self.search_high - self.search_low:
-            raise ValueError("search_step is above search_high - search_low")
+            raise ValueError("search_step is above search_high - search_low: lower it")
         if self.acceptance_samples < self.samples:
-            raise ValueError("acceptance_samples is below samples, at which lengths are ranked")
+            raise ValueError(
+                "acceptance_samples must be at least samples: lengths are ranked there"
+            )
+        shipped = [path.stem for path in sorted(CLASSIFIERS.glob("*.json"))]
+        for name in ("features", "second_features"):
+            known = [*shipped, "inception", *([""] if name == "second_features" else [])]
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r}: give one of {known}")
+        if self.features == self.second_features:
+            raise ValueError("second_features must differ from features: they check each other")
         if 4 / (1 - self.ema_decay) > self.finetune_steps:
             raise ValueError(
                 f"ema_decay={self.ema_decay} averages over {1 / (1 - self.ema_decay):.0f} steps, "
@@ -189,17 +201,15 @@ class Parameters(BaseModel):
                 "some of the pretrained weights that longer controls lose; set ema_decay to at "
                 f"most {max(0.0, 1 - 4 / self.finetune_steps):.4g}"
             )
-        if self.search_low > self.search_high:
-            raise ValueError("search_low is above search_high")
         if self.search_candidates < n + 1:
             raise ValueError(f"search_candidates must be at least n_ranges + 1 = {n + 1}")
         if self.kid_subset_size > min(self.samples, self.test_images):
             raise ValueError(
                 f"kid_subset_size={self.kid_subset_size} needs as many samples "
-                f"({self.samples}) and test_images ({self.test_images})"
+                f"({self.samples}) and test_images ({self.test_images}): lower it"
             )
         if self.is_splits > self.samples:
-            raise ValueError(f"is_splits={self.is_splits} needs at least as many samples")
+            raise ValueError(f"is_splits={self.is_splits} needs at least as many samples: lower it")
         if min(self.model_channels) < 8 or any(c % 8 for c in self.model_channels):
             raise ValueError("model_channels must be multiples of 8 (group norm with 8 groups)")
         return self
@@ -322,12 +332,22 @@ def _is_literal(value: ast.expr) -> bool:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        values = yaml.safe_load(text)
+        twice = _given_twice(yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, ValueError) as error:
         raise ParameterError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise ParameterError(f"{path} must be a flat list of `name: value` lines")
+    if twice:
+        raise ParameterError(f"{path} gives {twice[0]!r} twice: delete one of its lines")
     return values
+
+
+def _given_twice(node: yaml.Node | None) -> list[str]:
+    """Names that a mapping sets more than once; YAML would silently take the last."""
+    names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    return [name for name in names if names.count(name) > 1]
 
 
 def _nearest(name: str) -> str:
@@ -339,7 +359,8 @@ def _explain(error: Any) -> str:
     if not error["loc"]:
         return error["msg"].removeprefix("Value error, ")
     name, value = error["loc"][0], error["input"]
-    text = f"{name}={value!r}: {error['msg']} ({Parameters.model_fields[name].description})"
+    problem = error["msg"].removeprefix("Value error, ")
+    text = f"{name}={value!r}: {problem} ({Parameters.model_fields[name].description})"
     if isinstance(value, str) and "e" in value.lower() and _is_number(value):
         text += f"; YAML reads {value} as text, write {float(value)!r}"
     return text

@@ -38,6 +38,10 @@ def update_readme(readme: Path, figures: Path) -> None:
     """
     text = Path(readme).read_text()
     for name in ("ablation1", "ablation2", "verdicts"):
+        if not (Path(figures) / f"{name}.md").is_file():
+            raise FileNotFoundError(
+                f"no {figures}/{name}.md: `python -m deme_lib render {figures}` writes it"
+            )
         generated = (Path(figures) / f"{name}.md").read_text().strip()
         block = f"<!-- {name} -->\n{generated}\n<!-- /{name} -->"
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"

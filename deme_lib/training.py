@@ -27,6 +27,8 @@ from deme_lib.timesteps import draw_timesteps, split_timesteps
 UNCERTAINTY = "uncertainty"
 LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hardly leave 1
 
+MOST_SKIPPED = 50  # fp16 skips a step whose gradients overflow, lowers its scale and goes on
+
 
 class TrainingError(RuntimeError):
     """Training went wrong in a way that more steps will not mend."""
@@ -68,6 +70,19 @@ class TrainingSpec:
     min_snr_gamma: float = 5.0
     p2_gamma: float = 1.0
     n_tasks: int = 1
+
+    def __post_init__(self):
+        allowed = {
+            "steps": self.steps >= 1,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": 0 <= self.learning_rate < math.inf,
+            "probability": 0 <= self.probability <= 1,
+            "consistency_weight": 0 <= self.consistency_weight < math.inf,
+            "ema_decay": 0 <= self.ema_decay < 1,
+        }
+        for name, good in allowed.items():
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range: give another")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -126,7 +141,7 @@ class Training:
         self.teacher = None
         if teacher is not None:
             self.teacher = teacher.eval().requires_grad_(False).to(self.accelerator.device)
-        self.position = 0
+        self.position = self._skipped = 0
         if checkpoint is not None and checkpoint.is_file():
             self._restore()
 
@@ -137,6 +152,7 @@ class Training:
             if self.checkpoint is not None and self.position % self.checkpoint_every == 0:
                 self._save()
             yield Step(self.position, loss, rate)
+        self._check_weights()
 
     def ema_unet(self) -> UNet2DModel:
         """A new model on the CPU holding the EMA weights, free of what accelerate wraps."""
@@ -193,19 +209,33 @@ class Training:
         loss = self._loss(squared_error(prediction, noise), consistency, timesteps)
         value = loss.item()
         if not math.isfinite(value):
-            raise TrainingError(
-                f"{'-'.join(map(str, spec.purpose))}: the loss is {value} at step {step + 1} "
-                f"(timesteps {spec.own_range.start} to {spec.own_range.stop - 1}). The last good "
-                "checkpoint is kept. Lower the learning rate, or set precision to 'no'"
-            )
+            raise self._error(f"the loss is {value}", step + 1)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm).item()
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        if self._skipped > (MOST_SKIPPED if self.accelerator.scaler else 0):
+            raise self._error(f"the norm of the gradients is {norm}", step + 1)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.ema.step(self.unet.parameters())
         return value
 
+    def _error(self, what: str, step: int) -> TrainingError:
+        own = self.spec.own_range
+        return TrainingError(
+            f"{'-'.join(map(str, self.spec.purpose))}: {what} at step {step} (timesteps "
+            f"{own.start} to {own.stop - 1}). The last good checkpoint is kept. Lower the "
+            "learning rate (finetune_lr, or pretrain_lr in pretraining), or set precision to 'no'"
+        )
+
+    def _check_weights(self) -> None:
+        """Neither a checkpoint nor a result may hold weights that are not finite."""
+        for weights in (*self.unet.parameters(), *self.ema.shadow_params):
+            if not weights.isfinite().all():
+                raise self._error("a weight is not finite", self.position)
+
     def _save(self) -> None:
+        self._check_weights()
         unet, optimiser = self.accelerator.unwrap_model(self.unet), self.optimiser.state_dict()
         tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
@@ -228,10 +258,14 @@ class Training:
             with safe_open(self.checkpoint, "pt") as file:
                 metadata = file.metadata()
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+            self._take_up(metadata, tensors)
+        except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(
-                f"{self.checkpoint} is damaged ({error}); delete it to start this run again"
+                f"{self.checkpoint} is damaged or of another model ({str(error)[:200]}); delete it "
+                "to start this run again"
             ) from error
+
+    def _take_up(self, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> None:
         kinds = ("unet", "ema", "adam", "uncertainty")
         groups: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
         for key, tensor in tensors.items():

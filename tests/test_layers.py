@@ -11,7 +11,7 @@ LAYERS = [
     {"randomness", "data", "models", "training", "sampling", "metrics", "classifier", "progress"}
     | {"analysis", "cuts", "weight_search", "decouple_merge"},  # doing
     {"arms", "parameters", "store", "recipes", "stages", "records"}
-    | {"sweeps", "sweep_records"},  # experiment
+    | {"sweeps", "sweep_records", "doctor"},  # experiment
     {"tables", "comparisons", "questions", "observations", "sweep_tables", "plots", "report"},
     {"__main__"},
 ]

@@ -97,8 +97,22 @@ def test_a_stage_makes_what_is_missing_upstream_once(experiment, forbid, capsys)
 def test_another_folder_gives_the_same_bytes(experiment):
     """Nor does how often a checkpoint is written change anything."""
     first, second = experiment(), experiment("elsewhere", checkpoint_every=5)
-    for recipe in (recipes.finetuned(first, "experts")[1], recipes.baseline(first)):
+    merged = ARMS["merged"]
+    for recipe in (
+        recipes.baseline(first),
+        recipes.images(first, merged),
+        recipes.metrics(first, merged),
+    ):
         assert contents(stages.make(recipe, first)) == contents(stages.make(recipe, second))
+
+
+def test_the_size_of_batches_changes_rounding_only(experiment):
+    images = []
+    for p in (experiment(), experiment("elsewhere", sampling_batch=3)):
+        made = stages.make(recipes.images(p, ARMS["pretrained"]), p)
+        images.append(load_file(made.path / "images.safetensors")["seed0"].int())
+    moved = (images[0] - images[1]).abs()
+    assert moved.max() <= 1 and (moved > 0).float().mean() < 0.05
 
 
 def test_every_artefact_of_an_experiment_can_be_made(experiment):

@@ -4,11 +4,13 @@ import copy
 import dataclasses
 import itertools
 import math
+import types
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from deme_lib import training
 from deme_lib.training import Training, TrainingError, TrainingSpec, to_model_range
 
 SCHEDULER = DDPMScheduler(1000)
@@ -231,12 +233,64 @@ def test_a_diverging_run_stops(start):
         list(start(learning_rate=1e30, final_learning_rate=1e30))
 
 
-def test_a_truncated_checkpoint_is_named(start, tmp_path):
+def test_a_gradient_that_is_not_finite_stops_the_run(start, tmp_path, monkeypatch):
+    file = tmp_path / "checkpoint.safetensors"
+    run = start(checkpoint=file)
+    steps = iter(run)
+    next(steps), next(steps)
+    kept, before = file.read_bytes(), copy.deepcopy(run.unet.state_dict())
+    run.unet.conv_in.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match=r"norm of the gradients is (nan|inf) at step 3.*Lower"):
+        next(steps)
+    assert equal(run.unet.state_dict(), before) and file.read_bytes() == kept
+
+
+def test_fp16_may_skip_steps_but_not_for_ever(start, monkeypatch):
+    """Its scaler skips steps whose gradients overflow; a run that only skips is refused."""
+    run = start(steps=training.MOST_SKIPPED + 3)
+    monkeypatch.setattr(run.accelerator, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    monkeypatch.setattr(run.accelerator, "backward", lambda loss: None)
+    monkeypatch.setattr(run.accelerator, "scaler", object())
+    monkeypatch.setattr(
+        run,
+        "optimiser",
+        types.SimpleNamespace(param_groups=[], step=lambda: None, zero_grad=lambda: None),
+    )
+    steps = []
+    with pytest.raises(TrainingError, match="norm of the gradients"):
+        steps.extend(step.step for step in run)
+    assert len(steps) == run.position == training.MOST_SKIPPED
+
+
+@pytest.mark.parametrize("at", [1, 5], ids=["before a checkpoint", "at the end"])
+@pytest.mark.parametrize("which", ["unet", "ema"])
+def test_weights_that_are_not_finite_never_replace_good_ones(start, tmp_path, at, which):
+    file = tmp_path / "checkpoint.safetensors"
+    run = start(checkpoint=file, checkpoint_every=2 if at == 1 else 5)
+    steps = iter(run)
+    for _ in range(at):
+        next(steps)
+    kept = file.read_bytes() if file.exists() else None
+    original = run._step
+
+    def step(number):
+        loss = original(number)
+        weights = list(run.unet.parameters()) if which == "unet" else run.ema.shadow_params
+        with torch.no_grad():
+            weights[0].fill_(math.nan)
+        return loss
+
+    run._step = step
+    with pytest.raises(TrainingError, match=rf"weight is not finite at step {at + 1} .*0 to 499"):
+        list(steps)
+    assert (file.read_bytes() if file.exists() else None) == kept
+
+
+def test_a_checkpoint_of_another_model_is_named(start, tiny_unet, tmp_path):
     file = tmp_path / "checkpoint.safetensors"
     list(itertools.islice(start(checkpoint=file), 2))
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors"):
-        start(checkpoint=file)
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors.*delete it"):
+        Training(tiny_unet(block_out_channels=(8, 8)), SCHEDULER, None, SPEC, checkpoint=file)
 
 
 def test_the_model_range_is_minus_one_to_one():

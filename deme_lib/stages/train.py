@@ -14,7 +14,7 @@ from deme_lib.progress import bar
 from deme_lib.projection import plain_or_projected, projection_share
 from deme_lib.recipes import ADAM
 from deme_lib.stages.job import Job
-from deme_lib.store import remove, write_text
+from deme_lib.store import CHECKPOINT, HISTORY, write_text
 from deme_lib.timesteps import split_timesteps
 from deme_lib.training import Training, TrainingSpec
 
@@ -101,7 +101,7 @@ def _train(
 ) -> tuple[Training, list[dict[str, float]]]:
     """A run trained to its end, with the held-out loss of the EMA weights along the way."""
     snapshots = snapshots or {}
-    checkpoint, kept = job.folder / "checkpoint.safetensors", job.folder / "history.json"
+    checkpoint, kept = job.folder / CHECKPOINT, job.folder / HISTORY
     run = Training(
         unet,
         scheduler,
@@ -135,6 +135,4 @@ def _train(
         for step in run:
             progress.update(1)
             look(step.step)
-    for leftover in (checkpoint, kept):
-        remove(leftover)
     return run, history

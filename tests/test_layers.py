@@ -8,7 +8,17 @@ from deme_lib import ROOT
 
 LAYERS = [
     {"timesteps", "objectives", "merging", "ensembles", "projection"},  # method
-    {"randomness", "data", "models", "training", "sampling", "metrics", "classifier", "progress"}
+    {
+        "randomness",
+        "data",
+        "idx",
+        "models",
+        "training",
+        "sampling",
+        "metrics",
+        "classifier",
+        "progress",
+    }
     | {"analysis", "weight_search", "decouple_merge"},  # doing
     {"arms", "parameters", "store", "recipes", "stages", "records"},  # experiment
     {"tables", "comparisons", "plots", "report"},  # show: records only

@@ -14,7 +14,7 @@ from deme_lib.objectives import squared_error
 from deme_lib.randomness import generator
 from deme_lib.training import to_model_range
 
-BATCH = 500
+BATCH = 500  # of images up to 32x32; of larger ones fewer, so that memory stays the same
 GRADIENT_BATCH = 64
 
 
@@ -38,10 +38,11 @@ class FixedNoise:
     @torch.inference_mode()
     def errors(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
         """Squared error per draw (Eq. 2), float32 [n * draws]."""
+        batch = _batch(BATCH, self.noisy)
         parts = zip(
-            self.noisy.split(BATCH),
-            self.timesteps.split(BATCH),
-            self.noise.split(BATCH),
+            self.noisy.split(batch),
+            self.timesteps.split(batch),
+            self.noise.split(batch),
             strict=True,
         )
         return torch.cat(
@@ -63,6 +64,10 @@ class FixedNoise:
         return errors[inside].double().mean().item()
 
 
+def _batch(most: int, images: torch.Tensor) -> int:
+    return max(1, most * 32**2 // max(32**2, images[0, 0].numel()))
+
+
 def gradient_similarity(
     unet: UNet2DModel,
     scheduler: DDPMScheduler,
@@ -81,11 +86,12 @@ def gradient_similarity(
     """
     clean = to_model_range(images)
     noise = torch.randn(clean.shape, generator=generator(seed, "gradients"))
+    batch = _batch(GRADIENT_BATCH, clean)
     unet = unet.to(device)
     rows = []
     for t in timesteps:
         total = torch.zeros(sum(p.numel() for p in unet.parameters()), dtype=torch.float64)
-        for x, e in zip(clean.split(GRADIENT_BATCH), noise.split(GRADIENT_BATCH), strict=True):
+        for x, e in zip(clean.split(batch), noise.split(batch), strict=True):
             timestep = torch.full((len(x),), int(t))
             noisy = scheduler.add_noise(x, e, timestep).to(device)
             prediction = unet(noisy, timestep.to(device), return_dict=False)[0]

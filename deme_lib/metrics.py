@@ -29,6 +29,7 @@ INCEPTION = "inception"
 PIXELS = "pixels"
 BATCH = 500  # fixed: Inception's features depend on it on GPUs
 MANY = 10_000  # images, of which all pairwise distances fit into memory
+PART = 2**29  # pixels of training images that distances are taken to at a time
 EXACT = "donot_use_mm_for_euclid_dist"  # a copy is at distance 0
 PIXEL_GRID = 8  # larger images are averaged down to this many pixels a side
 
@@ -168,7 +169,7 @@ def nearest_distances(
     def flat(part: torch.Tensor) -> torch.Tensor:
         return part.to(device).flatten(1).float() / 127.5
 
-    rows = max(1, 2**29 // train[0].numel())  # 2 GiB of training images at a time
+    rows = max(1, PART // train[0].numel())
     nearest = []
     for chunk in map(flat, images.split(BATCH)):
         distances = [

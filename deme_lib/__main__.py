@@ -98,8 +98,8 @@ def _classifier(options: argparse.Namespace) -> None:
 
     p = parameters.load(options.file)
     sizes = (p.train_images, p.search_images, p.test_images)
-    roles = data.split(p.dataset, *sizes, p.split_seed)
-    classifier.train(p.dataset, roles, p.split_seed, options.out)
+    roles = data.split(p.dataset, *sizes, p.split_seed, p.image_size)
+    classifier.train(p.experiment, roles, p.split_seed, options.out)
 
 
 COMMANDS = {

@@ -49,10 +49,12 @@ def new_unet(
     layers_per_block: int,
     seed: int,
     roundings: int = 0,
+    attention: bool = False,
 ) -> UNet2DModel:
-    """A small UNet2DModel without attention, its weights a function of ``seed``.
+    """A small UNet2DModel, its weights a function of ``seed``.
 
     Args:
+        attention: self-attention at the lowest resolution, on the way down, in the middle and up.
         roundings: move every initial weight up by this many units in the last place, to measure
             how far results drift when only the rounding differs.
     """
@@ -61,6 +63,8 @@ def new_unet(
             f"images of {size} pixels cannot be halved {len(block_channels) - 1} times: give "
             "fewer model_channels"
         )
+    lowest = "Attn" if attention else ""
+    others = len(block_channels) - 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights"))
         unet = UNet2DModel(
@@ -69,10 +73,10 @@ def new_unet(
             out_channels=channels,
             layers_per_block=layers_per_block,
             block_out_channels=tuple(block_channels),
-            down_block_types=("DownBlock2D",) * len(block_channels),
-            up_block_types=("UpBlock2D",) * len(block_channels),
+            down_block_types=("DownBlock2D",) * others + (f"{lowest}DownBlock2D",),
+            up_block_types=(f"{lowest}UpBlock2D",) + ("UpBlock2D",) * others,
             norm_num_groups=8,
-            add_attention=False,
+            add_attention=attention,
         )
     with torch.no_grad():
         for parameter in unet.parameters():

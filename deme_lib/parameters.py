@@ -31,6 +31,8 @@ JOINED_LATER: dict[str, Any] = {
     "loss_weighting": "none",
     "min_snr_gamma": 5.0,
     "p2_gamma": 1.0,
+    "image_size": 0,
+    "attention": False,
 }
 """Parameters that joined when artefacts were already stored, with the value that changes nothing.
 They stand in a key only where they have another value, so that what was made before stays valid."""
@@ -53,11 +55,13 @@ class Parameters(BaseModel):
     search_images: int = Field(ge=1, description="held-out images that searches may look at")
     test_images: int = Field(ge=1, description="images no training and no search sees")
     split_seed: int = Field(ge=0, lt=2**32, description="seed of the split")
+    image_size: int = Field(ge=0, description="images padded or shrunk to this; 0: as they are")
 
     # baseline
     pretrained: str = Field(description="diffusers folder or hub id; empty: train one here")
     model_channels: list[int] = Field(min_length=1, description="UNet channels per resolution")
     layers_per_block: int = Field(ge=1, description="resnets per UNet block")
+    attention: bool = Field(description="self-attention at the lowest resolution")
     num_train_timesteps: int = Field(ge=2, description="T of the noise schedule")
     pretrain_steps: int = Field(ge=0, description="optimiser steps from scratch")
     pretrain_lr: float = Field(gt=0, description="decays to finetune_lr over the first 80 %")
@@ -102,7 +106,7 @@ class Parameters(BaseModel):
     timestep_spacing: Literal["leading", "trailing", "linspace"] = Field(description="of DDIM")
     samples: int = Field(ge=4, description="images per sampling seed and arm")
     sampling_seeds: list[int] = Field(min_length=2, description="independent sampling seeds")
-    features: str = Field(description="digits-a, digits-b (shipped classifiers) or inception")
+    features: str = Field(description="digits-a, fashion-a, ... (shipped classifiers) or inception")
     second_features: str = Field(description="features that must rank models alike; empty: none")
     inception_weights: str = Field(description="local file of torch-fidelity's Inception weights")
     is_splits: int = Field(ge=1, description="splits of the inception score")

@@ -19,7 +19,12 @@ TRAINING = (*ADAM, "precision", "seed")
 def data(p: Parameters) -> Recipe:
     """The three roles of the images."""
     names = ("dataset", "train_images", "search_images", "test_images", "split_seed")
-    parameters = {**p.pick(*names), **_sources(p, "dataset"), "hash": fingerprint(p.dataset)}
+    parameters = {
+        **p.pick(*names),
+        **p.pick_changed("image_size"),
+        **_sources(p, "dataset"),
+        "hash": fingerprint(p.dataset),
+    }
     return Recipe("data", "data", parameters, {}, locations=p.pick("dataset"))
 
 
@@ -45,7 +50,7 @@ def baseline(p: Parameters) -> Recipe:
     return Recipe(
         "train_baseline",
         "baseline",
-        p.pick(*names, *steps, *TRAINING),
+        {**p.pick(*names, *steps, *TRAINING), **p.pick_changed("attention")},
         {"data": data(p)},
         training_steps=p.pretrain_steps,
     )

@@ -14,6 +14,7 @@ CHANGES = {
     "dataset": "someone/pictures",
     "pretrained": "someone/model",
     "model_channels": [8],
+    "attention": True,
     "features": "digits-b",
     "second_features": "",
     "inception_weights": "weights.pth",

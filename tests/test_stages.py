@@ -11,7 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from deme_lib import parameters, recipes, stages
+from deme_lib import data, metrics, parameters, recipes, stages
 from deme_lib.analysis import FixedNoise
 from deme_lib.arms import ARMS, present
 from deme_lib.models import ModelError, load_pipeline, load_unet
@@ -242,6 +242,40 @@ def test_images_of_another_size_are_refused_before_training(
     p = experiment(pretrained=str(tmp_path / "model"), dataset=folder, train_images=40)
     forbid("finetune", "reference")
     with pytest.raises(ModelError, match=r"\(1, 8, 8\).*\(1, 16, 16\)"):
+        stages.make(recipes.merged(p), p)
+
+
+# the classifiers' split
+
+
+def test_a_classifier_of_another_split_is_refused(experiment):
+    p = experiment(split_seed=1)
+    with pytest.raises(metrics.MetricError, match=r"digits-[ab] was trained on.*not on this split"):
+        stages.make(recipes.reference(p), p)
+
+
+def test_a_classifier_knows_its_images_wherever_they_come_from(experiment, tmp_path):
+    schema = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(10)})
+    images, labels = data.digits().images, data.digits().labels
+    rows = {"image": [Image.fromarray(i[0]) for i in images], "label": labels.tolist()}
+    made = datasets.Dataset.from_dict(rows, features=schema)
+    made.to_parquet(tmp_path / "copy" / "train-00000-of-00001.parquet")
+    p = experiment(dataset=str(tmp_path / "copy"))
+    assert stages.make(recipes.reference(p), p).results["train.digits-a.values"] == [1200, 64]
+
+
+def test_an_unreadable_image_stops_everything_before_training(experiment, forbid, tmp_path):
+    for label in range(2):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        for i in range(20):
+            picture = Image.fromarray(np.full((8, 8), i, np.uint8))
+            picture.save(tmp_path / "pictures" / str(label) / f"{i}.png")
+    damaged = tmp_path / "pictures" / "0" / "7.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    sizes = {"train_images": 20, "search_images": 10, "test_images": 10}
+    p = experiment(dataset=str(tmp_path / "pictures"), features="inception", **sizes)
+    forbid("train_baseline", "finetune", "reference")
+    with pytest.raises(data.DataError, match=r"pictures: image \d+ cannot be read"):
         stages.make(recipes.merged(p), p)
 
 

@@ -42,6 +42,7 @@ def train_baseline(job: Job) -> dict[str, Any]:
         job["layers_per_block"],
         job["seed"],
         job["init_roundings"],
+        job["attention"],
     )
     scheduler = models.new_scheduler(job["num_train_timesteps"])
     every_timestep = range(job["num_train_timesteps"])

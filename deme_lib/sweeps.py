@@ -96,10 +96,13 @@ def load(path: str | Path) -> Sweep:
         raise ParameterError(f"{path}: cells need names of their own, other than base: {names}")
     if odd := [arm for arm in (*sweep.arms, *sweep.beside) if arm not in ARMS]:
         raise ParameterError(f"{path}: no arm {odd}; there are {', '.join(ARMS)}")
-    experiments = sweep.experiments()
+    experiments = {**sweep.experiments(), "the base": parameters.load(sweep.base)}
     for cell, p in experiments.items():
-        if "reweighted" in sweep.arms and p.loss_weighting == "none":
-            raise ParameterError(f"{path}: the arm reweighted needs loss_weighting in {cell!r}")
+        arms = sweep.beside if cell == "the base" else sweep.arms
+        if "reweighted" in arms and p.loss_weighting == "none":
+            raise ParameterError(f"{path}: the arm reweighted needs loss_weighting in {cell}")
+        if len(p.seeds) > 1:
+            raise ParameterError(f"{path}: a sweep is over one training seed, not seeds {p.seeds}")
     return sweep
 
 

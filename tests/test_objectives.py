@@ -57,7 +57,7 @@ def test_an_unknown_weighting_is_refused():
 
 def test_uncertainty_weights_are_one_at_first_and_of_mean_one_after():
     weighting = UncertaintyWeighting(split_timesteps(3, 10))
-    assert weighting.weights().tolist() == [1.0] * 10
+    assert weighting.weights().tolist() == pytest.approx([1.0] * 10)
     with torch.no_grad():
         weighting.log_variances.copy_(torch.tensor([0.0, -1.0, 2.0]))
     weights = weighting.weights()

@@ -15,7 +15,7 @@ CHANGES = {
     "pretrained": "someone/model",
     "model_channels": [8],
     "attention": True,
-    "features": "digits-b",
+    "features": "inception",
     "second_features": "",
     "inception_weights": "weights.pth",
     "sampling_seeds": [5, 6],
@@ -39,14 +39,21 @@ CHANGES = {
 """Another value of each parameter; numbers not listed here are changed by a rule."""
 
 
-def changed(name, value=None):
-    before = getattr(P, name)
+BESIDES = {
+    "min_snr_gamma": load("params/digits.yaml", loss_weighting="min-snr"),
+    "p2_gamma": load("params/digits.yaml", loss_weighting="p2"),
+}
+"""Parameters that count only beside another."""
+
+
+def changed(name, value=None, p=P):
+    before = getattr(p, name)
     if value is None:
         value = CHANGES.get(name)
     if value is None:
         value = before + 1 if isinstance(before, int) else before / 2
     assert value != before
-    return Parameters(**P.model_dump() | {name: value})
+    return Parameters(**p.model_dump() | {name: value})
 
 
 def keys(p):
@@ -55,8 +62,9 @@ def keys(p):
 
 def moved(name, value=None):
     """Labels of the recipes whose key a change of one parameter moves."""
-    before, after = keys(P), keys(changed(name, value))
-    return {label for label in before if before[label] != after.get(label)}
+    p = BESIDES.get(name, P)
+    before, after = keys(p), keys(changed(name, value, p))
+    return {label for label in before | after if before.get(label) != after.get(label)}
 
 
 @pytest.mark.parametrize("name", Parameters.model_fields)
@@ -119,7 +127,31 @@ def test_the_probability_is_the_experts_alone():
 
 @pytest.mark.parametrize("name", ["gradient_bins", "plane_points"])
 def test_an_analysis_moves_its_own_artefact(name):
-    assert moved(name) == {"gradients" if name == "gradient_bins" else "plane"}
+    gradients, planes = {"gradients", "gradients-merged"}, {"plane", "landscape"}
+    assert moved(name) == (gradients if name == "gradient_bins" else planes)
+
+
+def test_a_loss_weighting_adds_an_arm_and_moves_nothing_else():
+    added = {"all-p2", "images-reweighted", "metrics-reweighted"}
+    assert moved("loss_weighting") == added
+    plain, weighted = (
+        recipes.finetuned(BESIDES["p2_gamma"], m) for m in ("all_plain", "reweighted")
+    )
+    assert weighted[0].parameters == plain[0].parameters | {"loss_weighting": "p2", "p2_gamma": 1.0}
+
+
+def test_another_cut_retrains_the_experts_alone():
+    found = moved("range_cut")
+    assert {"expert-1of4", "images-routed", "landscape", "range-losses"} <= found
+    assert not found & {"baseline", "all-same", "all-plain", "soup-1of4", "images-soup"}
+
+
+def test_training_seeds_are_experiments_of_their_own():
+    p = load("params/digits.yaml", seeds=[3, 0])
+    assert [q.seeds for q in p.per_seed()] == [[3], [0]] and p.seed == 3
+    assert keys(p.per_seed()[1]) == keys(P)
+    same = {label for label, key in keys(P).items() if keys(p)[label] == key}
+    assert same == {"data", "reference"}
 
 
 # the graph

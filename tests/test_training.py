@@ -254,7 +254,7 @@ def test_fp16_may_skip_steps_but_not_for_ever(start, monkeypatch):
     monkeypatch.setattr(
         run,
         "optimiser",
-        types.SimpleNamespace(param_groups=[], step=lambda: None, zero_grad=lambda: None),
+        types.SimpleNamespace(param_groups=[{}], step=lambda: None, zero_grad=lambda: None),
     )
     steps = []
     with pytest.raises(TrainingError, match="norm of the gradients"):

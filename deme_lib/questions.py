@@ -219,6 +219,7 @@ def _sweep(folder: Path, name: str, confidence: float) -> tuple[pd.DataFrame, st
     sweep = json.loads((folder / f"{name}.json").read_text())
     metrics = pd.read_csv(folder / f"{name}.csv")
     fid = metrics.pivot(index="training_seed", columns=["cell", "arm", "seed"], values="fid")
+    fid = fid.sort_index(axis=1)
     default, cells = _default(sweep), [(c["name"], a) for c in sweep["cells"] for a in c["results"]]
     tested = [(cell, a) for cell, a in cells if cell != default and (default, a) in cells]
     level = 1 - (1 - confidence) / max(len(tested), 1)

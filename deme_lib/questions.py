@@ -63,9 +63,9 @@ def _finetuning(records: tables.Records) -> Answer:
     pairs = [("merged", "all_scaled"), ("merged", "all_same"), ("all_same", "pretrained")]
     rows = [comparisons.between(records, a, b) for a, b in pairs]
     beyond, gain = rows[0]["outcome"], rows[-1]["outcome"]
-    lead = {"better": "not alone", "worse": "yes, and it gains more"}.get(beyond)
+    lead = {"better": "not all of it", "worse": "the merge is worse than it"}.get(beyond)
     if lead is None and gain == "better":
-        lead = "it gains too, and no gain beyond it was found"
+        lead = "it gains too, and no difference between it and the merge was found"
     return Answer(
         "Does finetuning on all timesteps with the same number of steps, learning rate, EMA and "
         "consistency loss explain the gain?",
@@ -143,22 +143,16 @@ def _conflict(records: tables.Records) -> Answer:
     by_draw = pairs.assign(negative=pairs["cosine"] < 0).groupby(["draw", "model"])
     means = by_draw[["cosine", "negative"]].mean().unstack("model").dropna()
     if len(means) < 2 or not {"pretrained", "merged"} <= set(pairs["model"]):
-        needed = "pairs of timesteps in different ranges, for both models and two or more draws"
-        return Answer(
-            question, pd.DataFrame(), f"Not answered by these records: it needs {needed}."
-        )
+        needed = "cosines between different ranges, of both models, for two or more noise draws"
+        return Answer(question, pd.DataFrame(), f"Not answered by these records: needs {needed}.")
     shown = {"cosine": "mean cosine", "negative": "share of negative pairs"}
     level = records.parameters["confidence"]
-    rows = [
-        {"model": model}
-        | {shown[k]: tables.plus_minus(x.mean(), x.std()) for k in shown for x in [means[k][model]]}
-        for model in ("pretrained", "merged")
-    ]
-    change = {
-        k: comparisons.paired_interval(means[k]["merged"] - means[k]["pretrained"], level)
-        for k in shown
-    }
-    rows.append({"model": "merged − pretrained"} | {shown[k]: _signed(*change[k]) for k in shown})
+    rows, change = {"model": ["pretrained", "merged", "merged − pretrained"]}, {}
+    for measure, name in shown.items():
+        before, after = means[measure]["pretrained"], means[measure]["merged"]
+        change[measure] = comparisons.paired_interval(after - before, level)
+        rows[name] = [tables.plus_minus(x.mean(), x.std()) for x in (before, after)]
+        rows[name].append(_signed(*change[measure]))
     lead = {"better": "more, not less", "worse": "yes, less"}.get(  # of a cosine, more is better
         comparisons.outcome_of(*change["cosine"]), "not decided, as no difference was found"
     )
@@ -225,6 +219,7 @@ def _sweep(folder: Path, name: str, confidence: float) -> tuple[pd.DataFrame, st
     sweep = json.loads((folder / f"{name}.json").read_text())
     metrics = pd.read_csv(folder / f"{name}.csv")
     fid = metrics.pivot(index="training_seed", columns=["cell", "arm", "seed"], values="fid")
+    fid = fid.sort_index(axis=1)
     default, cells = _default(sweep), [(c["name"], a) for c in sweep["cells"] for a in c["results"]]
     tested = [(cell, a) for cell, a in cells if cell != default and (default, a) in cells]
     level = 1 - (1 - confidence) / max(len(tested), 1)
@@ -261,10 +256,12 @@ def _mean_sd(metrics: pd.DataFrame) -> str:
 def _default(sweep: dict) -> str | None:
     """The cell that changes no parameter of the base, if any."""
     known = sweep["parameters"]
-    cells = sweep["cells"]
-    return next(
-        (c["name"] for c in cells if all(known.get(k) == v for k, v in c["set"].items())), None
+    unchanged = (
+        cell["name"]
+        for cell in sweep["cells"]
+        if all(known.get(name) == value for name, value in cell["set"].items())
     )
+    return next(unchanged, None)
 
 
 def _interval(a: pd.DataFrame, b: pd.DataFrame, level: float) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ def test_every_question_is_a_heading_with_an_answer(tmp_path, training_seeds):
     folder = synthetic.write(tmp_path, training_seeds=training_seeds)
     text = report.questions_markdown(tables.read(folder), folder / "sweeps")
     assert re.findall(r"^## (\d)\. ", text, re.MULTILINE) == list("12345678")
-    assert text.count("| --: |") == 7  # none for sweeps that were not run
+    assert text.count("| :-- |") == 7  # none for sweeps that were not run
     assert "nan" not in text
     assert ("for these weights" in text) == (len(training_seeds) == 1)
     assert ("over 3 training seeds" in text) == (len(training_seeds) == 3)
@@ -51,30 +52,35 @@ def test_finetuning_alone(tmp_path, fid, said):
 
 
 @pytest.mark.parametrize(
-    ("number", "others"),
+    ("outcomes", "said"),
     [
-        (2, ("soup", "soup_uniform")),
-        (3, ("routed", "averaged")),
-        (5, ("one_scaled", "best_single")),
+        ({"better"}, "yes"),
+        ({"worse"}, "no, it is worse"),
+        ({"better", "no difference"}, "in part"),
+        ({"worse", "no difference"}, "no"),
+        ({"better", "worse"}, "it depends on the comparison"),
+        ({"no difference"}, "not decided, as no difference was found"),
     ],
 )
-@pytest.mark.parametrize(
-    ("first", "second", "said"),
-    [
-        (0.9, 0.9, "yes:"),
-        (0.1, 0.1, "no, it is worse:"),
-        (0.9, 0.5, "in part:"),
-        (0.1, 0.5, "no:"),
-        (0.9, 0.1, "it depends on the comparison:"),
-        (0.5, 0.5, "not decided, as no difference was found:"),
-    ],
-)
-def test_is_it_beaten(tmp_path, training_seeds, number, others, first, second, said):
-    fid = {"merged": 0.5, "merged_uniform": 0.5, others[0]: first, others[1]: second}
-    answer = answers(tmp_path, fid=fid, training_seeds=training_seeds)[number - 1]
-    assert f", {said} DeMe merged (searched) against" in answer.text
-    assert len(answer.table) == 2
-    assert set(answer.table["kind"]) == {"primary" if number == 3 else "exploratory"}
+def test_what_outcomes_say_together(outcomes, said):
+    assert questions._lead(outcomes) == said
+
+
+@pytest.mark.parametrize(("own", "said"), [(0.1, "yes:"), (0.9, "no, it is worse:")])
+def test_is_it_better_than_the_others(tmp_path, training_seeds, own, said):
+    others = [("soup", "soup_uniform"), ("routed", "averaged"), ("one_scaled", "best_single")]
+    fid = {"merged": own, "merged_uniform": own} | {b: 0.5 for pair in others for b in pair}
+    found = answers(tmp_path, fid=fid, training_seeds=training_seeds)
+    for number, kind in ((2, "exploratory"), (3, "primary"), (5, "exploratory")):
+        answer = found[number - 1]
+        assert f", {said} DeMe merged (searched) against" in answer.text
+        assert answer.table["kind"].tolist() == [kind, kind]
+        assert answer.text.count("(exploratory)") == 2 * (kind == "exploratory")
+
+
+def test_no_better_than_the_others(tmp_path):
+    fid = {arm: 0.5 for arm in ("merged", "routed", "averaged")}
+    assert "not decided, as no difference was found: DeMe" in answers(tmp_path, fid=fid)[2].text
 
 
 def test_rows_are_those_of_the_paired_tables(tmp_path):
@@ -107,16 +113,14 @@ def test_weights_that_were_not_searched_answer_nothing(tmp_path):
     [
         ([0.3] * 5, "yes, less"),
         ([-0.3] * 5, "more, not less"),
-        ([0.3, -0.3, 0.3, -0.3, 0.0], "not decided"),
+        ([0.3, -0.3, 0.3, -0.3, 0.0], "not decided, as no difference was found"),
     ],
 )
 def test_gradient_conflict(tmp_path, shift, said):
     folder = synthetic.write(tmp_path)
-    full = pd.DataFrame(
-        [(m, d, a, b) for m in ("pretrained", "merged") for d in range(5) for a in (0, 240, 250, 999)
-         for b in (0, 240, 250, 999)],
-        columns=["model", "draw", "timestep1", "timestep2"],
-    )  # fmt: skip
+    timesteps = (0, 240, 250, 999)
+    rows = product(("pretrained", "merged"), range(5), timesteps, timesteps)
+    full = pd.DataFrame(rows, columns=["model", "draw", "timestep1", "timestep2"])
     near = (full["timestep1"] < 250) == (full["timestep2"] < 250)
     full["cosine"] = near * 0.9 - 0.2 * (full["timestep1"] + full["timestep2"] == 250)  # 0 and 250
     full.loc[full["model"] == "merged", "cosine"] += np.repeat(shift, 16)
@@ -191,7 +195,7 @@ def test_cells_of_a_sweep_against_the_default(tmp_path, training_seeds, two, eig
     scope = "for these weights" if len(training_seeds) == 1 else "over 3 training seeds"
     assert f"exploratory), {scope}." in answer.text
     assert answer.table["− default cell"].tolist()[1] == "–"
-    metrics = pd.read_csv(records / "sweeps" / "ranges.csv").set_index(["cell", "seed"])["fid"]
+    metrics = pd.read_csv(records / "sweeps" / "ranges.csv").set_index("cell")["fid"]
     lowest = min(metrics.drop("base").groupby("cell").mean().items(), key=lambda x: x[1])
     assert (
         f"lowest mean FID: {lowest[0]} (DeMe merged), {lowest[1]:.3f} (not a test)" in answer.text

@@ -158,10 +158,8 @@ def activation_differences(
     noise = torch.randn(clean.shape, generator=g)
     timesteps = torch.randint(own_range.start, own_range.stop, (len(images),), generator=g)
     noisy = scheduler.add_noise(clean, noise, timesteps)
-    difference, square = {}, {}
-    for x, t in zip(
-        noisy.split(_batch(BATCH, noisy)), timesteps.split(_batch(BATCH, noisy)), strict=True
-    ):
+    difference, square, batch = {}, {}, _batch(BATCH, noisy)
+    for x, t in zip(noisy.split(batch), timesteps.split(batch), strict=True):
         before, after = (_block_outputs(m.to(device), x.to(device), t) for m in (base, expert))
         for block, f in before.items():
             difference[block] = difference.get(block, 0) + (after[block] - f).sum(dim=0)

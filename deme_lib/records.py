@@ -109,13 +109,13 @@ def images(artefact: Artefact) -> np.ndarray:
 def metrics(made: dict[str, Artefact], training_seed: int) -> pd.DataFrame:
     """A row per arm and sampling seed of one training seed, from artefacts by label."""
     stored = {name: made[f"metrics-{name}"] for name in ARMS if f"metrics-{name}" in made}
-    return pd.DataFrame(
-        [
-            {"arm": name, "training_seed": training_seed, **row}
-            for name, artefact in stored.items()
-            for row in artefact.results["rows"]
-        ]
-    )
+    rows = [
+        {"arm": name, "training_seed": training_seed, **row}
+        for name, artefact in stored.items()
+        for row in artefact.results["rows"]
+    ]
+    first = ["arm", "training_seed", "seed", "n", "features", "steps", "fid", "fid_second"]
+    return pd.DataFrame(rows).pipe(lambda df: df[[*first, *df.columns.drop(first)]])
 
 
 def arm_row(p: Parameters, arm: Arm, images: Artefact, searches: dict[str, Artefact]) -> dict:

@@ -200,7 +200,7 @@ class Store:
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **provenance(),
         }
-        record = json.loads(json.dumps(record))
+        record = json.loads(json.dumps(record, sort_keys=True))
         record["checksum"] = _checksum(record)
         write_text(partial / RECORD, json.dumps(record, indent=1, sort_keys=True))
         _flush(partial)

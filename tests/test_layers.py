@@ -11,14 +11,8 @@ LAYERS = [
     {"randomness", "data", "models", "training", "sampling", "metrics", "classifier", "progress"}
     | {"analysis", "weight_search", "decouple_merge"},  # doing
     {"arms", "parameters", "store", "recipes", "stages", "records"},  # experiment
-    {
-        "tables",
-        "comparisons",
-        "observations",
-        "sweep_tables",
-        "plots",
-        "report",
-    },  # show: records only
+    {"tables", "comparisons", "observations", "sweep_tables"}
+    | {"plots", "formats", "report"},  # show: records only
     {"__main__"},
 ]
 MODULES = sorted((ROOT / "deme_lib").rglob("*.py"))

@@ -136,7 +136,7 @@ def caption(sweep: Sweep) -> str:
     seeds = sorted(sweep.metrics["seed"].unique().tolist())
     intervals = rows[["difference", "merging"]].count().sum()
     return (
-        f"{sweep.document['title']}. {p['dataset']}: n = {m['n']:,} images per row and sampling "
+        f"Sweep: {sweep.document['title']}. {p['dataset']}: n = {m['n']:,} images per row and sampling "
         f"seed, features {m['features']}, DDIM {m['steps']} steps, {len(seeds)} sampling seeds "
         f"({', '.join(map(str, seeds))}), one training seed ({m['training_seed']}): all numbers "
         "are for these weights. ± sd is over sampling seeds and shared between rows (same noise). "
@@ -144,7 +144,7 @@ def caption(sweep: Sweep) -> str:
         f"all {intervals} are exploratory and uncorrected, and cover sampling noise only: not "
         "training, the search, the data split or the classifier. "
         f"{_steps(rows)}. {_searches(sweep)}"
-        f"Of the base ({sweep.document['base']}): {', '.join(sweep.document['beside'].values())}."
+        f"Of the base ({sweep.document['base']}): {'; '.join(sweep.document['beside'].values())}."
     )
 
 

@@ -205,6 +205,7 @@ def test_a_sweep_with_a_broken_cell_is_drawn_on_a_wider_scale(tmp_path):
     df = sweep_tables.table(sweep_tables.read(tmp_path, "techniques"))
     ax = plots.sweep(df, "techniques").axes[0]
     assert ax.get_yscale() == "symlog" and "symmetric log scale" in ax.get_ylabel()
+    assert df["difference"].max() < ax.get_ylim()[1]
 
 
 def test_a_report_includes_its_sweeps(tmp_path):

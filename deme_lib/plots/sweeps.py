@@ -24,7 +24,7 @@ def sweep(df: pd.DataFrame, axis: str, caption: str = "") -> Figure:
     for i, row in enumerate(base.itertuples()):
         colour, _, line = STYLES.get(row.arm, unknown_style(i))
         mean = 0 if row.arm == "pretrained" else row.difference
-        ax.axhline(mean, color=colour, ls=line, lw=1.5, zorder=0, label=f"{row.title} (the base)")
+        ax.axhline(mean, color=colour, ls=line, lw=1.5, zorder=1, label=f"{row.title} (the base)")
     for i, arm in enumerate(arms):
         rows = cells[cells["arm"] == arm]
         colour, marker, _ = STYLES.get(arm, unknown_style(i))
@@ -37,17 +37,17 @@ def sweep(df: pd.DataFrame, axis: str, caption: str = "") -> Figure:
     if long:
         plt.setp(ax.get_xticklabels(), rotation=25, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.5, len(names) - 0.5)
-    scale = _symlog_if_wide(ax, df["difference"].abs())
-    ax.set(xlabel=axis, ylabel=f"FID minus the pretrained model's{scale}\n(below 0: better)")
+    _symlog_if_wide(ax, df["difference"].abs())
+    scale = "; symmetric log scale" if ax.get_yscale() == "symlog" else ""
+    ax.set(xlabel=axis, ylabel=f"FID minus the pretrained model's\n(below 0: better{scale})")
     ax.grid(axis="y", color="0.92")
     ax.set_axisbelow(True)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    return captioned(figure, f"Symbols: mean with paired t interval. {caption}")
+    return captioned(figure, f"{caption} Symbols: mean with paired t interval.")
 
 
-def _symlog_if_wide(ax: plt.Axes, sizes: pd.Series) -> str:
+def _symlog_if_wide(ax: plt.Axes, sizes: pd.Series) -> None:
     """A symmetric logarithmic axis where one cell would squeeze all others to a point."""
-    if sizes.max() <= 15 * sizes.median():
-        return ""
-    ax.set_yscale("symlog", linthresh=2 * sizes.median())
-    return ", symmetric log scale"
+    if sizes.max() > 15 * sizes.median() > 0:
+        ax.set_yscale("symlog", linthresh=2 * sizes.median())
+        ax.autoscale(axis="y")

@@ -136,8 +136,8 @@ def caption(sweep: Sweep) -> str:
     seeds = sorted(sweep.metrics["seed"].unique().tolist())
     intervals = rows[["difference", "merging"]].count().sum()
     return (
-        f"Sweep: {sweep.document['title']}. {p['dataset']}: n = {m['n']:,} images per row and sampling "
-        f"seed, features {m['features']}, DDIM {m['steps']} steps, {len(seeds)} sampling seeds "
+        f"Sweep: {sweep.document['title']}. {p['dataset']}: "
+        f"n = {m['n']:,} images per row and sampling seed, features {m['features']}, DDIM {m['steps']} steps, {len(seeds)} sampling seeds "
         f"({', '.join(map(str, seeds))}), one training seed ({m['training_seed']}): all numbers "
         "are for these weights. ± sd is over sampling seeds and shared between rows (same noise). "
         f"Differences are paired by sampling seed, with {100 * p['confidence']:g} % t intervals; "

@@ -1,7 +1,8 @@
-"""Heavy stages side by side, then the six notebooks, which find everything stored.
+"""Heavy stages side by side, then the six notebooks or the sweep's table, which find all stored.
 
     snakemake --cores 2 --config params=params/digits.yaml              # everything
     snakemake artefacts --cores 2 --config params=params/digits.yaml    # without notebooks
+    snakemake --cores 2 --config params=params/sweeps/techniques.yaml   # a sweep
 
 Order, parallel jobs and clusters are Snakemake's. What a job made is in the store (runs/store);
 the flags under runs/flags only tell Snakemake that it ran.
@@ -11,38 +12,47 @@ import os
 import sys
 from pathlib import Path
 
-from deme_lib import ROOT, parameters, recipes
+from deme_lib import ROOT, parameters, recipes, sweeps
 
 PARAMS = config.get("params", "params/digits.yaml")
-P = parameters.load(PARAMS)
+SWEEP = sweeps.load(PARAMS) if sweeps.is_sweep(PARAMS) else None
+P = parameters.load(SWEEP.base if SWEEP else PARAMS)
 FLAGS = f"{P.runs_dir}/flags"
 os.environ.setdefault("OMP_NUM_THREADS", str(P.threads))
 
 ALONG_THE_WAY = ("data", "reference", "images-", "gradients", "task-vectors", "range-", "merged")
+ALONG_THE_WAY += ("activations",)
 """Made within the jobs and notebooks that need them: seconds each, or used by one job only."""
 
-RECIPES = recipes.everything(P)
-JOBS = {label: r for label, r in RECIPES.items() if not label.startswith(ALONG_THE_WAY)}
+PLAN = sweeps.plan(PARAMS)
+JOBS = {name: r for name, (r, _) in PLAN.items() if not r.label.startswith(ALONG_THE_WAY)}
 NOTEBOOKS = {path.stem: str(path) for path in sorted(Path("notebooks").glob("0*.ipynb"))}
 STEPS = {"01": ("baseline", "acceptance"), "02": ("expert", "soup", "all-"),
-         "03": ("search-", "plane"), "04": ("metrics-",), "05": ("",), "06": ("",)}
+         "03": ("search-", "plane", "landscape"), "04": ("metrics-",), "05": ("",), "06": ("",)}
 PYTHON = f'"{sys.executable}"'
 
 
-def flag(label):
-    return f"{FLAGS}/{JOBS[label].name}"
+def flag(name):
+    return f"{FLAGS}/{name}"
 
 
 def upstream(recipe):
     """Flags of the nearest jobs that a recipe is made from."""
     found = set()
     for r in recipe.inputs.values():
-        found |= {flag(r.label)} if r.label in JOBS else upstream(r)
+        found |= {flag(r.name)} if r.name in JOBS else upstream(r)
     return found
 
 
+def accepted(name):
+    """A preset trains no arm before its metric was judged; a sweep's base was."""
+    recipe, p = PLAN[name]
+    acceptance = recipes.acceptance(p).name
+    return [flag(acceptance)] if recipe.stage == "finetune" and acceptance in JOBS else []
+
+
 def jobs_before(notebook):
-    return [flag(label) for label in JOBS if label.startswith(STEPS[notebook[:2]])]
+    return [flag(name) for name, r in JOBS.items() if r.label.startswith(STEPS[notebook[:2]])]
 
 
 def done(notebook):
@@ -51,31 +61,42 @@ def done(notebook):
 
 rule all:
     input:
-        [done(notebook) for notebook in NOTEBOOKS],
+        done(f"sweep-{SWEEP.sweep}") if SWEEP else [done(notebook) for notebook in NOTEBOOKS],
 
 
 rule artefacts:
     input:
-        [flag(label) for label in JOBS],
+        [flag(name) for name in JOBS],
 
 
-for label, recipe in JOBS.items():
+rule sweep:
+    input:
+        [flag(name) for name in JOBS],
+    output:
+        touch(done(f"sweep-{SWEEP.sweep}" if SWEEP else "sweep")),
+    params:
+        file=PARAMS,
+    shell:
+        "{PYTHON} -m deme_lib sweep -f {params.file:q}"
+
+
+for name, recipe in JOBS.items():
 
     rule:
         name:
-            f"make_{label.replace('-', '_')}"
+            f"make_{name.replace('-', '_')}"
         input:
             upstream(recipe),
-            [flag("acceptance")] if recipe.stage == "finetune" else [],
+            accepted(name),
         output:
-            touch(flag(label)),
+            touch(flag(name)),
         params:
-            label=label,
+            name=name,
             file=PARAMS,
         threads: P.threads
         priority: recipe.training_steps + recipe.denoiser_calls // 1000
         shell:
-            "{PYTHON} -m deme_lib make {params.label} -f {params.file:q}"
+            "{PYTHON} -m deme_lib make {params.name} -f {params.file:q}"
 
 
 for name, path in NOTEBOOKS.items():

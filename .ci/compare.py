@@ -6,7 +6,7 @@ Another machine rounds differently, and training could amplify that. How far the
 measured by repeats (.ci/spread/, written by spread.py): every initial weight moved by one rounding,
 and two threads instead of one (for the arms in its file). The largest deviation of the repeats from
 the committed run, over all arms, times FACTOR, is the tolerance: one for each measure's means over
-sampling seeds, and one for its mean paired differences to the pretrained and to the merged model.
+seeds, and one for its mean paired differences to the pretrained and to the merged model.
 FACTOR is 10 because the repeats disturb little (one rounding at the start; the order of sums) where
 another processor rounds every operation its own way. A search that ends with other weights moves
 its arm further than that.
@@ -24,9 +24,30 @@ FACTOR = 10.0
 MAY_DIFFER = {"runs_dir", "threads", "init_roundings", "device", "allow_long"}
 
 
-def numbers(records: Path) -> pd.DataFrame:
+def parameters(records: Path) -> dict:
+    """Of a run; the one "seed" of runs before there were several is a list like theirs."""
+    found = json.loads((records / "run.json").read_text())["parameters"]
+    return {"seeds": [found.pop("seed")], **found} if "seed" in found else found
+
+
+def metrics(records: Path) -> pd.DataFrame:
+    """Of a run; where all are of its one training seed, the file may not say so."""
+    frame = pd.read_csv(records / "metrics.csv")
+    if "training_seed" in frame:
+        return frame
+    return frame.assign(training_seed=parameters(records)["seeds"][0])
+
+
+def held_by(frame: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the arms and training seeds that another run holds."""
+    for column in ("arm", "training_seed"):
+        frame = frame[frame[column].isin(other[column])]
+    return frame
+
+
+def numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows (kind, comparison): means over seeds per arm, and paired differences to two arms."""
-    means = pd.read_csv(records / "metrics.csv").groupby("arm")[MEASURES].mean()
+    means = frame.groupby("arm")[MEASURES].mean()
     parts = {"mean": means}
     for other in ("pretrained", "merged"):
         differences = (means - means.loc[other]).drop(index=other)
@@ -36,8 +57,8 @@ def numbers(records: Path) -> pd.DataFrame:
 
 def moves(committed: Path, other: Path) -> pd.DataFrame:
     """How far each number moved; infinitely far where only one of the two is a number."""
-    after = numbers(other)
-    before = numbers(committed).loc[after.index]
+    held = metrics(other)
+    after, before = numbers(held), numbers(held_by(metrics(committed), held))
     moved = (after - before).abs()
     return moved.mask(before.isna() != after.isna(), float("inf"))
 
@@ -48,23 +69,27 @@ def tolerances(committed: Path, spread: Path = SPREAD) -> pd.DataFrame:
     if not repeats:
         raise FileNotFoundError(f"no repeats in {spread}: nothing was measured")
     for repeat in repeats:
-        check_comparable(committed, repeat, some_arms=True)
+        check_comparable(committed, repeat, repeat=True)
     worst = [moves(committed, repeat).groupby(level="kind").max() for repeat in repeats]
     return FACTOR * pd.concat(worst).groupby(level="kind").max()
 
 
-def check_comparable(committed: Path, other: Path, some_arms: bool = False) -> None:
-    """Refuse runs of other parameters, arms (a repeat may hold fewer), seeds or sizes."""
-    first, second = (json.loads((r / "run.json").read_text()) for r in (committed, other))
-    a, b = first["parameters"], second["parameters"]
-    names = (a.keys() | b.keys()) - MAY_DIFFER
+def check_comparable(committed: Path, other: Path, repeat: bool = False) -> None:
+    """Refuse runs of other parameters, arms, seeds or sizes.
+
+    A repeat may hold fewer arms and training seeds, and may have been measured before a parameter
+    joined: what one of the two does not know did not change what was run.
+    """
+    a, b = parameters(committed), parameters(other)
+    names = (a.keys() & b.keys()) - {"seeds"} if repeat else a.keys() | b.keys()
+    names -= MAY_DIFFER
     if odd := sorted(name for name in names if a.get(name) != b.get(name)):
         raise ValueError(f"{other} was run with other parameters: {', '.join(odd)}")
-    columns = ["arm", "seed", "n", "features", "steps"]
-    tables = [pd.read_csv(r / "metrics.csv")[columns] for r in (committed, other)]
-    if some_arms:
-        tables[0] = tables[0][tables[0]["arm"].isin(tables[1]["arm"])]
-    if sorted(tables[0].values.tolist()) != sorted(tables[1].values.tolist()):
+    first, second = metrics(committed), metrics(other)
+    if repeat:
+        first = held_by(first, second)
+    columns = ["arm", "training_seed", "seed", "n", "features", "steps"]
+    if sorted(first[columns].values.tolist()) != sorted(second[columns].values.tolist()):
         raise ValueError(f"{other} has other arms, seeds, n, features or steps")
 
 

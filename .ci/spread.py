@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from deme_lib import ROOT, parameters, recipes, records, stages
-from deme_lib.arms import ARMS
+from deme_lib.arms import ARMS, present
 from deme_lib.parameters import DEFAULTS
 
 REPEATS = {"rounding": {"init_roundings": 1}, "threads": {"threads": 2}}
@@ -30,9 +30,9 @@ def repeat(name: str, arms: list[str]) -> None:
     made = stages.make_all([recipes.metrics(p, ARMS[arm]) for arm in arms], p)
     out = OUT / name
     out.mkdir(parents=True, exist_ok=True)
-    records.metrics(made).to_csv(out / "metrics.csv", index=False)
+    records.metrics(made, p.seed).to_csv(out / "metrics.csv", index=False)
     (out / "run.json").write_text(json.dumps({"parameters": p.model_dump()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    repeat(sys.argv[1], sys.argv[2:] or list(ARMS))
+    repeat(sys.argv[1], sys.argv[2:] or [arm.name for arm in present("none")])

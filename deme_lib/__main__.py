@@ -15,10 +15,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     make = commands.add_parser("make", help="make artefacts and what they need")
-    make.add_argument("labels", nargs="+", help="labels as printed by `list`")
-    listing = commands.add_parser("list", help="artefacts of an experiment, stored or missing")
-    for command in (make, listing):
-        command.add_argument("-f", "--file", default="params/digits.yaml", help="parameter file")
+    make.add_argument("names", nargs="+", help="names as printed by `list`, or their labels")
+    listing = commands.add_parser("list", help="artefacts of a file, stored or missing")
+    sweep = commands.add_parser("sweep", help="table and figure of a sweep, making what is missing")
+    check = commands.add_parser("check", help="what would stop a run, asked before it starts")
+    for command in (make, listing, sweep, check):
+        command.add_argument(
+            "-f", "--file", default="params/digits.yaml", help="parameter or sweep file"
+        )
 
     render = commands.add_parser("render", help="tables and figures again, from records alone")
     render.add_argument("folder", type=Path, help="such as figures/digits; holds records/")
@@ -31,32 +35,50 @@ def main(arguments: list[str] | None = None) -> int:
 
     options = parser.parse_args(arguments)
     try:
-        COMMANDS[options.command](options)
-    except (ParameterError, FileNotFoundError, RuntimeError, ValueError) as error:
+        return COMMANDS[options.command](options) or 0
+    except (OSError, MemoryError, RuntimeError, ValueError, KeyError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _make(options: argparse.Namespace) -> None:
-    from deme_lib import recipes, stages
+    from deme_lib import stages, sweeps
 
-    p = parameters.load(options.file)
-    known = recipes.everything(p)
-    if unknown := [label for label in options.labels if label not in known]:
-        raise ParameterError(f"no artefact {unknown}; {options.file} has {', '.join(known)}")
-    for label in options.labels:
-        stages.make(known[label], p)
+    plan = sweeps.plan(options.file)
+    for wanted in options.names:
+        found = [entry for name, entry in plan.items() if wanted in (name, entry[0].label)]
+        if len(found) != 1:
+            problem = "several artefacts" if found else "no artefact"
+            raise ParameterError(
+                f"{problem} called {wanted!r}; {options.file} has {', '.join(plan)}"
+            )
+        stages.make(*found[0])
 
 
 def _list(options: argparse.Namespace) -> None:
-    from deme_lib import recipes
+    from deme_lib import sweeps
     from deme_lib.store import Store
 
-    p = parameters.load(options.file)
-    store = Store(p.runs_dir)
-    for recipe in recipes.everything(p).values():
-        print(f"{'stored ' if store.holds(recipe) else 'missing'} {recipe.name}")
+    for name, (recipe, p) in sweeps.plan(options.file).items():
+        print(f"{'stored ' if Store(p.runs_dir).holds(recipe) else 'missing'} {name}")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from deme_lib import sweep_records, sweep_tables, sweeps
+
+    folder = sweep_records.collect(sweeps.load(options.file))
+    sweep_tables.render(folder / "records", folder)
+    print(folder / "sweeps")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from deme_lib import doctor
+
+    found = []
+    for finding in doctor.examine(parameters.load(options.file)):
+        print(finding, flush=True)
+        found.append(finding.status)
+    return int(doctor.PROBLEM in found)
 
 
 def _render(options: argparse.Namespace) -> None:
@@ -76,13 +98,15 @@ def _classifier(options: argparse.Namespace) -> None:
 
     p = parameters.load(options.file)
     sizes = (p.train_images, p.search_images, p.test_images)
-    roles = data.split(p.dataset, *sizes, p.split_seed)
-    classifier.train(p.dataset, roles, p.split_seed, options.out)
+    roles = data.split(p.dataset, *sizes, p.split_seed, p.image_size)
+    classifier.train(p.experiment, roles, p.split_seed, options.out)
 
 
 COMMANDS = {
     "make": _make,
     "list": _list,
+    "sweep": _sweep,
+    "check": _check,
     "render": _render,
     "readme": _readme,
     "classifier": _classifier,

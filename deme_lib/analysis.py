@@ -17,7 +17,7 @@ from deme_lib.projection import is_projection
 from deme_lib.randomness import generator
 from deme_lib.training import to_model_range
 
-BATCH = 500
+BATCH = 500  # of images up to 32x32; of larger ones fewer, so that memory stays the same
 GRADIENT_BATCH = 64
 
 
@@ -41,10 +41,11 @@ class FixedNoise:
     @torch.inference_mode()
     def errors(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
         """Squared error per draw (Eq. 2), float32 [n * draws]."""
+        batch = _batch(BATCH, self.noisy)
         parts = zip(
-            self.noisy.split(BATCH),
-            self.timesteps.split(BATCH),
-            self.noise.split(BATCH),
+            self.noisy.split(batch),
+            self.timesteps.split(batch),
+            self.noise.split(batch),
             strict=True,
         )
         return torch.cat(
@@ -66,6 +67,10 @@ class FixedNoise:
         return errors[inside].double().mean().item()
 
 
+def _batch(most: int, images: torch.Tensor) -> int:
+    return max(1, most * 32**2 // max(32**2, images[0, 0].numel()))
+
+
 def gradient_similarity(
     unet: UNet2DModel,
     scheduler: DDPMScheduler,
@@ -85,12 +90,13 @@ def gradient_similarity(
     """
     clean = to_model_range(images)
     noise = torch.randn(clean.shape, generator=generator(seed, "gradients"))
+    batch = _batch(GRADIENT_BATCH, clean)
     named = unet.to(device).named_parameters()
     weights = [w for name, w in named if not is_projection(name)]
     rows = []
     for t in timesteps:
         total = torch.zeros(sum(w.numel() for w in weights), dtype=torch.float64)
-        for x, e in zip(clean.split(GRADIENT_BATCH), noise.split(GRADIENT_BATCH), strict=True):
+        for x, e in zip(clean.split(batch), noise.split(batch), strict=True):
             timestep = torch.full((len(x),), int(t))
             noisy = scheduler.add_noise(x, e, timestep).to(device)
             prediction = unet(noisy, timestep.to(device), return_dict=False)[0]
@@ -153,7 +159,8 @@ def activation_differences(
     timesteps = torch.randint(own_range.start, own_range.stop, (len(images),), generator=g)
     noisy = scheduler.add_noise(clean, noise, timesteps)
     difference, square = {}, {}
-    for x, t in zip(noisy.split(BATCH), timesteps.split(BATCH), strict=True):
+    size = _batch(BATCH, noisy)
+    for x, t in zip(noisy.split(size), timesteps.split(size), strict=True):
         before, after = (_block_outputs(m.to(device), x.to(device), t) for m in (base, expert))
         for block, f in before.items():
             difference[block] = difference.get(block, 0) + (after[block] - f).sum(dim=0)

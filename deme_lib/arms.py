@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Members = Literal["none", "all_plain", "all_same", "soup", "experts"]
+Members = Literal["none", "all_plain", "reweighted", "all_same", "soup", "experts"]
 Weights = Literal["one", "uniform", "preset", "scale", "soup", "single", "best_single"]
 
 
@@ -41,6 +41,7 @@ ARMS = {
     for arm in (
         Arm("pretrained", "pretrained", (1, 2), "none", "parameters", "one"),
         Arm("all_plain", "all timesteps, no technique", (1,), "all_plain", "parameters", "one"),
+        Arm("reweighted", "all timesteps, re-weighted", (1,), "reweighted", "parameters", "one"),
         Arm("all_same", "all timesteps, same techniques", (1,), "all_same", "parameters", "one"),
         Arm("all_scaled", "all timesteps, scale searched", (1,), "all_same", "parameters", "scale"),
         Arm("soup_uniform", "soup, uniform", (1,), "soup", "parameters", "uniform"),
@@ -63,9 +64,14 @@ SEARCHES = {
 }
 
 
-def of_ablation(number: int) -> list[Arm]:
+def present(loss_weighting: str) -> list[Arm]:
+    """The arms of an experiment; one with a re-weighted loss only where a weighting is named."""
+    return [a for a in ARMS.values() if a.members != "reweighted" or loss_weighting != "none"]
+
+
+def of_ablation(number: int, loss_weighting: str) -> list[Arm]:
     """The arms of ablation 1 or 2, in the order of the table."""
-    return [arm for arm in ARMS.values() if number in arm.ablations]
+    return [arm for arm in present(loss_weighting) if number in arm.ablations]
 
 
 def search_of(arm: Arm, merge_weights: str | list[float]) -> str | None:

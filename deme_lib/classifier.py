@@ -1,8 +1,9 @@
 """The small frozen classifiers whose features and class probabilities stand in for Inception.
 
 Raw ReLU features proved too heavy-tailed for a Frechet distance of a few thousand images. These
-features are the tanh of a spatial bottleneck (4 channels at half resolution), so they are bounded,
-keep the place of a stroke, and the head reads the class from nothing else. The weights ship with
+features are the tanh of a spatial bottleneck (4 channels at 4x4 for images of 8, 16 or 32 pixels a
+side), so they are bounded, keep the place of a stroke, and the head reads the class from nothing
+else. The weights ship with
 the package; ``python -m deme_lib classifier`` trains them again.
 """
 
@@ -20,31 +21,41 @@ from torch.nn import functional as F
 from deme_lib import data
 
 SEEDS = {"a": 0, "b": 1}
-STEPS = 1500
+STEPS = 1500  # at least; larger data sets are seen EPOCHS times
+EPOCHS = 6
 BATCH = 128
 
 
 class Classifier(nn.Module):
-    """uint8 images [B, C, S, S] to bounded features [B, 4 (S/2)^2] and logits [B, classes]."""
+    """uint8 images [B, C, S, S] to bounded features [B, d] and logits [B, classes].
+
+    Every doubling of S above 8 adds a stage that halves the image, so that d = 64 for 8, 16, 32.
+    """
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 32):
         super().__init__()
         self.image_shape = (channels, size, size)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.norm1 = nn.GroupNorm(8, width)
+        halvings = max(1, (size // 8).bit_length())
+        self.shrink = nn.Sequential(*(_halving(width) for _ in range(halvings - 1)))
         self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1, stride=2)
         self.norm2 = nn.GroupNorm(8, 2 * width)
         self.bottleneck = nn.Conv2d(2 * width, 4, 1)
-        self.head = nn.Sequential(
-            nn.Linear(4 * (size // 2) ** 2, 128), nn.SiLU(), nn.Linear(128, classes)
-        )
+        side = -(-size // 2**halvings)
+        self.head = nn.Sequential(nn.Linear(4 * side**2, 128), nn.SiLU(), nn.Linear(128, classes))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = images.float() / 127.5 - 1
-        x = F.silu(self.norm1(self.conv1(x)))
+        x = self.shrink(F.silu(self.norm1(self.conv1(x))))
         x = F.silu(self.norm2(self.conv2(x)))
         features = torch.tanh(self.bottleneck(x).flatten(1))  # in (-1, 1)
         return features, self.head(features)
+
+
+def _halving(width: int) -> nn.Sequential:
+    convolution = nn.Conv2d(width, width, 3, padding=1, stride=2)
+    return nn.Sequential(convolution, nn.GroupNorm(8, width), nn.SiLU())
 
 
 def load(name: str) -> Classifier:
@@ -70,43 +81,44 @@ def card_of(name: str) -> dict[str, Any]:
 def accuracy(model: Classifier, images: data.Images) -> float:
     """Share of images classified rightly."""
     with torch.inference_mode():
-        predicted = model(torch.from_numpy(images.images))[1].argmax(1)
+        batches = torch.from_numpy(images.images).split(500)
+        predicted = torch.cat([model(batch)[1].argmax(1) for batch in batches])
     return (predicted == torch.from_numpy(images.labels)).float().mean().item()
 
 
-def train(dataset: str, roles: dict[str, data.Images], split_seed: int, folder: Path) -> None:
-    """Train the classifiers of ``SEEDS`` on the train images; write weights and cards."""
+def train(name: str, roles: dict[str, data.Images], split_seed: int, folder: Path) -> None:
+    """Train ``<name>-a`` and so on of ``SEEDS`` on the train images; write weights and cards."""
+    images = roles["train"].images
+    steps = max(STEPS, EPOCHS * len(images) // BATCH)
     for letter, seed in SEEDS.items():
-        model = _fit(roles["train"], seed)
+        model = _fit(roles["train"], seed, steps)
         card = {
-            "dataset": dataset,
-            "fingerprint": data.fingerprint(dataset),
+            "dataset": name,
+            "train_hash": data.content_hash(images),
             "split_seed": split_seed,
-            "channels": int(roles["train"].images.shape[1]),
-            "size": int(roles["train"].images.shape[2]),
+            "channels": images.shape[1],
+            "size": images.shape[2],
             "classes": int(roles["train"].labels.max()) + 1,
             "seed": seed,
-            "steps": STEPS,
-            "train_images": len(roles["train"].labels),
+            "steps": steps,
+            "train_images": len(images),
             "test_images": len(roles["test"].labels),
             "test_accuracy": accuracy(model, roles["test"]),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), folder / f"{dataset}-{letter}.safetensors")
-        (folder / f"{dataset}-{letter}.json").write_text(json.dumps(card, indent=1) + "\n")
-        print(
-            f"{dataset}-{letter}: {card['test_accuracy']:.1%} of {card['test_images']} test images"
-        )
+        save_file(model.state_dict(), folder / f"{name}-{letter}.safetensors")
+        (folder / f"{name}-{letter}.json").write_text(json.dumps(card, indent=1) + "\n")
+        print(f"{name}-{letter}: {card['test_accuracy']:.1%} of {card['test_images']} test images")
 
 
-def _fit(train: data.Images, seed: int) -> Classifier:
+def _fit(train: data.Images, seed: int, steps: int) -> Classifier:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
     model = Classifier(images.shape[1], images.shape[2], int(labels.max()) + 1)
     optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=STEPS)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    for _ in range(steps):
         i = torch.randint(len(labels), (BATCH,))
         loss = F.cross_entropy(model(_augment(images[i]))[1], labels[i], label_smoothing=0.1)
         loss.backward()

@@ -1,7 +1,7 @@
 """Paired differences between arms, their t intervals, and what they say in words.
 
-Every interval here covers sampling noise alone: there is one training seed, so a verdict holds
-"for these weights" and says nothing about training again.
+With one training seed every interval covers sampling noise alone: a verdict holds "for these
+weights" and says nothing about training again. With several it covers training and the search too.
 """
 
 from __future__ import annotations
@@ -22,20 +22,38 @@ IN_PLACE_ONLY = ("merged_uniform", "averaged")
 def paired_interval(differences: np.ndarray, level: float) -> tuple[float, float]:
     """Mean of paired differences and the half-width of its t interval.
 
+    With one training seed (S = 1) this is the t interval over sampling seeds. With several, both
+    are random and crossed, d_sk = mean + t_s + u_k + e_sk, with mean squares MS_T of training seeds
+    and MS_K of sampling seeds (the two-way layout with one observation per cell; Searle, Casella
+    and McCulloch, Variance Components, 1992, ch. 4). The variance of the mean,
+    var(t) / S + var(u) / K + var(e) / (S K), is estimated by (MS_T + MS_K) / (S K). That is too
+    large by var(e) / (S K): subtracting the interaction's mean square would make it unbiased, but
+    may leave nothing, or a negative number, where seeds are few. A sum of mean squares has the
+    degrees of freedom of Satterthwaite (1946):
+    (MS_T + MS_K)^2 / (MS_T^2 / (S - 1) + MS_K^2 / (K - 1)).
+
     Args:
-        differences: [S], one a - b per sampling seed, S >= 2.
+        differences: [S, K] or [K], one a - b per training seed and sampling seed; at least 2 of
+            one of the two, and where the other is 1, the t interval is over those alone.
         level: confidence in (0, 1).
     """
-    d = np.asarray(differences, dtype=float)
+    d = np.atleast_2d(np.asarray(differences, dtype=float))
     if d.size < 2:
         raise ValueError(f"a paired interval needs two sampling seeds, got {d.size}")
-    quantile = scipy.stats.t.ppf((1 + level) / 2, d.size - 1)
-    return float(d.mean()), float(quantile * d.std(ddof=1) / np.sqrt(d.size))
+    means = [d.mean(axis=axis) for axis in (1, 0) if d.shape[1 - axis] > 1]  # by s, by k
+    variances = np.array([m.var(ddof=1) / m.size for m in means])  # MS_T / (S K), MS_K / (S K)
+    degrees = np.array([m.size - 1 for m in means])
+    variance = variances.sum()
+    if variance == 0:
+        return float(d.mean()), 0.0
+    quantile = scipy.stats.t.ppf((1 + level) / 2, variance**2 / (variances**2 / degrees).sum())
+    return float(d.mean()), float(quantile * np.sqrt(variance))
 
 
 def differences(records: tables.Records, a: str, b: str, measure: str) -> np.ndarray:
-    """[S] ``a - b`` of a measure, one per sampling seed in ascending order."""
-    values = records.metrics.pivot(index="seed", columns="arm", values=measure)
+    """[S, K] ``a - b`` of a measure, by training seed and sampling seed in ascending order."""
+    values = records.metrics.pivot(index="training_seed", columns=["arm", "seed"], values=measure)
+    values = values.sort_index().sort_index(axis=1)
     return (values[a] - values[b]).to_numpy(dtype=float)
 
 
@@ -69,22 +87,34 @@ def _primary(records: tables.Records, number: int) -> list[tuple[str, str]]:
 
 
 def paired(records: tables.Records, number: int) -> pd.DataFrame:
-    """Differences ``a - b`` paired over sampling seeds, a row per comparison.
+    """Differences ``a - b`` paired over seeds, a row per comparison.
 
     Each measure has its mean difference and, as ``<measure>_halfwidth``, its t interval at
     ``level``; the verdict reads FID. Negative: a is better, but for the inception score.
     """
-    rows = []
-    for a, b, kind, level in comparisons(records, number):
-        row = {"ablation": number, "a": a, "b": b, "kind": kind, "level": level}
-        for measure in tables.COMPARED:
-            d = differences(records, a, b, measure)
-            row[measure], row[f"{measure}_halfwidth"] = paired_interval(d, level)
-        mean, half = row["fid"], row["fid_halfwidth"]
-        words = in_words(records.titles[a], records.titles[b], mean, half)
-        words += "" if kind == "primary" else ", uncorrected"
-        rows.append({**row, "outcome": outcome_of(mean, half), "verdict": words})
-    return pd.DataFrame(rows)
+    rows = [compare(records, *named) for named in comparisons(records, number)]
+    return pd.DataFrame(rows).assign(ablation=number)[["ablation", *rows[0]]]
+
+
+def compare(records: tables.Records, a: str, b: str, kind: str, level: float) -> dict:
+    """A row of ``paired``."""
+    row = {"a": a, "b": b, "kind": kind, "level": level}
+    for measure in tables.COMPARED:
+        d = differences(records, a, b, measure)
+        row[measure], row[f"{measure}_halfwidth"] = paired_interval(d, level)
+    mean, half = row["fid"], row["fid_halfwidth"]
+    words = in_words(records.titles[a], records.titles[b], mean, half, records.scope)
+    words += "" if kind == "primary" else ", uncorrected"
+    return {**row, "outcome": outcome_of(mean, half), "verdict": words}
+
+
+def between(records: tables.Records, a: str, b: str) -> dict:
+    """One comparison: at its ablation's level where it is primary there, else exploratory."""
+    for number in tables.ABLATIONS:
+        for x, y, kind, level in comparisons(records, number):
+            if kind == "primary" and {x, y} == {a, b}:
+                return compare(records, a, b, kind, level)
+    return compare(records, a, b, "exploratory", records.parameters["confidence"])
 
 
 def outcome_of(mean: float, halfwidth: float) -> str:
@@ -94,14 +124,14 @@ def outcome_of(mean: float, halfwidth: float) -> str:
     return "better" if mean < 0 else "worse"
 
 
-def in_words(a: str, b: str, mean: float, halfwidth: float) -> str:
+def in_words(a: str, b: str, mean: float, halfwidth: float, scope: str) -> str:
     """The outcome as a clause that says no more than the interval does."""
     outcome = outcome_of(mean, halfwidth)
     if mean == halfwidth == 0:
         return "the same numbers for every seed"
     if outcome == "no difference":
         return f"no difference in FID found (half-width {halfwidth:.2g})"
-    return f"{a} {outcome} than {b} for these weights"
+    return f"{a} {outcome} than {b} {scope}"
 
 
 def verdict(records: tables.Records, number: int) -> str:
@@ -109,17 +139,21 @@ def verdict(records: tables.Records, number: int) -> str:
     table, rows = paired(records, number), tables.ablation(records, number).iloc[:-1]
     primary = table[table["kind"] == "primary"]
     best = rows.loc[rows["fid_mean"].idxmin()]
-    seeds = records.metrics["seed"].nunique()
     sentences = [
         f"**Ablation {number}, {tables.ABLATIONS[number]}.**",
         *(_comparison(records, row, len(primary)) for _, row in primary.iterrows()),
         *_merging_kept(records, table),
         f"Lowest mean FID of the table: {best['title']}, {best['fid_mean']:.3f} (not a test).",
         *_weights(records, list(dict.fromkeys([*primary["a"], *primary["b"], "merged"]))),
-        f"The intervals are over {seeds} sampling seeds of one training seed. "
-        f"They {tables.COVERS}.",
+        f"The intervals are over {_seeds(records)}. They {tables.covers(records)}.",
     ]
     return " ".join(sentences)
+
+
+def _seeds(records: tables.Records) -> str:
+    sampling, training = len(records.sampling_seeds), len(records.training_seeds)
+    trained = "of one training seed" if training == 1 else f"times {training} training seeds"
+    return f"{sampling} sampling seeds {trained}"
 
 
 def in_short(records: tables.Records) -> str:
@@ -129,13 +163,15 @@ def in_short(records: tables.Records) -> str:
         table = paired(records, number)
         soup = (table["a"] == "merged") & (table["b"] == "soup")
         rows = table[(table["kind"] == "primary") | soup]
-        outcomes = [
-            f"{records.titles[row['a']]} against {records.titles[row['b']]}: {row['outcome']}"
-            + ("" if row["kind"] == "primary" else " (exploratory)")
-            for _, row in rows.iterrows()
-        ]
+        outcomes = [against(records, row) for _, row in rows.iterrows()]
         sentences.append(f"Ablation {number}: {'; '.join(outcomes)}.")
-    return f"**In short**, by FID and for these weights. {' '.join(sentences)}"
+    return f"**In short**, by FID and {records.scope}. {' '.join(sentences)}"
+
+
+def against(records: tables.Records, row: pd.Series | dict) -> str:
+    """Who was compared, and the outcome, without numbers."""
+    kind = "" if row["kind"] == "primary" else " (exploratory)"
+    return f"{records.titles[row['a']]} against {records.titles[row['b']]}: {row['outcome']}{kind}"
 
 
 def _comparison(records: tables.Records, row: pd.Series, m: int) -> str:
@@ -178,13 +214,14 @@ def metric(records: tables.Records) -> str:
     text = (
         f"**The metric** was {'accepted' if a['accepted'] else 'not accepted'}: FIDs of two halves "
         f"({halves['n_half']:,} images each, {halves['features']}, {halves['repeats']} repeats) "
-        f"of the pretrained model's images differ by {differ:.2g} "
+        f"of the pretrained model's images{records.of_first} differ by {differ:.2g} "
         "% (root mean square; 10 % are allowed)"
     )
     if a["same_ranking"] is not None:
         snapshots = f"{len(a['ranking'])} snapshots of pretraining"
         text += f", and both feature spaces rank {snapshots} {same[a['same_ranking']]}"
-    fids = records.metrics.query("arm == 'pretrained'")["fid"].to_numpy(dtype=float)
+    pretrained = records.metrics.query("arm == 'pretrained'")
+    fids = pretrained.pivot(index="training_seed", columns="seed", values="fid").to_numpy()
     n = records.metrics["n"].iloc[0]
     noise = (
         f"At the n of the tables (n = {n:,}) two sampling seeds of the pretrained model differ by "
@@ -195,8 +232,8 @@ def metric(records: tables.Records) -> str:
 
 
 def seed_difference(values: np.ndarray) -> float:
-    """Root mean square of ``|a - b| / mean(a, b)`` over all pairs of [S] values, S >= 2."""
-    relative = [2 * (a - b) / (a + b) for a, b in combinations(values, 2)]
+    """Root mean square of ``|a - b| / mean(a, b)`` over all pairs within rows of [S, K] values."""
+    relative = [2 * (a - b) / (a + b) for row in values for a, b in combinations(row, 2)]
     return float(np.sqrt(np.mean(np.square(relative))))
 
 
@@ -223,7 +260,7 @@ def copying(records: tables.Records) -> str:
     who = {0: "of no arm", len(arms): f"of all {len(arms)} arms"}
     sizes = " or ".join(f"{n:,}" for n in sorted(arms["n"].unique()))
     return (
-        "**Copying.** The median distance to the nearest training image is "
+        f"**Copying.** The median distance to the nearest training image{records.of_first} is "
         f"{medians.min():.3f} to {medians.max():.3f} over the arms (n = {sizes} each) and "
         f"{test['median']:.3f} for test images (n = {int(test['n']):,}): by this median the "
         f"generated images {who.get(closer, f'of {closer} of {len(arms)} arms')} lie closer to "
@@ -232,17 +269,33 @@ def copying(records: tables.Records) -> str:
 
 
 def _weights(records: tables.Records, arms: list[str]) -> list[str]:
-    """The weights behind the arms named, and whether the merge is one."""
-    known = records.arms.set_index("arm")["weights"].dropna()
-    weights = {a: json.loads(known[a]) for a in arms if a in known.index}
-    if not weights:
+    """The weights behind the arms named, per training seed, and whether each merge is one."""
+    known = records.arms.dropna(subset=["weights"]).sort_values("training_seed")
+    listed = []
+    for arm in arms:
+        texts = [_tuple(w) for w in known.loc[known["arm"] == arm, "weights"]]
+        if texts:
+            texts = texts if len(set(texts)) > 1 else texts[:1]
+            listed.append(f"{records.titles[arm]} {' / '.join(texts)}")
+    if not listed:
         return []
-    listed = [f"{records.titles[a]} ({', '.join(f'{x:g}' for x in w)})" for a, w in weights.items()]
-    sentences = [f"Weights: {'; '.join(listed)}."]
-    if "merged" in weights and np.count_nonzero(weights["merged"]) < 2:
-        searched = records.parameters["merge_weights"] == "search"
-        sentences.append(
-            "Fewer than two weights are not zero: "
-            + ("the search chose no merge." if searched else "these weights are no merge.")
-        )
-    return sentences
+    seeds = records.training_seeds
+    which = f" (training seeds {' / '.join(map(str, seeds))})" if len(seeds) > 1 else ""
+    return [f"Weights{which}: {'; '.join(listed)}.", *_no_merge(records, known)]
+
+
+def _no_merge(records: tables.Records, known: pd.DataFrame) -> list[str]:
+    """Where a merge has fewer than two experts in it, a sentence that says so."""
+    merged = known[known["arm"] == "merged"]
+    few = [np.count_nonzero(json.loads(w)) < 2 for w in merged["weights"]]
+    seeds = ", ".join(map(str, merged.loc[few, "training_seed"]))
+    if not seeds:
+        return []
+    where = f" (training seed {seeds})" if len(records.training_seeds) > 1 else ""
+    searched = records.parameters["merge_weights"] == "search"
+    said = "the search chose no merge" if searched else "these weights are no merge"
+    return [f"Fewer than two weights are not zero{where}: {said}."]
+
+
+def _tuple(weights: str) -> str:
+    return f"({', '.join(f'{x:g}' for x in json.loads(weights))})"

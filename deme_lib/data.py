@@ -1,4 +1,4 @@
-"""Images: scikit-learn's digits, or any Hugging Face data set, hub id or local folder.
+"""Images: scikit-learn's digits, Fashion-MNIST's own files, or any Hugging Face data set.
 
 Images are uint8 ``[n, C, H, W]``; models see them as float32 in [-1, 1].
 """
@@ -6,13 +6,15 @@ Images are uint8 ``[n, C, H, W]``; models see them as float32 in [-1, 1].
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from deme_lib import ROOT
+from deme_lib import ROOT, idx
 
 CLASSIFIERS = Path(__file__).parent / "classifiers"
 
@@ -32,6 +34,12 @@ class Images:
 def local_folder(source: str) -> Path | None:
     """``source`` as an existing folder, from the working directory or the repository's root."""
     return next((p for p in (Path(source), ROOT / source) if source and p.is_dir()), None)
+
+
+def is_lost(source: str) -> bool:
+    """Whether ``source`` is written as a path, which no hub id is, but leads to no folder."""
+    path = source.startswith(("/", ".", "~")) or Path(source).is_file()
+    return path and local_folder(source) is None
 
 
 def is_local(source: str) -> bool:
@@ -81,8 +89,18 @@ def digits() -> Images:
     return Images(images, data.target.astype(np.int64))
 
 
+def content_hash(images: np.ndarray) -> str:
+    """Hash of uint8 images [n, C, H, W]: the same wherever they come from."""
+    return hashlib.sha256(f"{images.shape}".encode() + images.tobytes()).hexdigest()[:16]
+
+
 def split(
-    source: str, train_images: int, search_images: int, test_images: int, seed: int
+    source: str,
+    train_images: int,
+    search_images: int,
+    test_images: int,
+    seed: int,
+    image_size: int = 0,
 ) -> dict[str, Images]:
     """Load a data set and give each image one role: ``train``, ``search`` or ``test``.
 
@@ -90,25 +108,43 @@ def split(
     cut. Both are stratified by label. The writers of the digits are shared between the roles: the
     files do not name them.
 
+    Args:
+        source: ``digits``, a hub id, or a folder: Fashion-MNIST's four files, parquet, or images.
+        image_size: height and width to ``fit`` the images to; 0: as they are.
+
     Raises:
         DataError: the data cannot be reached, cannot be read, or holds too few images.
     """
     sizes = {"train": train_images, "search": search_images, "test": test_images}
-    if source == "digits":
-        pool = digits()
-        return _cut(pool.labels, sizes, seed, source, lambda i: pool.images[i])
-    parts = _load_dataset(source)
     roles: dict[str, Images] = {}
+    parts = _load(source)
     for part, names in _parts_to_roles(parts).items():
-        data = parts[part]
-        image, label = _columns(data, source)
-        labels = np.asarray(data[label]) if label else np.zeros(len(data), np.int64)
+        labels, read = parts[part]
         wanted = {name: sizes[name] for name in names}
-        roles |= _cut(labels, wanted, seed, source, partial(_decode, data, image, source))
+        roles |= _cut(labels, wanted, seed, source, partial(read, size=image_size))
     shapes = {name: images.images.shape[1:] for name, images in roles.items()}
     if len(set(shapes.values())) > 1:
-        raise DataError(f"{source}: train and test images differ in size: {shapes}")
+        raise DataError(
+            f"{source}: train and test images differ in size: {shapes}; make them alike"
+        )
     return roles
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """A uint8 image [C, H, W] as a square of ``size`` pixels a side; 0: as it is.
+
+    Shrunk until its shorter side fits, then cut or padded with black evenly on both sides.
+    """
+    if not size:
+        return image
+    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    shrink = max(1.0, min(picture.size) / size)
+    if shrink > 1:
+        shape = [round(side / shrink) for side in picture.size]
+        picture = picture.resize(shape, Image.Resampling.BICUBIC)  # antialiased
+    left, top = ((side - size) // 2 for side in picture.size)
+    array = np.asarray(picture.crop((left, top, left + size, top + size)))  # black outside
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def _cut(labels, sizes, seed, source, read) -> dict[str, Images]:
@@ -137,19 +173,58 @@ def _cut(labels, sizes, seed, source, read) -> dict[str, Images]:
     return roles
 
 
+def _load(source: str) -> dict[str, tuple[np.ndarray, Callable]]:
+    """Of each part: its labels, and a function from indices and a size to its images."""
+    folder = local_folder(source)
+    if source == "digits":
+        return {"train": (digits().labels, partial(_take, digits().images))}
+    if folder and idx.is_folder(folder):
+        return _load_idx(folder)
+    return {name: _part(data, source) for name, data in _load_dataset(source).items()}
+
+
+def _load_idx(folder: Path) -> dict[str, tuple[np.ndarray, Callable]]:
+    try:
+        parts = {part: idx.load(folder, part) for part in idx.FILES}
+    except idx.IdxError as error:
+        raise DataError(
+            f"{error}: copy the four files of Fashion-MNIST (train-images-idx3-ubyte.gz and so on) "
+            f"to {folder} again, or name the hub id zalando-datasets/fashion_mnist in the "
+            "parameter `dataset`"
+        ) from error
+    return {part: (labels, partial(_take, images)) for part, (images, labels) in parts.items()}
+
+
+def _part(data, source: str) -> tuple[np.ndarray, Callable]:
+    image, label = _columns(data, source)
+    labels = np.asarray(data[label]) if label else np.zeros(len(data), np.int64)
+    return labels, partial(_decode, data, image, source)
+
+
+def _take(images: np.ndarray, indices: np.ndarray, size: int) -> np.ndarray:
+    return np.stack([fit(image, size) for image in images[indices]])
+
+
 def _load_dataset(source: str):
     import datasets
 
     folder = local_folder(source)
+    if is_lost(source):
+        raise DataError(
+            f"there is no folder {source}: name an existing folder of images or parquet files, or "
+            "a hub id, in the parameter `dataset`"
+        )
     try:
         return datasets.load_dataset(str(folder) if folder else source)
     except Exception as error:  # the library raises dozens of types, its HTTP client's too
-        where = f"the folder {folder}" if folder else f"the Hugging Face data set {source!r}"
+        reason = f"({type(error).__name__}: {str(error)[:200]})"
+        layout = "parquet files, or images sorted into train/ and test/, and no code"
+        if folder:
+            raise DataError(f"cannot load {folder} {reason}. It should hold {layout}") from error
         raise DataError(
-            f"cannot load {where} ({type(error).__name__}: {str(error)[:200]}). With a network, "
+            f"cannot load the Hugging Face data set {source!r} {reason}. With a network, "
             f"huggingface.co/datasets/{source} is fetched by itself; without, copy it to a folder "
-            "(its parquet files, or images sorted into train/ and test/) and name that folder in "
-            "the parameter `dataset`"
+            f"({layout}) and name that folder in the parameter `dataset`"
         ) from error
 
 
@@ -167,24 +242,28 @@ def _columns(data, source: str) -> tuple[str, str | None]:
     image = [n for n, f in data.features.items() if isinstance(f, datasets.Image)]
     label = [n for n, f in data.features.items() if isinstance(f, datasets.ClassLabel)]
     if not image:
-        raise DataError(f"{source} has no image column, only {sorted(data.features)}")
+        raise DataError(f"{source} has no image column, only {sorted(data.features)}: give it one")
     return image[0], (label[0] if label else None)
 
 
-def _decode(data, column: str, source: str, indices: np.ndarray) -> np.ndarray:
-    images, first = [], None
-    for i in indices.tolist():
+def _decode(data, column: str, source: str, indices: np.ndarray, size: int) -> np.ndarray:
+    images = None
+    for k, i in enumerate(indices.tolist()):
         try:
             picture = data[i][column]
         except Exception as error:  # whatever the image decoder raises
-            raise DataError(f"{source}: image {i} cannot be read ({error})") from error
+            raise DataError(f"{source}: image {i} cannot be read ({error}): replace it") from error
         if picture.mode == "I;16":  # convert() would clip at 255
             array = (np.asarray(picture) >> 8).astype(np.uint8)
         else:
             array = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
-        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-        first = array.shape if first is None else first
-        if array.shape != first:
-            raise DataError(f"{source}: image {i} is {array.shape}, the first is {first}")
-        images.append(array)
-    return np.ascontiguousarray(np.stack(images))  # channels were last in memory
+        array = fit(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), size)
+        if images is None:
+            images = np.empty((len(indices), *array.shape), np.uint8)
+        if array.shape != images.shape[1:]:
+            raise DataError(
+                f"{source}: image {i} is {array.shape}, the first is {images.shape[1:]}: make "
+                "them alike, or set image_size"
+            )
+        images[k] = array
+    return images

@@ -51,13 +51,13 @@ def decouple(
         TrainingError: a loss became infinite or nan.
     """
     num_train_timesteps = pipeline.scheduler.config.num_train_timesteps
-    if images.dtype != torch.uint8 or images.ndim != 4:
+    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
         raise ValueError(
             f"images must be uint8 [n, C, H, W], not {images.dtype} {tuple(images.shape)}"
         )
     check_pipeline(pipeline, num_train_timesteps, tuple(images.shape[1:]))
     if ema_decay is None:
-        ema_decay = max(0.0, 1 - 5 / steps)
+        ema_decay = max(0.0, 1 - 5 / max(1, steps))
     experts = []
     for k, own_range in enumerate(split_timesteps(n_ranges, num_train_timesteps)):
         spec = TrainingSpec(
@@ -93,6 +93,8 @@ class Merger:
     """
 
     def __init__(self, base: UNet2DModel, experts: Sequence[UNet2DModel]):
+        if not experts:
+            raise ValueError("there is nothing to merge: give at least one expert")
         projected = any(is_projection(name) for name in experts[0].state_dict())
         self.base = plain_or_projected(base, projected).eval()
         self.start = self.base.state_dict()

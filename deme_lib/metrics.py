@@ -28,6 +28,8 @@ from deme_lib import classifier
 INCEPTION = "inception"
 PIXELS = "pixels"
 BATCH = 500  # fixed: Inception's features depend on it on GPUs
+MANY = 10_000  # images, of which all pairwise distances fit into memory
+PART = 2**29  # pixels of training images that distances are taken to at a time
 EXACT = "donot_use_mm_for_euclid_dist"  # a copy is at distance 0
 PIXEL_GRID = 8  # larger images are averaged down to this many pixels a side
 
@@ -129,10 +131,18 @@ def kid(generated: Features, reference: Features, subset_size: int, subsets: int
 
 
 def precision_recall(generated: Features, reference: Features) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019), 3 neighbours, both in [0, 1]."""
+    """Improved precision and recall (Kynkaanniemi et al. 2019), 3 neighbours, both in [0, 1].
+
+    The cost is quadratic: of references above both ``MANY`` and the number of generated images,
+    an evenly spaced part counts.
+    """
     if min(len(generated), len(reference)) < 4:
         raise MetricError("precision and recall need at least 4 images")
-    found = prc_features_to_metric(generated.values, reference.values, verbose=False)
+    count = min(len(reference), max(len(generated), MANY))
+    rows = torch.arange(count) * len(reference) // count
+    found = prc_features_to_metric(
+        generated.values, reference.values[rows], save_cpu_ram=count > MANY, verbose=False
+    )
     return found["precision"], found["recall"]
 
 
@@ -155,11 +165,18 @@ def nearest_distances(
     images: torch.Tensor, train: torch.Tensor, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """Euclidean distance of each uint8 image to its nearest training image, pixels in [-1, 1]."""
-    flat_train = (train.flatten(1).float() / 127.5).to(device)
-    nearest = [
-        torch.cdist(chunk.to(device), flat_train, compute_mode=EXACT).min(dim=1).values.cpu()
-        for chunk in images.flatten(1).float().div(127.5).split(BATCH)
-    ]
+
+    def flat(part: torch.Tensor) -> torch.Tensor:
+        return part.to(device).flatten(1).float() / 127.5
+
+    rows = max(1, PART // train[0].numel())
+    nearest = []
+    for chunk in map(flat, images.split(BATCH)):
+        distances = [
+            torch.cdist(chunk, flat(part), compute_mode=EXACT).amin(dim=1)
+            for part in train.split(rows)
+        ]
+        nearest.append(torch.stack(distances).amin(dim=0).cpu())
     return torch.cat(nearest)
 
 

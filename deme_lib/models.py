@@ -13,7 +13,7 @@ from diffusers.utils.logging import disable_progress_bar
 from safetensors import SafetensorError
 from torch import nn
 
-from deme_lib.data import local_folder
+from deme_lib.data import is_lost, local_folder
 from deme_lib.projection import unet_class
 from deme_lib.randomness import seed_of
 
@@ -49,13 +49,22 @@ def new_unet(
     layers_per_block: int,
     seed: int,
     roundings: int = 0,
+    attention: bool = False,
 ) -> UNet2DModel:
-    """A small UNet2DModel without attention, its weights a function of ``seed``.
+    """A small UNet2DModel, its weights a function of ``seed``.
 
     Args:
+        attention: self-attention at the lowest resolution, on the way down, in the middle and up.
         roundings: move every initial weight up by this many units in the last place, to measure
             how far results drift when only the rounding differs.
     """
+    if size % 2 ** (len(block_channels) - 1):
+        raise ModelError(
+            f"images of {size} pixels cannot be halved {len(block_channels) - 1} times: give "
+            "fewer model_channels"
+        )
+    lowest = "Attn" if attention else ""
+    others = len(block_channels) - 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights"))
         unet = UNet2DModel(
@@ -64,10 +73,10 @@ def new_unet(
             out_channels=channels,
             layers_per_block=layers_per_block,
             block_out_channels=tuple(block_channels),
-            down_block_types=("DownBlock2D",) * len(block_channels),
-            up_block_types=("UpBlock2D",) * len(block_channels),
+            down_block_types=("DownBlock2D",) * others + (f"{lowest}DownBlock2D",),
+            up_block_types=(f"{lowest}UpBlock2D",) + ("UpBlock2D",) * others,
             norm_num_groups=8,
-            add_attention=False,
+            add_attention=attention,
         )
     with torch.no_grad():
         for parameter in unet.parameters():
@@ -97,6 +106,13 @@ def load_pipeline(source: str | Path) -> DDPMPipeline:
     """
     folder = local_folder(str(source))
     try:
+        if is_lost(str(source)):
+            raise ModelError(
+                f"there is no folder {source}: name an existing diffusers folder, or a hub id, in "
+                "the parameter `pretrained`"
+            )
+        if folder is not None and (code := sorted(folder.rglob("*.py"))):
+            raise ModelError(f"{code[0]} is code, which no model of ours needs: delete it")
         if folder is None:
             return DDPMPipeline.from_pretrained(str(source))
         unet = folder / "unet"  # the oldest pipelines keep the UNet beside model_index.json
@@ -105,9 +121,13 @@ def load_pipeline(source: str | Path) -> DDPMPipeline:
     except ModelError:
         raise
     except Exception as error:  # diffusers and its HTTP client raise dozens of types
-        where = f"the folder {folder}" if folder else f"the Hugging Face model {str(source)!r}"
+        reason = f"({type(error).__name__}: {str(error)[:200]})"
+        if folder:
+            raise ModelError(
+                f"cannot load the folder {folder} {reason}: save or copy the pipeline there again"
+            ) from error
         raise ModelError(
-            f"cannot load {where} ({type(error).__name__}: {str(error)[:200]}). With a network, "
+            f"cannot load the Hugging Face model {str(source)!r} {reason}. With a network, "
             f"huggingface.co/{source} is fetched by itself; without, copy that repository to a "
             "folder and name the folder in the parameter `pretrained`"
         ) from error
@@ -117,11 +137,13 @@ def load_unet(folder: str | Path) -> UNet2DModel:
     """A ``UNet2DModel`` or ``ProjectedUNet2DModel`` from the folder it was saved to."""
     config = Path(folder) / "config.json"
     if not config.is_file():
-        raise ModelError(f"{folder} holds no diffusers UNet (config.json is missing)")
+        raise ModelError(
+            f"{folder} holds no diffusers UNet (config.json is missing): copy it there"
+        )
     try:
         unet = unet_class(json.loads(config.read_text())).from_pretrained(folder)
     except (ValueError, OSError, SafetensorError) as error:
-        raise ModelError(f"{folder}: {error}") from error
+        raise ModelError(f"{folder}: {error}; save or copy a UNet there again") from error
     unet.register_to_config(_name_or_path="")  # a path of this machine, else saved with the model
     return unet
 
@@ -151,7 +173,9 @@ def check_pipeline(
     """
     kind = getattr(pipeline.scheduler.config, "prediction_type", "epsilon")
     if kind != "epsilon":
-        raise ModelError(f"the scheduler predicts {kind}; DeMe's losses are on noise (epsilon)")
+        raise ModelError(
+            f"the scheduler predicts {kind}; DeMe's losses are on noise: take an epsilon model"
+        )
     timesteps = pipeline.scheduler.config.num_train_timesteps
     if timesteps != num_train_timesteps:
         raise ModelError(
@@ -162,10 +186,13 @@ def check_pipeline(
     if config.out_channels != config.in_channels:
         raise ModelError(
             f"the UNet has {config.in_channels} channels in and {config.out_channels} out (a "
-            "learned variance?); DeMe needs as many out as in"
+            "learned variance?): take a model with as many out as in"
         )
     if config.class_embed_type is not None or config.num_class_embeds is not None:
-        raise ModelError("the UNet is class-conditional; DeMe's experiments are unconditional")
+        raise ModelError("the UNet is class-conditional: take an unconditional one")
     model_shape = shape_of(pipeline.unet)
     if model_shape != tuple(image_shape):
-        raise ModelError(f"the model makes images {model_shape}, the data set has {image_shape}")
+        raise ModelError(
+            f"the model makes images {model_shape}, the data set has {image_shape}: take a model "
+            "or a data set of the other's shape"
+        )

@@ -1,8 +1,16 @@
-"""The finetuning objective (paper Eq. 2, 4 and 5), per sample so that callers may weight it."""
+"""The finetuning objective (paper Eq. 2, 4 and 5), and the loss re-weightings it is compared with.
+
+Losses are per sample, so that they may be weighted. Weights multiply the denoising loss alone and
+are normalised to mean 1 over all timesteps: that is our choice, without which SNR+1, which spans 1
+to 25,000 on the linear schedule, would be another learning rate.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import nn
 
 
 def squared_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -15,16 +23,77 @@ def squared_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tenso
 
 
 def deme_loss(
-    prediction: torch.Tensor,
-    noise: torch.Tensor,
-    teacher_prediction: torch.Tensor | None = None,
+    denoising: torch.Tensor,
+    consistency: torch.Tensor | None = None,
     consistency_weight: float = 1.0,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Eq. 5: denoising loss plus consistency loss (weight 1 in the paper), a float32 scalar.
 
-    ``teacher_prediction=None`` leaves the consistency loss out.
+    Args:
+        denoising: [B] squared errors against the noise.
+        consistency: [B] squared errors against the teacher; None leaves the term out.
+        weights: [B] of the denoising loss, for the re-weightings below; None: 1 everywhere.
     """
-    loss = squared_error(prediction, noise)
-    if teacher_prediction is not None:
-        loss = loss + consistency_weight * squared_error(prediction, teacher_prediction)
+    loss = denoising if weights is None else weights * denoising
+    if consistency is not None:
+        loss = loss + consistency_weight * consistency
     return loss.mean()
+
+
+def snr_weights(
+    name: str, alphas_cumprod: torch.Tensor, min_snr_gamma: float = 5.0, p2_gamma: float = 1.0
+) -> torch.Tensor:
+    """Weights of the noise-prediction loss per timestep, float32 [T] of mean 1.
+
+    With SNR = a / (1 - a) and a = ``alphas_cumprod`` [T]:
+
+    - ``snr+1``: (SNR + 1) / SNR (Salimans & Ho 2022);
+    - ``trun-snr``: max(SNR, 1) / SNR (Salimans & Ho 2022);
+    - ``min-snr``: min(SNR, gamma) / SNR (Hang et al. 2023);
+    - ``p2``: 1 / (1 + SNR)^gamma (Choi et al. 2022).
+
+    Raises:
+        ValueError: the name is none of these.
+    """
+    a = alphas_cumprod.double()
+    snr = a / (1 - a)
+    formulas = {
+        "snr+1": lambda: (snr + 1) / snr,
+        "trun-snr": lambda: snr.clamp(min=1) / snr,
+        "min-snr": lambda: snr.clamp(max=min_snr_gamma) / snr,
+        "p2": lambda: (1 + snr) ** -p2_gamma,
+    }
+    if name not in formulas:
+        raise ValueError(f"no loss weighting {name!r}; there are {', '.join(formulas)}")
+    weights = formulas[name]()
+    return (weights / weights.mean()).float()
+
+
+class UncertaintyWeighting(nn.Module):
+    """Weights learnt per range of timesteps: exp(-s_k), with the task's log-variance s_k.
+
+    Kendall et al. 2018 weigh the losses L_k of several tasks by minimising
+    sum_k exp(-s_k) L_k + s_k over the model and s; Go et al. 2023 (ANT-UW) take ranges of
+    timesteps as tasks. Here the model sees the weights normalised to mean 1, and s is trained by
+    that sum with L_k held fixed.
+
+    Args:
+        ranges: adjacent ranges that tile [0, T).
+    """
+
+    def __init__(self, ranges: Sequence[range]):
+        super().__init__()
+        self.log_variances = nn.Parameter(torch.zeros(len(ranges)))
+        owner = [k for k, own in enumerate(ranges) for _ in own]
+        self.register_buffer("owner", torch.tensor(owner), persistent=False)
+
+    def weights(self) -> torch.Tensor:
+        """float32 [T] of mean 1, free of gradients."""
+        weights = torch.softmax(-self.log_variances.detach(), 0)[self.owner]
+        return weights / weights.mean()
+
+    def forward(self, denoising: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The part of the objective that trains s: [B] losses at [B] timesteps to a scalar."""
+        s = self.log_variances[self.owner[timesteps]]
+        return (torch.exp(-s) * denoising.detach() + s).mean()

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deme_lib import ROOT
 from deme_lib.arms import of_ablation
+from deme_lib.data import CLASSIFIERS
 
 PRESETS = ROOT / "params"
 DEFAULTS = PRESETS / "digits.yaml"
@@ -25,7 +26,14 @@ DEFAULTS = PRESETS / "digits.yaml"
 EXECUTION = {"device", "threads", "sampling_batch", "checkpoint_every", "allow_long", "runs_dir"}
 """Parameters that change where and how fast, never what: they are in no artefact's key."""
 
-JOINED_LATER: dict[str, Any] = {}
+JOINED_LATER: dict[str, Any] = {
+    "range_cut": "uniform",
+    "loss_weighting": "none",
+    "min_snr_gamma": 5.0,
+    "p2_gamma": 1.0,
+    "image_size": 0,
+    "attention": False,
+}
 """Parameters that joined when artefacts were already stored, with the value that changes nothing.
 They stand in a key only where they have another value, so that what was made before stays valid."""
 
@@ -46,12 +54,14 @@ class Parameters(BaseModel):
     train_images: int = Field(ge=1, description="images to train on; FID's reference")
     search_images: int = Field(ge=1, description="held-out images that searches may look at")
     test_images: int = Field(ge=1, description="images no training and no search sees")
-    split_seed: int = Field(ge=0, description="seed of the split")
+    split_seed: int = Field(ge=0, lt=2**32, description="seed of the split")
+    image_size: int = Field(ge=0, description="images padded or shrunk to this; 0: as they are")
 
     # baseline
     pretrained: str = Field(description="diffusers folder or hub id; empty: train one here")
     model_channels: list[int] = Field(min_length=1, description="UNet channels per resolution")
     layers_per_block: int = Field(ge=1, description="resnets per UNet block")
+    attention: bool = Field(description="self-attention at the lowest resolution")
     num_train_timesteps: int = Field(ge=2, description="T of the noise schedule")
     pretrain_steps: int = Field(ge=0, description="optimiser steps from scratch")
     pretrain_lr: float = Field(gt=0, description="decays to finetune_lr over the first 80 %")
@@ -59,6 +69,9 @@ class Parameters(BaseModel):
 
     # finetuning, the same for experts and controls
     n_ranges: int = Field(ge=1, description="N of Eq. 3")
+    range_cut: Literal["uniform", "log-snr", "overlapping", "random"] = Field(
+        description="how [0, T) is cut into ranges"
+    )
     probability: float = Field(ge=0, le=1, description="p of Eq. 6")
     consistency_weight: float = Field(ge=0, description="weight of Eq. 4 in Eq. 5; 0: without")
     channel_projection: bool = Field(description="channel-wise projections (Sec. 3.2)")
@@ -70,8 +83,13 @@ class Parameters(BaseModel):
     weight_decay: float = Field(ge=0, description="AdamW")
     clip_norm: float = Field(gt=0, description="gradient norm clipped to this")
     ema_decay: float = Field(ge=0, lt=1, description="EMA of the weights")
+    loss_weighting: Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty"] = Field(
+        description="adds an arm to ablation 1: all timesteps, loss re-weighted so"
+    )
+    min_snr_gamma: float = Field(gt=0, description="of Min-SNR (Hang et al. 2023)")
+    p2_gamma: float = Field(gt=0, description="of P2 weighting (Choi et al. 2022)")
     precision: Literal["no", "bf16", "fp16"] = Field(description="autocast in training")
-    seed: int = Field(ge=0, description="training seed")
+    seeds: list[int] = Field(min_length=1, description="training seeds; each trains everything")
 
     # merge
     merge_weights: str | list[float] = Field(description="uniform, search, or one weight a range")
@@ -88,7 +106,7 @@ class Parameters(BaseModel):
     timestep_spacing: Literal["leading", "trailing", "linspace"] = Field(description="of DDIM")
     samples: int = Field(ge=4, description="images per sampling seed and arm")
     sampling_seeds: list[int] = Field(min_length=2, description="independent sampling seeds")
-    features: str = Field(description="digits-a, digits-b (shipped classifiers) or inception")
+    features: str = Field(description="digits-a, fashion-a, ... (shipped classifiers) or inception")
     second_features: str = Field(description="features that must rank models alike; empty: none")
     inception_weights: str = Field(description="local file of torch-fidelity's Inception weights")
     is_splits: int = Field(ge=1, description="splits of the inception score")
@@ -103,7 +121,7 @@ class Parameters(BaseModel):
     # analysis
     loss_bins: int = Field(ge=1, description="bins of [0, T) for losses per timestep")
     gradient_bins: int = Field(ge=2, description="timesteps of the gradient similarity map")
-    plane_points: int = Field(ge=2, description="points per axis of the w1-w2 plane")
+    plane_points: int = Field(ge=2, description="points per axis of the loss planes (Fig. 4, 6a)")
 
     # execution
     device: Literal["auto", "cpu", "cuda"] = Field(description="where to compute")
@@ -116,6 +134,7 @@ class Parameters(BaseModel):
     @field_validator(
         "merge_weights",
         "model_channels",
+        "seeds",
         "sampling_seeds",
         "primary_decoupling",
         "primary_merging",
@@ -138,7 +157,7 @@ class Parameters(BaseModel):
             raise ValueError("pretrain_steps must be at least 4 where nothing pretrained is named")
         if n > self.num_train_timesteps:
             raise ValueError(
-                f"n_ranges={n} is above num_train_timesteps={self.num_train_timesteps}"
+                f"n_ranges={n} is above num_train_timesteps={self.num_train_timesteps}: lower it"
             )
         if isinstance(weights, str) and weights not in ("uniform", "search"):
             raise ValueError(
@@ -146,12 +165,16 @@ class Parameters(BaseModel):
             )
         if isinstance(weights, list) and len(weights) != n:
             raise ValueError(f"merge_weights has {len(weights)} weights for n_ranges={n}: one each")
-        if min(self.sampling_seeds) < 0:
-            raise ValueError("sampling_seeds must be 0 or more")
+        for name in ("seeds", "sampling_seeds"):
+            seeds = getattr(self, name)
+            if min(seeds) < 0 or max(seeds) >= 2**32:
+                raise ValueError(f"{name} must be from 0 to 2**32 - 1, got {seeds}")
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{name} repeats a seed: seeds must be independent")
         if self.sampling_steps > self.num_train_timesteps:
-            raise ValueError("sampling_steps is above num_train_timesteps")
+            raise ValueError("sampling_steps is above num_train_timesteps: lower it")
         for number, pairs in ((1, self.primary_decoupling), (2, self.primary_merging)):
-            arms = [arm.name for arm in of_ablation(number)]
+            arms = [arm.name for arm in of_ablation(number, self.loss_weighting)]
             for pair in pairs:
                 if len(names := set(pair.split(" - "))) != 2 or not names <= set(arms):
                     raise ValueError(
@@ -159,11 +182,22 @@ class Parameters(BaseModel):
                         f"of {', '.join(arms)}"
                     )
         if max(self.loss_bins, self.gradient_bins) > self.num_train_timesteps:
-            raise ValueError("loss_bins or gradient_bins is above num_train_timesteps")
+            raise ValueError("loss_bins or gradient_bins is above num_train_timesteps: lower it")
+        if self.search_low > self.search_high:
+            raise ValueError("search_low is above search_high: swap them")
         if self.search_step > self.search_high - self.search_low:
-            raise ValueError("search_step is above search_high - search_low")
+            raise ValueError("search_step is above search_high - search_low: lower it")
         if self.acceptance_samples < self.samples:
-            raise ValueError("acceptance_samples is below samples, at which lengths are ranked")
+            raise ValueError(
+                "acceptance_samples must be at least samples: lengths are ranked there"
+            )
+        shipped = [path.stem for path in sorted(CLASSIFIERS.glob("*.json"))]
+        for name in ("features", "second_features"):
+            known = [*shipped, "inception", *([""] if name == "second_features" else [])]
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r}: give one of {known}")
+        if self.features == self.second_features:
+            raise ValueError("second_features must differ from features: they check each other")
         if 4 / (1 - self.ema_decay) > self.finetune_steps:
             raise ValueError(
                 f"ema_decay={self.ema_decay} averages over {1 / (1 - self.ema_decay):.0f} steps, "
@@ -171,22 +205,27 @@ class Parameters(BaseModel):
                 "some of the pretrained weights that longer controls lose; set ema_decay to at "
                 f"most {max(0.0, 1 - 4 / self.finetune_steps):.4g}"
             )
-        if self.search_low > self.search_high:
-            raise ValueError("search_low is above search_high")
         if self.search_candidates < n + 1:
             raise ValueError(f"search_candidates must be at least n_ranges + 1 = {n + 1}")
-        if len(set(self.sampling_seeds)) < len(self.sampling_seeds):
-            raise ValueError("sampling_seeds repeats a seed: seeds must be independent")
         if self.kid_subset_size > min(self.samples, self.test_images):
             raise ValueError(
                 f"kid_subset_size={self.kid_subset_size} needs as many samples "
-                f"({self.samples}) and test_images ({self.test_images})"
+                f"({self.samples}) and test_images ({self.test_images}): lower it"
             )
         if self.is_splits > self.samples:
-            raise ValueError(f"is_splits={self.is_splits} needs at least as many samples")
+            raise ValueError(f"is_splits={self.is_splits} needs at least as many samples: lower it")
         if min(self.model_channels) < 8 or any(c % 8 for c in self.model_channels):
             raise ValueError("model_channels must be multiples of 8 (group norm with 8 groups)")
         return self
+
+    @property
+    def seed(self) -> int:
+        """The training seed; of several, the first."""
+        return self.seeds[0]
+
+    def per_seed(self) -> list[Parameters]:
+        """One experiment for every training seed."""
+        return [self.model_copy(update={"seeds": [seed]}) for seed in self.seeds]
 
     def pick(self, *names: str) -> dict[str, Any]:
         """The named parameters, for an artefact's key."""
@@ -229,11 +268,16 @@ def load(path: str | Path, **overrides: Any) -> Parameters:
     Raises:
         ParameterError: the file is missing, is no flat YAML mapping, or holds a bad parameter.
     """
+    return check({**read(path), **overrides}, str(path))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a parameter or sweep file holds, unchecked."""
     found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
     if found is None:
-        presets = ", ".join(sorted(f"params/{p.name}" for p in PRESETS.glob("*.yaml")))
+        presets = ", ".join(sorted(str(p.relative_to(ROOT)) for p in PRESETS.rglob("*.yaml")))
         raise ParameterError(f"no parameter file {path}; there are {presets}")
-    return check({**_read_yaml(found), **overrides}, str(path))
+    return _read_yaml(found)
 
 
 def from_notebook(namespace: dict[str, Any]) -> Parameters:
@@ -292,12 +336,22 @@ def _is_literal(value: ast.expr) -> bool:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        values = yaml.safe_load(text)
+        twice = _given_twice(yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, ValueError) as error:
         raise ParameterError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise ParameterError(f"{path} must be a flat list of `name: value` lines")
+    if twice:
+        raise ParameterError(f"{path} gives {twice[0]!r} twice: delete one of its lines")
     return values
+
+
+def _given_twice(node: yaml.Node | None) -> list[str]:
+    """Names that a mapping sets more than once; YAML would silently take the last."""
+    names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    return [name for name in names if names.count(name) > 1]
 
 
 def _nearest(name: str) -> str:
@@ -309,7 +363,8 @@ def _explain(error: Any) -> str:
     if not error["loc"]:
         return error["msg"].removeprefix("Value error, ")
     name, value = error["loc"][0], error["input"]
-    text = f"{name}={value!r}: {error['msg']} ({Parameters.model_fields[name].description})"
+    problem = error["msg"].removeprefix("Value error, ")
+    text = f"{name}={value!r}: {problem} ({Parameters.model_fields[name].description})"
     if isinstance(value, str) and "e" in value.lower() and _is_number(value):
         text += f"; YAML reads {value} as text, write {float(value)!r}"
     return text

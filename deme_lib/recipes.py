@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from deme_lib.arms import ARMS, SEARCHES, Arm, search_of
+from dataclasses import replace
+
+from deme_lib.arms import ARMS, SEARCHES, Arm, present, search_of
 from deme_lib.data import classifier_hash, fingerprint, is_local
 from deme_lib.parameters import Parameters
 from deme_lib.store import Recipe
@@ -17,7 +19,12 @@ TRAINING = (*ADAM, "precision", "seed")
 def data(p: Parameters) -> Recipe:
     """The three roles of the images."""
     names = ("dataset", "train_images", "search_images", "test_images", "split_seed")
-    parameters = {**p.pick(*names), **_sources(p, "dataset"), "hash": fingerprint(p.dataset)}
+    parameters = {
+        **p.pick(*names),
+        **p.pick_changed("image_size"),
+        **_sources(p, "dataset"),
+        "hash": fingerprint(p.dataset),
+    }
     return Recipe("data", "data", parameters, {}, locations=p.pick("dataset"))
 
 
@@ -43,14 +50,14 @@ def baseline(p: Parameters) -> Recipe:
     return Recipe(
         "train_baseline",
         "baseline",
-        p.pick(*names, *steps, *TRAINING),
+        {**p.pick(*names, *steps, *TRAINING), **p.pick_changed("attention")},
         {"data": data(p)},
         training_steps=p.pretrain_steps,
     )
 
 
 def finetuned(p: Parameters, members: str) -> list[Recipe]:
-    """A family of finetuned copies: experts, soup, all_same or all_plain (one copy each)."""
+    """A family of finetuned copies: experts, soup, or a control of one copy."""
     n, one = p.n_ranges, p.finetune_steps
     if members == "experts":
         return [_finetune(p, f"expert-{k + 1}of{n}", one, range_index=k) for k in range(n)]
@@ -60,13 +67,27 @@ def finetuned(p: Parameters, members: str) -> list[Recipe]:
         return [_finetune(p, "all-same", n * one)]
     if members == "all_plain":
         return [_finetune(p, "all-plain", n * one, techniques=False)]
+    if members == "reweighted":
+        return [_reweighted(p)]
     return []
+
+
+def _reweighted(p: Parameters) -> Recipe:
+    """The plain control with its loss re-weighted: the same draws, so that nothing else differs."""
+    plain = _finetune(p, "all-plain", p.n_ranges * p.finetune_steps, techniques=False)
+    used = {"min-snr": ("min_snr_gamma",), "p2": ("p2_gamma",)}.get(p.loss_weighting, ())
+    weighting = p.pick("loss_weighting", *used)
+    if p.loss_weighting == "uncertainty":
+        weighting["n_tasks"] = p.n_ranges
+    parameters = plain.parameters | weighting
+    return replace(plain, label=f"all-{p.loss_weighting.replace('+', '-')}", parameters=parameters)
 
 
 def _finetune(
     p: Parameters, label: str, steps: int, range_index: int | None = None, techniques: bool = True
 ) -> Recipe:
     """One finetuned copy; without a range it trains on all timesteps."""
+    cut = p.pick_changed("range_cut") if range_index is not None else {}
     return Recipe(
         "finetune",
         label,
@@ -79,6 +100,7 @@ def _finetune(
             "probability": p.probability if range_index is not None else 0.0,
             "consistency_weight": p.consistency_weight if techniques else 0.0,
             "channel_projection": p.channel_projection and techniques,
+            **cut,
         },
         {"data": data(p), "baseline": baseline(p)},
         training_steps=steps,
@@ -121,7 +143,7 @@ def _denoiser(p: Parameters, arm: Arm) -> tuple[dict, dict[str, Recipe]]:
         weights = p.merge_weights
     parameters = {"combine": arm.combine, "weights": weights}
     if arm.combine == "routed":
-        parameters["n_ranges"] = p.n_ranges
+        parameters |= p.pick("n_ranges") | p.pick_changed("range_cut")
     return parameters, inputs
 
 
@@ -172,13 +194,32 @@ def acceptance(p: Parameters) -> Recipe:
     )
 
 
-def gradients(p: Parameters) -> Recipe:
-    """Fig. 1a, for the pretrained model."""
+def gradients(p: Parameters, after_merging: bool = False) -> Recipe:
+    """Fig. 1a, for the pretrained model or the merged one."""
+    inputs = {"data": data(p), "baseline": baseline(p)}
+    label = "gradients"
+    if after_merging:
+        inputs, label = {**inputs, "merged": merged(p)}, "gradients-merged"
+    return Recipe("gradients", label, p.pick("gradient_bins", "seed"), inputs, version=2)
+
+
+def activations(p: Parameters) -> Recipe:
+    """Fig. 2: where the experts' activations differ from the pretrained model's."""
+    parameters = {**p.pick("seed"), **p.pick_changed("range_cut")}
     return Recipe(
-        "gradients",
-        "gradients",
-        p.pick("gradient_bins", "seed"),
+        "activations", "activations", parameters, {"data": data(p), **_models(p, "experts")}
+    )
+
+
+def landscape(p: Parameters) -> Recipe:
+    """Fig. 4: held-out loss around the pretrained weights, for all timesteps and per range."""
+    names = ("plane_points", "n_ranges", "loss_draws", "seed")
+    return Recipe(
+        "landscape",
+        "landscape",
+        {**p.pick(*names), **p.pick_changed("range_cut")},
         {"data": data(p), "baseline": baseline(p)},
+        denoiser_calls=(p.plane_points | 1) ** 2 * p.search_images * p.loss_draws,
     )
 
 
@@ -196,7 +237,7 @@ def range_losses(p: Parameters) -> Recipe:
     return Recipe(
         "range_losses",
         "range-losses",
-        {**parameters, **p.pick("n_ranges", "loss_draws")},
+        {**parameters, **p.pick("n_ranges", "loss_draws"), **p.pick_changed("range_cut")},
         {"data": data(p), "baseline": baseline(p), **inputs},
     )
 
@@ -215,13 +256,8 @@ def plane(p: Parameters) -> Recipe:
 def everything(p: Parameters) -> dict[str, Recipe]:
     """All recipes of an experiment by label, upstream first."""
     found: dict[str, Recipe] = {}
-
-    def add(recipe: Recipe) -> None:
-        for upstream in recipe.inputs.values():
-            add(upstream)
-        found.setdefault(recipe.label, recipe)
-
-    used = {search_of(arm, p.merge_weights) for arm in ARMS.values()}
+    arms = present(p.loss_weighting)
+    used = {search_of(arm, p.merge_weights) for arm in arms}
     for recipe in (
         acceptance(p),
         gradients(p),
@@ -229,11 +265,22 @@ def everything(p: Parameters) -> dict[str, Recipe]:
         range_losses(p),
         task_vectors(p),
         plane(p),
+        activations(p),
+        landscape(p),
         merged(p),
-        *(metrics(p, arm) for arm in ARMS.values()),
+        gradients(p, after_merging=True),
+        *(metrics(p, arm) for arm in arms),
     ):
-        add(recipe)
+        found |= {r.label: r for r in upstream_first(recipe) if r.label not in found}
     return found
+
+
+def upstream_first(recipe: Recipe) -> list[Recipe]:
+    """A recipe after all that it is made from, each once."""
+    found: dict[str, Recipe] = {}
+    for upstream in recipe.inputs.values():
+        found |= {r.name: r for r in upstream_first(upstream) if r.name not in found}
+    return [*found.values(), recipe]
 
 
 def _features(p: Parameters) -> dict:

@@ -6,6 +6,7 @@ whole folder that ``tables`` reads.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from deme_lib import ROOT, recipes
-from deme_lib.arms import ARMS, SEARCHES, Arm, search_of
+from deme_lib.arms import ARMS, SEARCHES, Arm, present, search_of
 from deme_lib.parameters import Parameters
 from deme_lib.stages import make_all
 from deme_lib.store import Artefact, provenance, write_text
@@ -36,16 +37,29 @@ def history(artefacts: Iterable[Artefact]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "step", "learning_rate", "held_out_loss"])
 
 
-def gradients(artefact: Artefact) -> pd.DataFrame:
-    """Cosine similarity of the loss's gradients between timesteps (Fig. 1a)."""
-    timesteps, cosines = artefact.results["timesteps"], artefact.results["cosines"]
-    return pd.DataFrame(
-        [
-            {"timestep1": a, "timestep2": b, "cosine": cosines[i][j]}
-            for i, a in enumerate(timesteps)
-            for j, b in enumerate(timesteps)
-        ]
-    )
+def gradients(by_model: dict[str, Artefact]) -> pd.DataFrame:
+    """Cosine similarity of the loss's gradients between timesteps (Fig. 1a), per noise draw."""
+    rows = []
+    for model, artefact in by_model.items():
+        timesteps = artefact.results["timesteps"]
+        pairs = list(itertools.product(enumerate(timesteps), repeat=2))
+        for draw, cosines in enumerate(artefact.results["draws"]):
+            place = {"model": model, "draw": draw, "n": artefact.results["n"]}
+            rows += [
+                {**place, "timestep1": a, "timestep2": b, "cosine": cosines[i][j]}
+                for (i, a), (j, b) in pairs
+            ]
+    return pd.DataFrame(rows)
+
+
+def activations(artefact: Artefact) -> pd.DataFrame:
+    """Where activations changed, per range, block and dimension (Fig. 2)."""
+    return pd.DataFrame(artefact.results["rows"])
+
+
+def landscape(artefact: Artefact) -> pd.DataFrame:
+    """Held-out loss around the pretrained weights (Fig. 4)."""
+    return pd.DataFrame(artefact.results["points"])
 
 
 def task_vectors(artefact: Artefact) -> pd.DataFrame:
@@ -92,11 +106,16 @@ def images(artefact: Artefact) -> np.ndarray:
     return load_file(artefact.path / "images.safetensors")[f"seed{first}"].numpy()
 
 
-def metrics(made: dict[str, Artefact]) -> pd.DataFrame:
-    """A row per arm and sampling seed, from artefacts by label."""
+def metrics(made: dict[str, Artefact], training_seed: int) -> pd.DataFrame:
+    """A row per arm and sampling seed of one training seed, from artefacts by label."""
     stored = {name: made[f"metrics-{name}"] for name in ARMS if f"metrics-{name}" in made}
-    rows = {name: artefact.results["rows"] for name, artefact in stored.items()}
-    return pd.DataFrame([{"arm": n, **row} for n, found in rows.items() for row in found])
+    return pd.DataFrame(
+        [
+            {"arm": name, "training_seed": training_seed, **row}
+            for name, artefact in stored.items()
+            for row in artefact.results["rows"]
+        ]
+    )
 
 
 def arm_row(p: Parameters, arm: Arm, images: Artefact, searches: dict[str, Artefact]) -> dict:
@@ -105,6 +124,7 @@ def arm_row(p: Parameters, arm: Arm, images: Artefact, searches: dict[str, Artef
     cost = searches[name].results if name else {"losses": 0, "images": 0}
     return {
         "arm": arm.name,
+        "training_seed": p.seed,
         "title": arm.title,
         "ablation1": int(1 in arm.ablations),
         "ablation2": int(2 in arm.ablations),
@@ -124,36 +144,54 @@ def collect(p: Parameters) -> Path:
     Returns:
         The folder of figures and tables; the records are in its ``records/``.
     """
-    every = recipes.everything(p)
-    made = make_all(list(every.values()), p)
+    by_seed = [(q, make_all(list(recipes.everything(q).values()), q)) for q in p.per_seed()]
+    first, made = by_seed[0]
     acceptance = dict(made["acceptance"].results)
-    documents = {"real": acceptance.pop("real"), "acceptance": acceptance, "run": _run(p, made)}
-    frames = _frames(p, made) | {"timing": timing(p, made)}
+    documents = {"real": acceptance.pop("real"), "acceptance": acceptance, "run": _run(p, by_seed)}
+    frames = _frames(first, made) | {
+        "metrics": pd.concat([metrics(m, q.seed) for q, m in by_seed]),
+        "arms": pd.concat([arms(q, m) for q, m in by_seed]),
+        "timing": pd.concat([timing(q, m) for q, m in by_seed]),
+    }
     out = figures_folder(p)
     _write(out / "records", frames, documents)
     _write_samples(out / "records", made)
     return out
 
 
+def arms(p: Parameters, made: dict[str, Artefact]) -> pd.DataFrame:
+    """A row per arm of one training seed."""
+    searches = {n: made[f"search-{n}"] for n in SEARCHES if f"search-{n}" in made}
+    return pd.DataFrame(
+        [arm_row(p, arm, made[f"images-{arm.name}"], searches) for arm in present(p.loss_weighting)]
+    )
+
+
 def _frames(p: Parameters, made: dict[str, Artefact]) -> dict[str, pd.DataFrame]:
-    images = {name: made[f"images-{name}"] for name in ARMS}
-    neighbours = {name: made[f"metrics-{name}"].results["neighbours"] for name in ARMS}
+    """Everything but the arms' metrics: of one training seed."""
+    names = [arm.name for arm in present(p.loss_weighting)]
+    images = {name: made[f"images-{name}"] for name in names}
+    neighbours = {name: made[f"metrics-{name}"].results["neighbours"] for name in names}
     searches = {n: made[f"search-{n}"] for n in SEARCHES if f"search-{n}" in made}
     families = ("experts", "all_same", "all_plain", "soup")
+    if p.loss_weighting != "none":
+        families += ("reweighted",)
     runs = [made[r.label] for family in families for r in recipes.finetuned(p, family)]
     test = {"arm": "test", **made["metrics-pretrained"].results["test_neighbours"]}
     rows = {
-        "arms": [arm_row(p, ARMS[n], a, searches) for n, a in images.items()],
         "losses": [{"arm": n, **row} for n, a in images.items() for row in a.results["losses"]],
         "neighbours": [{"arm": n, **found} for n, found in neighbours.items()] + [test],
     }
     return {name: pd.DataFrame(found) for name, found in rows.items()} | {
-        "metrics": metrics(made),
         "search": search(searches),
         "history": history([made["baseline"], *runs]),
-        "gradients": gradients(made["gradients"]),
+        "gradients": gradients(
+            {"pretrained": made["gradients"], "merged": made["gradients-merged"]}
+        ),
         "task_vectors": task_vectors(made["task-vectors"]),
         "plane": plane(made["plane"]),
+        "activations": activations(made["activations"]),
+        "landscape": landscape(made["landscape"]),
         "range_losses": range_losses(made["range-losses"]),
     }
 
@@ -166,6 +204,7 @@ def timing(p: Parameters, made: dict[str, Artefact]) -> pd.DataFrame:
         count = p.samples * len(p.sampling_seeds) if recipe.stage == "images" else 0
         rows.append(
             {
+                "training_seed": p.seed,
                 "artefact": label,
                 "seconds": record["seconds"],
                 "process_peak_memory_mib": record["process_peak_memory_mib"],
@@ -178,8 +217,8 @@ def timing(p: Parameters, made: dict[str, Artefact]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _run(p: Parameters, made: dict[str, Artefact]) -> dict[str, Any]:
-    records = [artefact.record for artefact in made.values()]
+def _run(p: Parameters, by_seed: list[tuple[Parameters, dict[str, Artefact]]]) -> dict[str, Any]:
+    records = [artefact.record for _, made in by_seed for artefact in made.values()]
     return {
         "experiment": p.experiment,
         "parameters": p.model_dump(),
@@ -199,7 +238,8 @@ def _write(folder: Path, frames: dict[str, pd.DataFrame], documents: dict[str, d
 
 
 def _write_samples(folder: Path, made: dict[str, Artefact]) -> None:
-    shown = {name: images(made[f"images-{name}"])[:SAMPLES_SHOWN] for name in ARMS}
+    arms_made = [name for name in ARMS if f"images-{name}" in made]
+    shown = {name: images(made[f"images-{name}"])[:SAMPLES_SHOWN] for name in arms_made}
     real = load_file(made["data"].path / "images.safetensors")["train"]
     shown["real"] = real[:SAMPLES_SHOWN].numpy()
     save_file(shown, folder / "samples.tmp")

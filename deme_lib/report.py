@@ -5,19 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from deme_lib import comparisons, plots, sweep_tables, tables
+from deme_lib import comparisons, plots, questions, sweep_tables, tables
 from deme_lib.formats import latex, markdown, save, write
-
-LIMITS = (
-    "Differences a − b paired over sampling seeds, mean ± half-width of the t interval at the "
-    "level named; negative: a is better (inception score, IS: positive). "
-    "Primary comparisons were named before the run and are Bonferroni-corrected within their "
-    "ablation; exploratory ones are not corrected. The verdict reads FID. The intervals "
-    f"are of one training seed. They {tables.COVERS}."
-)
 
 
 def render(records: Path, out: Path) -> None:
@@ -32,6 +23,7 @@ def render(records: Path, out: Path) -> None:
         _write_ablation(known, number, out / f"ablation{number}")
     _write_paired(known, out / "paired")
     write(out / "verdicts.md", verdicts_markdown(known))
+    write(out / "questions.md", questions_markdown(known, Path(records) / "sweeps"))
     for name, draw in _figures(known).items():
         save(draw(), out / f"{name}.png")
     sweep_tables.render(records, out)
@@ -45,6 +37,10 @@ def update_readme(readme: Path, figures: Path) -> None:
     """
     text = Path(readme).read_text()
     for name in ("ablation1", "ablation2", "verdicts"):
+        if not (Path(figures) / f"{name}.md").is_file():
+            raise FileNotFoundError(
+                f"no {figures}/{name}.md: `python -m deme_lib render {figures}` writes it"
+            )
         generated = (Path(figures) / f"{name}.md").read_text().strip()
         block = f"<!-- {name} -->\n{generated}\n<!-- /{name} -->"
         pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
@@ -74,9 +70,9 @@ def printed(table: pd.DataFrame, second: str = "") -> pd.DataFrame:
             "precision ↑": table["precision_mean"].map(tables.number),
             "recall ↑": table["recall_mean"].map(tables.number),
             "test loss ↓": table["test_loss"].map(lambda x: "–" if pd.isna(x) else f"{x:.5f}"),
-            "parameters held": table["parameters"].map(_count),
-            "denoiser calls per image": table["calls_per_image"].map(_count),
-            "training steps": table["training_steps"].map(_count),
+            "parameters held": table["parameters"].map(tables.count),
+            "denoiser calls per image": table["calls_per_image"].map(tables.count),
+            "training steps": table["training_steps"].map(tables.count),
             "search: losses tried / images made": search,
         }
     )
@@ -84,7 +80,7 @@ def printed(table: pd.DataFrame, second: str = "") -> pd.DataFrame:
 
 def _figures(known: tables.Records) -> dict:
     p = known.parameters
-    one = f"{p['dataset']}, training seed {p['seed']}"
+    one = f"{p['dataset']}, training seed {known.training_seeds[0]}"
     loss = f"{one}: {p['test_images']:,} test images, {p['loss_draws']} draws each"
     held = f"{one}: {p['search_images']:,} search images, {p['loss_draws']} draws each"
     scored = f"{held}; FID of {p['search_samples']:,} images per candidate"
@@ -137,10 +133,25 @@ def _write_ablation(known: tables.Records, number: int, path: Path) -> None:
     write(path.with_suffix(".tex"), latex(shown, _caption(known, number), path.name) + "\n")
 
 
+def limits(known: tables.Records) -> str:
+    """What paired differences and their intervals are."""
+    several = len(known.training_seeds) > 1
+    over = "training and sampling seeds" if several else "sampling seeds"
+    crossed = "random and crossed, degrees of freedom by Satterthwaite's formula"
+    seeds = f"take both kinds of seeds as {crossed}" if several else "are of one training seed"
+    return (
+        f"Differences a − b paired over {over}, mean ± half-width of the t interval at the "
+        "level named; negative: a is better (inception score, IS: positive). "
+        "Primary comparisons were named before the run and are Bonferroni-corrected within their "
+        "ablation; exploratory ones are not corrected. The verdict reads FID. The intervals "
+        f"{seeds}. They {tables.covers(known)}."
+    )
+
+
 def _write_paired(known: tables.Records, path: Path) -> None:
     parts = [comparisons.paired(known, number) for number in tables.ABLATIONS]
     write(path.with_suffix(".csv"), pd.concat(parts).to_csv(index=False, float_format="%.6g"))
-    text = [f"{LIMITS} {tables.setting(known)}.\n"]
+    text = [f"{limits(known)} {tables.setting(known)}.\n"]
     text += [paired_markdown(known, number) for number in tables.ABLATIONS]
     write(path.with_suffix(".md"), "\n".join(text))
 
@@ -174,6 +185,17 @@ def verdicts_markdown(known: tables.Records) -> str:
     return "\n\n".join([*first, *parts, last]) + "\n"
 
 
+def questions_markdown(known: tables.Records, sweeps: Path) -> str:
+    """The questions that the paper leaves open: the rows that answer each, and a sentence."""
+    text = f"# Questions the paper leaves open\n\n{limits(known)} {tables.setting(known)}.\n"
+    for number, answer in enumerate(questions.answers(known, sweeps), 1):
+        text += f"\n## {number}. {answer.question}\n\n"
+        text += f"{answer.text}\n"
+        if len(answer.table):
+            text += f"\n{markdown(answer.table)}\n"
+    return text
+
+
 def _mean_sd(table: pd.DataFrame, name: str) -> list[str]:
     pairs = zip(table[f"{name}_mean"], table[f"{name}_sd"], strict=True)
     return [
@@ -194,13 +216,7 @@ def _mean_halfwidth(table: pd.DataFrame, name: str) -> list[str]:
     return ["–" if pd.isna(m) else tables.plus_minus(m, h, signed=True) for m, h in pairs]
 
 
-def _count(x: float) -> str:
-    if pd.isna(x):
-        return "–"
-    return f"{x:,.0f}" if np.isclose(x, round(x)) else f"{x:,.1f}"
-
-
 def _pair(row: pd.Series) -> str:
     if row.isna().any() or not row.any():
         return "–"
-    return " / ".join(map(_count, row))
+    return " / ".join(map(tables.count, row))

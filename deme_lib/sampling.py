@@ -50,6 +50,10 @@ def sample(
     Returns:
         uint8 [count, C, H, W].
     """
+    if min(count, steps, batch_size) < 1:
+        raise ValueError(
+            f"count={count}, steps={steps} and batch_size={batch_size}: give 1 or more"
+        )
     ddim = ddim_scheduler(scheduler, steps, spacing)
     shape = shape_of(denoiser)
     batches = []

@@ -136,13 +136,14 @@ def caption(sweep: Sweep) -> str:
     seeds = sorted(sweep.metrics["seed"].unique().tolist())
     intervals = rows[["difference", "merging"]].count().sum()
     return (
-        f"Sweep: {sweep.document['title']}. {p['dataset']}: "
-        f"n = {m['n']:,} images per row and sampling seed, features {m['features']}, DDIM {m['steps']} steps, {len(seeds)} sampling seeds "
-        f"({', '.join(map(str, seeds))}), one training seed ({m['training_seed']}): all numbers "
-        "are for these weights. ± sd is over sampling seeds and shared between rows (same noise). "
-        f"Differences are paired by sampling seed, with {100 * p['confidence']:g} % t intervals; "
-        f"all {intervals} are exploratory and uncorrected, and cover sampling noise only: not "
-        "training, the search, the data split or the classifier. "
+        f"Sweep: {sweep.document['title']}. {p['dataset']}: n = {m['n']:,} images per row and "
+        f"sampling seed, features {m['features']}, DDIM {m['steps']} steps, {len(seeds)} sampling "
+        f"seeds ({', '.join(map(str, seeds))}), one training seed ({m['training_seed']}): all "
+        "numbers are for these weights. ± sd is over sampling seeds and shared between rows (same "
+        "noise). Differences are paired by sampling seed, with "
+        f"{100 * p['confidence']:g} % t intervals; all {intervals} are exploratory and "
+        "uncorrected, and cover sampling noise only: not training, the search, the data split or "
+        "the classifier. "
         f"{_steps(rows)}. {_searches(sweep)}"
         f"Of the base ({sweep.document['base']}): {'; '.join(sweep.document['beside'].values())}."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,15 @@ COMPARED = [*DISTANCES, "inception_score"]
 """Everything compared in pairs; of the inception score, higher is better."""
 
 
-COVERS = "cover sampling noise only: not training, the search, the data split or the classifier"
-"""What spreads and intervals over sampling seeds cover, as said wherever one is printed."""
+MEASURES = [*COMPARED, "precision", "recall"]
+"""Everything measured on an arm's images."""
 
 
 COLUMNS = {
-    "metrics": "arm seed n features steps fid fid_second pixel kid inception_score "
+    "metrics": "arm training_seed seed n features steps fid fid_second pixel kid inception_score "
     "precision recall",
-    "arms": "arm title ablation1 ablation2 parameters calls_per_image training_steps "
-    "search_losses search_images weights test_loss",
+    "arms": "arm training_seed title ablation1 ablation2 parameters calls_per_image "
+    "training_steps search_losses search_images weights test_loss",
     "losses": "arm bin_start bin_stop loss",
     "neighbours": "arm n q05 q25 median q75 q95",
     "search": "search weights loss fid chosen",
@@ -45,7 +46,10 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Records:
-    """Everything one experiment recorded: a field per file, columns as in ``COLUMNS``."""
+    """Everything one experiment recorded: a field per file, columns as in ``COLUMNS``.
+
+    ``metrics`` and ``arms`` are of every training seed, all else is of the first one.
+    """
 
     metrics: pd.DataFrame
     arms: pd.DataFrame
@@ -69,6 +73,26 @@ class Records:
         return self.run["parameters"]
 
     @property
+    def training_seeds(self) -> list[int]:
+        """In ascending order."""
+        return sorted(self.metrics["training_seed"].unique().tolist())
+
+    @property
+    def sampling_seeds(self) -> list[int]:
+        """In ascending order."""
+        return sorted(self.metrics["seed"].unique().tolist())
+
+    @property
+    def scope(self) -> str:
+        """What a verdict holds for, as said after it."""
+        return scope(self.metrics)
+
+    @property
+    def of_first(self) -> str:
+        """Said of what was recorded for one of several training seeds; nothing where one is all."""
+        return f" (training seed {self.training_seeds[0]})" if len(self.training_seeds) > 1 else ""
+
+    @property
     def titles(self) -> dict[str, str]:
         """Arm -> title as printed; "DeMe merged" says where its weights come from."""
         titles = dict(zip(self.arms["arm"], self.arms["title"], strict=True))
@@ -78,7 +102,7 @@ class Records:
 
     def arms_of(self, number: int) -> list[str]:
         """Names of the arms of an ablation, in the order of the table."""
-        return list(self.arms.loc[self.arms[f"ablation{number}"] == 1, "arm"])
+        return list(self.arms.loc[self.arms[f"ablation{number}"] == 1, "arm"].unique())
 
 
 def read(records: Path) -> Records:
@@ -123,20 +147,56 @@ def _check_comparable(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
         if metrics[column].nunique() != 1:
             found = metrics[column].unique().tolist()
             raise ValueError(f"metrics.csv mixes {column} {found}: such rows are not comparable")
-    seeds = set(metrics["seed"])
-    for arm in arms["arm"]:
-        if sorted(metrics.loc[metrics["arm"] == arm, "seed"]) != sorted(seeds):
-            raise ValueError(f"metrics.csv: {arm} needs exactly one row per seed {sorted(seeds)}")
+    training, sampling = (sorted(metrics[c].unique().tolist()) for c in ("training_seed", "seed"))
+    pairs = [list(pair) for pair in product(training, sampling)]
+    for arm, names in arms.groupby("arm"):
+        rows = metrics.loc[metrics["arm"] == arm, ["training_seed", "seed"]]
+        if sorted(rows.to_numpy().tolist()) != pairs:
+            raise ValueError(
+                f"metrics.csv: {arm} needs exactly one row per training seed {training} "
+                f"and sampling seed {sampling}"
+            )
+        if sorted(names["training_seed"]) != training:
+            raise ValueError(f"arms.csv: {arm} needs exactly one row per training seed {training}")
 
 
 def setting(records: Records) -> str:
     """One line: data, n, features, sampler, seeds."""
-    m = records.metrics.iloc[0]
-    seeds = sorted(records.metrics["seed"].unique().tolist())
+    m, sampling, training = records.metrics.iloc[0], records.sampling_seeds, records.training_seeds
+    trained = f"{len(training)} training seeds ({', '.join(map(str, training))})"
     return (
         f"{records.parameters['dataset']}: n = {m['n']:,} images per arm and sampling seed, "
         f"features {m['features']}, DDIM {m['steps']} steps, "
-        f"{len(seeds)} sampling seeds ({', '.join(map(str, seeds))}), one training seed"
+        f"{len(sampling)} sampling seeds ({', '.join(map(str, sampling))}), "
+        + (trained if len(training) > 1 else "one training seed")
+    )
+
+
+def scope(metrics: pd.DataFrame) -> str:
+    """What a verdict on rows of metrics holds for."""
+    seeds = metrics["training_seed"].nunique()
+    return "for these weights" if seeds == 1 else f"over {seeds} training seeds"
+
+
+def covers(records: Records) -> str:
+    """What spreads and intervals cover, as said wherever one is printed."""
+    if len(records.training_seeds) > 1:
+        return "cover training, the search and sampling noise: not the data split or the classifier"
+    return "cover sampling noise only: not training, the search, the data split or the classifier"
+
+
+def spread(records: Records) -> str:
+    """Sentences: what the "mean ± sd" of an arm is over and covers, beside the paired intervals."""
+    paired = "compare arms by the paired differences, not by it"
+    training, sampling = len(records.training_seeds), len(records.sampling_seeds)
+    if training == 1:
+        shared = "± sd is over sampling seeds and shared between arms (same noise)"
+        return f"{shared}: {paired}. Both {covers(records)}."
+    return (
+        f"± sd is over the {training} training seeds (of each one's mean over {sampling} sampling "
+        f"seeds) and in part shared between arms (same pretrained model): {paired}. The sd covers "
+        "training and the search alone, as training seeds share their sampling noise; the paired "
+        f"intervals {covers(records)}."
     )
 
 
@@ -145,14 +205,17 @@ def caption(records: Records) -> str:
     classes = "IS is of this classifier's classes (at most 10). "
     if records.metrics["features"].iloc[0] == "inception":
         classes = ""
+    counted = "Test loss and search counts are means over training seeds. "
+    one = len(records.training_seeds) == 1
+    weights = ": all numbers are for these weights" if one else ""
     return (
-        f"{setting(records)}: all numbers are for these weights. FID and pixel "
+        f"{setting(records)}{weights}. FID and pixel "
         "distance, precision and recall are to the training images, KID to the test images, the "
         "loss is on test images; FID, pixel distance and KID are mean ± sd, IS, precision and "
-        "recall are means. ± sd is over sampling seeds and shared between arms (same noise): "
-        f"compare arms by the paired differences, not by it. Both {COVERS}. "
+        f"recall are means. {spread(records)} "
         "KID is unbiased and may be negative; of real images it compares two halves of the "
         f"training images. {classes}"
+        f"{'' if one else counted}"
         "Training steps count from the pretrained model. The row of real images compares two "
         f"halves at n = {records.real['n_halves']:,}; distances at another n are not comparable. "
         f"The IS in that row is of all {records.real['n']:,} training images, which the "
@@ -163,14 +226,13 @@ def caption(records: Records) -> str:
 def ablation(records: Records, number: int) -> pd.DataFrame:
     """The table of ablation 1 or 2: a row per arm and a last one for real images, plain numbers.
 
-    ``*_mean`` and ``*_sd`` (ddof 1) are over sampling seeds; KID as it is, not times 1000.
+    ``*_mean`` and ``*_sd`` (ddof 1) are over sampling seeds, or over training seeds (of each one's
+    mean) where there are several; KID as it is, not times 1000.
     """
-    measures = [*COMPARED, "precision", "recall"]
-    by_arm = records.metrics.groupby("arm")
-    table = records.arms.set_index("arm").loc[records.arms_of(number)]
-    table = table.drop(columns=["ablation1", "ablation2"]).assign(n=by_arm["n"].first())
-    table["title"] = pd.Series(records.titles)
-    for measure in measures:
+    by_arm = over_seeds(records.metrics, "arm").groupby("arm")
+    table = _per_arm(records.arms).loc[records.arms_of(number)]
+    table = table.assign(n=records.metrics["n"].iloc[0], title=pd.Series(records.titles))
+    for measure in MEASURES:
         table[f"{measure}_mean"] = by_arm[measure].mean()
         table[f"{measure}_sd"] = by_arm[measure].std(ddof=1)
     real = records.real
@@ -186,6 +248,31 @@ def ablation(records: Records, number: int) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(counts, "Int64"))
 
 
+def every_arm(records: Records) -> pd.DataFrame:
+    """The rows of both tables, but for real images: each arm once."""
+    return pd.concat([ablation(records, n).iloc[:-1] for n in ABLATIONS]).drop_duplicates("arm")
+
+
+def over_seeds(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows that a mean and sd are over, for each ``name``.
+
+    Those of the sampling seeds, or of several training seeds each one's mean over sampling seeds.
+    """
+    if metrics["training_seed"].nunique() == 1:
+        return metrics
+    return metrics.groupby([name, "training_seed"], as_index=False)[MEASURES].mean()
+
+
+def _per_arm(arms: pd.DataFrame) -> pd.DataFrame:
+    """A row per arm: over training seeds the mean test loss and search counts, every weights."""
+    by_arm = arms.groupby("arm", sort=False)
+    found = by_arm.first().drop(columns=["training_seed", "ablation1", "ablation2"])
+    for count in ("search_losses", "search_images"):
+        found[count] = by_arm[count].mean().round()
+    weights = by_arm["weights"].agg(lambda column: "; ".join(column.dropna()))
+    return found.assign(weights=weights, test_loss=by_arm["test_loss"].mean())
+
+
 def plus_minus(mean: float, spread: float, signed: bool = False) -> str:
     """``mean ± spread`` with the spread's first two digits; a true minus sign."""
     digits = 3
@@ -198,6 +285,13 @@ def plus_minus(mean: float, spread: float, signed: bool = False) -> str:
 def number(x: float) -> str:
     """Three decimals below 10 and two above; a dash where nothing is known."""
     return "–" if pd.isna(x) else f"{x:.3f}" if abs(x) < 10 else f"{x:.2f}"
+
+
+def count(x: float) -> str:
+    """With commas; a dash where nothing is known."""
+    if pd.isna(x):
+        return "–"
+    return f"{x:,.0f}" if np.isclose(x, round(x)) else f"{x:,.1f}"
 
 
 def flatness(history: pd.DataFrame) -> str:

@@ -20,9 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from deme_lib import models
-from deme_lib.objectives import deme_loss
+from deme_lib.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
 from deme_lib.randomness import generator
-from deme_lib.timesteps import draw_timesteps
+from deme_lib.timesteps import draw_timesteps, split_timesteps
+
+UNCERTAINTY = "uncertainty"
+LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hardly leave 1
+
+MOST_SKIPPED = 50  # fp16 skips a step whose gradients overflow, lowers its scale and goes on
 
 
 class TrainingError(RuntimeError):
@@ -38,6 +43,8 @@ class TrainingSpec:
         own_range: timesteps to train on (Eq. 3); all of [0, T) for controls.
         probability: p of Eq. 6.
         consistency_weight: weight of Eq. 4; used where a teacher is given.
+        loss_weighting: of the denoising loss: "none", a name that ``objectives.snr_weights`` knows,
+            or "uncertainty", which learns a weight for each of ``n_tasks`` ranges.
         ema_warmup: let diffusers' EMA start short, for training from scratch. Without, runs of
             any length average over the same horizon, 1 / (1 - ema_decay) steps.
         final_learning_rate: reached by a cosine after 80 % of the steps, then held. Equal to
@@ -59,6 +66,23 @@ class TrainingSpec:
     ema_decay: float = 0.999
     ema_warmup: bool = False
     precision: str = "no"
+    loss_weighting: str = "none"
+    min_snr_gamma: float = 5.0
+    p2_gamma: float = 1.0
+    n_tasks: int = 1
+
+    def __post_init__(self):
+        allowed = {
+            "steps": self.steps >= 1,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": 0 <= self.learning_rate < math.inf,
+            "probability": 0 <= self.probability <= 1,
+            "consistency_weight": 0 <= self.consistency_weight < math.inf,
+            "ema_decay": 0 <= self.ema_decay < 1,
+        }
+        for name, good in allowed.items():
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range: give another")
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -107,13 +131,17 @@ class Training:
             weight_decay=spec.weight_decay,
             fused=True,
         )
+        self.weights, self.uncertainty = self._weighting()
+        if self.uncertainty is not None:
+            learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
+            optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
         self.unet, self.optimiser = self.accelerator.prepare(unet.train(), optimiser)
         floor = 0.0 if spec.ema_warmup else spec.ema_decay
         self.ema = EMAModel(unet.parameters(), decay=spec.ema_decay, min_decay=floor)
         self.teacher = None
         if teacher is not None:
             self.teacher = teacher.eval().requires_grad_(False).to(self.accelerator.device)
-        self.position = 0
+        self.position = self._skipped = 0
         if checkpoint is not None and checkpoint.is_file():
             self._restore()
 
@@ -124,6 +152,7 @@ class Training:
             if self.checkpoint is not None and self.position % self.checkpoint_every == 0:
                 self._save()
             yield Step(self.position, loss, rate)
+        self._check_weights()
 
     def ema_unet(self) -> UNet2DModel:
         """A new model on the CPU holding the EMA weights, free of what accelerate wraps."""
@@ -132,6 +161,28 @@ class Training:
         unet.load_state_dict(trained.state_dict())
         self.ema.copy_to(unet.parameters())
         return unet.eval()
+
+    def _weighting(self) -> tuple[torch.Tensor | None, UncertaintyWeighting | None]:
+        """Weights per timestep [T] that are fixed, or the module that learns them."""
+        spec, device = self.spec, self.accelerator.device
+        if spec.loss_weighting == "none":
+            return None, None
+        alphas_cumprod = self.scheduler.alphas_cumprod
+        if spec.loss_weighting == UNCERTAINTY:
+            ranges = split_timesteps(spec.n_tasks, len(alphas_cumprod))
+            return None, UncertaintyWeighting(ranges).to(device)
+        gammas = {"min_snr_gamma": spec.min_snr_gamma, "p2_gamma": spec.p2_gamma}
+        return snr_weights(spec.loss_weighting, alphas_cumprod, **gammas).to(device), None
+
+    def _loss(
+        self, denoising: torch.Tensor, consistency: torch.Tensor | None, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        cw = self.spec.consistency_weight
+        if self.uncertainty is not None:
+            loss = deme_loss(denoising, consistency, cw, self.uncertainty.weights()[timesteps])
+            return loss + self.uncertainty(denoising, timesteps)
+        weights = None if self.weights is None else self.weights[timesteps]
+        return deme_loss(denoising, consistency, cw, weights)
 
     def _step(self, step: int) -> float:
         spec, device = self.spec, self.accelerator.device
@@ -148,34 +199,49 @@ class Training:
         noise = torch.randn(clean.shape, generator=g).to(device)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
 
-        for group in self.optimiser.param_groups:
-            group["lr"] = spec.learning_rate_at(step)
+        self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
         with self.accelerator.autocast():
             prediction = self.unet(noisy, timesteps, return_dict=False)[0]
-            target = None
             if self.teacher is not None:
                 with torch.no_grad():
                     target = self.teacher(noisy, timesteps, return_dict=False)[0]
-        loss = deme_loss(prediction, noise, target, spec.consistency_weight)
+        consistency = None if self.teacher is None else squared_error(prediction, target)
+        loss = self._loss(squared_error(prediction, noise), consistency, timesteps)
         value = loss.item()
         if not math.isfinite(value):
-            raise TrainingError(
-                f"{'-'.join(map(str, spec.purpose))}: the loss is {value} at step {step + 1} "
-                f"(timesteps {spec.own_range.start} to {spec.own_range.stop - 1}). The last good "
-                "checkpoint is kept. Lower the learning rate, or set precision to 'no'"
-            )
+            raise self._error(f"the loss is {value}", step + 1)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm).item()
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        if self._skipped > (MOST_SKIPPED if self.accelerator.scaler else 0):
+            raise self._error(f"the norm of the gradients is {norm}", step + 1)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.ema.step(self.unet.parameters())
         return value
 
+    def _error(self, what: str, step: int) -> TrainingError:
+        own = self.spec.own_range
+        return TrainingError(
+            f"{'-'.join(map(str, self.spec.purpose))}: {what} at step {step} (timesteps "
+            f"{own.start} to {own.stop - 1}). The last good checkpoint is kept. Lower the "
+            "learning rate (finetune_lr, or pretrain_lr in pretraining), or set precision to 'no'"
+        )
+
+    def _check_weights(self) -> None:
+        """Neither a checkpoint nor a result may hold weights that are not finite."""
+        for weights in (*self.unet.parameters(), *self.ema.shadow_params):
+            if not weights.isfinite().all():
+                raise self._error("a weight is not finite", self.position)
+
     def _save(self) -> None:
+        self._check_weights()
         unet, optimiser = self.accelerator.unwrap_model(self.unet), self.optimiser.state_dict()
         tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
         tensors |= {f"adam.{i}.{k}": v for i, s in optimiser["state"].items() for k, v in s.items()}
+        if self.uncertainty is not None:
+            tensors["uncertainty.log_variances"] = self.uncertainty.log_variances
         scaler = self.accelerator.scaler
         metadata = {
             "position": str(self.position),
@@ -192,16 +258,23 @@ class Training:
             with safe_open(self.checkpoint, "pt") as file:
                 metadata = file.metadata()
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+            self._take_up(metadata, tensors)
+        except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(
-                f"{self.checkpoint} is damaged ({error}); delete it to start this run again"
+                f"{self.checkpoint} is damaged or of another model ({str(error)[:200]}); delete it "
+                "to start this run again"
             ) from error
-        groups: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "ema": {}, "adam": {}}
+
+    def _take_up(self, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> None:
+        kinds = ("unet", "ema", "adam", "uncertainty")
+        groups: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
         for key, tensor in tensors.items():
             kind, name = key.split(".", 1)
             groups[kind][name] = tensor
         device = self.accelerator.device
         self.accelerator.unwrap_model(self.unet).load_state_dict(groups["unet"])
+        if self.uncertainty is not None:
+            self.uncertainty.load_state_dict(groups["uncertainty"])
         self.ema.shadow_params = [
             groups["ema"][str(i)].to(device) for i in range(len(groups["ema"]))
         ]

@@ -1,5 +1,6 @@
 """What all tests share: no network, one thread, reproducible examples, one tiny UNet."""
 
+import gzip
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
@@ -7,6 +8,7 @@ os.environ["GIT_OPTIONAL_LOCKS"] = "0"  # records ask git for its status; never 
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -47,6 +49,30 @@ def noisy_batch():
     """Five noisy images [5, 1, 8, 8] and their timesteps [5], mixed over [0, 1000)."""
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     return images, torch.tensor([999, 0, 250, 600, 249])
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    """A function: Fashion-MNIST's four files, gzipped or plain, of random images and two classes.
+
+    The first pixel of an image is its number, counted through both parts.
+    """
+
+    def make(train: int = 20, test: int = 12, size: int = 28, gz: bool = True):
+        folder, rng = tmp_path / "fashion-files", np.random.default_rng(0)
+        folder.mkdir()
+        for part, numbers in (("train", range(train)), ("t10k", range(train, train + test))):
+            images = rng.integers(0, 256, (len(numbers), size, size), dtype=np.uint8)
+            images[:, 0, 0] = numbers
+            arrays = {"images": images, "labels": np.array(numbers, np.uint8) % 2}
+            for kind, array in arrays.items():
+                content = bytes([0, 0, 8, array.ndim])
+                content += np.array(array.shape, ">u4").tobytes() + array.tobytes()
+                path = folder / f"{part}-{kind}-idx{array.ndim}-ubyte{'.gz' if gz else ''}"
+                path.write_bytes(gzip.compress(content) if gz else content)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from deme_lib.arms import ARMS, SEARCHES, search_of
+from deme_lib.arms import SEARCHES, present, search_of
+
+ARMS = {arm.name: arm for arm in present("none")}
 
 FID = dict(
     zip(
@@ -26,6 +28,7 @@ def write(
     folder: Path,
     *,
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    training_seeds: tuple[int, ...] = (0,),
     n_ranges: int = 4,
     channels: int = 1,
     second: bool = True,
@@ -46,8 +49,8 @@ def write(
     held = {"merged": merged, "output_merge": merged, "all_scaled": [0.8], "soup": [0.3] * n_ranges}
     held["averaged"] = [1 / n_ranges] * n_ranges
     tables = {
-        "metrics": _metrics(rng, {**FID, **(fid or {})}, seeds, second),
-        "arms": _arms(held, n_ranges, merge),
+        "metrics": _metrics(rng, {**FID, **(fid or {})}, training_seeds, seeds, second),
+        "arms": _arms(held, n_ranges, merge, training_seeds),
         "losses": _losses(rng, bins),
         "neighbours": _neighbours(rng),
         "search": _search(rng, n_ranges),
@@ -60,7 +63,7 @@ def write(
     }
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
-    for name, value in _dicts(seeds, n_ranges, second, merge).items():
+    for name, value in _dicts(training_seeds, seeds, n_ranges, second, merge).items():
         (folder / f"{name}.json").write_text(json.dumps(value))
     size = (16, channels, 8, 8)
     images = {a: rng.integers(0, 256, size).astype(np.uint8) for a in (*ARMS, "real")}
@@ -68,14 +71,22 @@ def write(
     return folder
 
 
-def _metrics(rng, fid, seeds, second) -> pd.DataFrame:
+def _metrics(rng, fid, training_seeds, seeds, second) -> pd.DataFrame:
     common = {s: rng.normal(0, 0.06) for s in seeds}  # shared by the arms: the same noise
+    trained = {(arm, t): 0.02 * t + rng.normal(0, 0.01) for arm in ARMS for t in training_seeds[1:]}
     rows = []
     for arm in ARMS:
-        for s in seeds:
-            value = fid[arm] + common[s] + rng.normal(0, 0.015)
+        for t, s in product(training_seeds, seeds):
+            value = fid[arm] + common[s] + trained.get((arm, t), 0) + rng.normal(0, 0.015)
             rows.append(
-                {"arm": arm, "seed": s, "n": 2000, "features": "digits-a", "steps": 20}
+                {
+                    "arm": arm,
+                    "training_seed": t,
+                    "seed": s,
+                    "n": 2000,
+                    "features": "digits-a",
+                    "steps": 20,
+                }
                 | {"fid": value, "fid_second": 0.8 * value if second else np.nan}
                 | {"pixel": 0.3 * value + 0.02, "inception_score": 9 + rng.normal(0, 0.05)}
                 | {"kid": value / 500, "precision": 0.8 + rng.normal(0, 0.01), "recall": 0.7}
@@ -83,7 +94,7 @@ def _metrics(rng, fid, seeds, second) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _arms(held, n_ranges, merge) -> pd.DataFrame:
+def _arms(held, n_ranges, merge, training_seeds) -> pd.DataFrame:
     rows = []
     for arm in ARMS.values():
         calls = 20 * n_ranges if arm.combine == "outputs" else 20
@@ -100,7 +111,7 @@ def _arms(held, n_ranges, merge) -> pd.DataFrame:
             | {"search_losses": 150 * searched, "search_images": 18000 * searched}
             | {"weights": json.dumps(w) if (w := held.get(arm.name)) else "", "test_loss": 0.077}
         )
-    return pd.DataFrame(rows)
+    return pd.concat([pd.DataFrame(rows).assign(training_seed=t) for t in training_seeds])
 
 
 def _losses(rng, bins) -> pd.DataFrame:
@@ -207,11 +218,12 @@ def _plane(points) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["w1", "w2", "loss"]).assign(expert1=1, expert2=4)
 
 
-def _dicts(seeds, n_ranges, second, merge) -> dict[str, dict]:
+def _dicts(training_seeds, seeds, n_ranges, second, merge) -> dict[str, dict]:
     parameters = {
         "dataset": "digits", "n_ranges": n_ranges, "merge_weights": merge, "confidence": 0.95,
-        "seed": 0, "second_features": "digits-b" if second else "", "features": "digits-a",
-        "sampling_seeds": list(seeds), "primary_decoupling": ["merged - all_scaled"],
+        "seeds": list(training_seeds), "second_features": "digits-b" if second else "",
+        "features": "digits-a", "sampling_seeds": list(seeds),
+        "primary_decoupling": ["merged - all_scaled"],
         "primary_merging": ["merged - averaged", "merged - routed"], "loss_draws": 8,
         "num_train_timesteps": 1000, "test_images": 300, "search_images": 297,
         "search_samples": 1500,

@@ -39,6 +39,20 @@ def test_fixed_noise_is_the_scheduler_s(images):
     torch.testing.assert_close(noise.noisy, a.sqrt() * clean + (1 - a).sqrt() * noise.noise)
 
 
+def test_errors_of_large_images_are_taken_few_at_a_time(images):
+    seen = []
+
+    class Watched(Zero):
+        def forward(self, sample, timestep, return_dict=True):
+            seen.append(len(sample))
+            return super().forward(sample, timestep)
+
+    large = images.repeat(1, 1, 32, 32)  # 256x256
+    for pictures in (images, large):
+        FixedNoise(pictures, SCHEDULER, draws=2, seed=0).errors(Watched())
+    assert seen == [12, 7, 5]
+
+
 @pytest.mark.parametrize("draws", [1, 7])
 def test_fixed_noise_spreads_its_timesteps_evenly(images, draws):
     timesteps = FixedNoise(images, SCHEDULER, draws, seed=0).timesteps.sort().values

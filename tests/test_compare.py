@@ -28,6 +28,18 @@ def runs(tmp_path):
     return committed, tmp_path / "spread"
 
 
+def before_training_seeds(folder):
+    """Rewrite a run as it was recorded when there was one training seed and no such column."""
+    frame = pd.read_csv(folder / "metrics.csv")
+    frame[frame["training_seed"] == 0].drop(columns="training_seed").to_csv(
+        folder / "metrics.csv", index=False
+    )
+    run = json.loads((folder / "run.json").read_text())
+    del run["parameters"]["seeds"]
+    run["parameters"]["seed"] = 0
+    (folder / "run.json").write_text(json.dumps(run))
+
+
 def changed(committed, folder, fid=0.0, routed=0.0, seed=0, **parameters):
     """A copy of a run with every FID, one arm's, the seeds or parameters moved."""
     shutil.copytree(committed, folder)
@@ -70,6 +82,35 @@ def test_a_repeat_may_hold_fewer_arms_but_a_run_may_not(compare, runs, tmp_path)
     assert compare.tolerances(committed, spread).loc["mean", "fid"] == pytest.approx(0.7)
     with pytest.raises(ValueError, match="arms"):
         compare.compare(committed, fewer, spread)
+
+
+@pytest.mark.parametrize("training_seeds", [(0,), (0, 1, 2)])
+def test_a_repeat_from_before_a_parameter_joined_still_counts(compare, tmp_path, training_seeds):
+    committed = synthetic.write(tmp_path / "records", training_seeds=training_seeds)
+    repeat = changed(committed, tmp_path / "spread" / "rounding", fid=0.05)
+    before_training_seeds(repeat)
+    later = changed(committed, tmp_path / "later", joined_later="yes")
+    assert compare.tolerances(later, tmp_path / "spread").loc["mean", "fid"] == pytest.approx(0.5)
+    assert compare.compare(later, later, tmp_path / "spread").empty
+    with pytest.raises(ValueError, match="joined_later"):  # of two runs, both must know it
+        compare.compare(later, committed, tmp_path / "spread")
+
+
+def test_a_repeat_with_another_value_is_refused(compare, runs):
+    committed, spread = runs
+    changed(committed, spread / "odd", loss_draws=9)
+    with pytest.raises(ValueError, match="loss_draws"):
+        compare.tolerances(committed, spread)
+
+
+def test_a_run_must_hold_every_training_seed(compare, tmp_path):
+    committed = synthetic.write(tmp_path / "records", training_seeds=(0, 1))
+    fewer = changed(committed, tmp_path / "fewer")
+    frame = pd.read_csv(fewer / "metrics.csv").query("training_seed == 0")
+    frame.to_csv(fewer / "metrics.csv", index=False)
+    changed(committed, tmp_path / "spread" / "rounding", fid=0.05)
+    with pytest.raises(ValueError, match="seeds"):
+        compare.compare(committed, fewer, tmp_path / "spread")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Images from the digits, from folders, and from nowhere."""
 
+import gzip
+
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
-from deme_lib import data
+from deme_lib import data, idx
 from deme_lib.data import DataError, fingerprint, split
 
 SIZES = {"train_images": 1200, "search_images": 297, "test_images": 300}
@@ -162,6 +164,138 @@ def test_a_folder_without_images(tmp_path):
     (tmp_path / "train.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=r"no image column, only \['a', 'b'\]"):
         split(str(tmp_path), 1, 1, 1, seed=0)
+
+
+# Fashion-MNIST's own files
+
+
+@pytest.mark.parametrize("gz", [True, False])
+def test_the_four_files_of_fashion_mnist(idx_folder, gz):
+    roles = split(str(idx_folder(gz=gz)), 16, 5, 6, seed=0)
+    assert [roles[r].images.shape for r in ROLES] == [(n, 1, 28, 28) for n in (16, 5, 6)]
+    assert numbers(roles["train"]) <= set(range(20))
+    held_out = numbers(roles["search"]), numbers(roles["test"])
+    assert not held_out[0] & held_out[1] and set.union(*held_out) <= set(range(20, 32))
+    for images in roles.values():
+        assert images.images.dtype == np.uint8 and images.labels.dtype == np.int64
+        assert (images.images[:, 0, 0, 0] % 2 == images.labels).all()
+        assert images.images[:, 0, 1:].std() > 0
+
+
+def test_the_four_files_and_their_parquet_copy_give_the_same_images(idx_folder, tmp_path):
+    files = idx_folder()
+    schema = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(2)})
+    (tmp_path / "copy").mkdir()
+    for part in ("train", "test"):
+        images, labels = idx.load(files, part)
+        rows = {"image": [Image.fromarray(i[0]) for i in images], "label": labels.tolist()}
+        made = datasets.Dataset.from_dict(rows, features=schema)
+        made.to_parquet(tmp_path / "copy" / f"{part}-00000-of-00001.parquet")
+    first, second = (
+        split(str(folder), 16, 5, 6, seed=0, image_size=32) for folder in (files, tmp_path / "copy")
+    )
+    for role in ROLES:
+        assert data.content_hash(first[role].images) == data.content_hash(second[role].images)
+        assert (first[role].labels == second[role].labels).all()
+
+
+def damaged(path, how):
+    content = gzip.decompress(path.read_bytes())
+    if how == "removed":
+        path.unlink()
+    elif how == "no gzip":
+        path.write_bytes(content)
+    elif how == "cut gzip":
+        path.write_bytes(path.read_bytes()[:-20])
+    elif how == "empty":
+        path.write_bytes(gzip.compress(b""))
+    else:
+        start = {"floats": bytes([0, 0, 13, 3]), "labels": bytes([0, 0, 8, 1])}.get(how)
+        content = start + content[4:] if start else content[:-1]
+        path.write_bytes(gzip.compress(content))
+
+
+@pytest.mark.parametrize(
+    "how", ["removed", "no gzip", "cut gzip", "empty", "floats", "labels", "cut"]
+)
+def test_a_damaged_file_is_named_with_the_remedy(idx_folder, how):
+    folder, name = idx_folder(), "train-images-idx3-ubyte.gz"
+    damaged(folder / name, how)
+    with pytest.raises(DataError, match=rf"{name}.*copy the four files.*parameter `dataset`"):
+        split(str(folder), 16, 5, 6, seed=0)
+
+
+def test_images_and_labels_must_be_as_many(idx_folder):
+    folder = idx_folder()
+    labels = "t10k-labels-idx1-ubyte.gz"
+    (folder / labels).write_bytes((folder / labels.replace("t10k", "train")).read_bytes())
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte has 12, .* 20 entries"):
+        split(str(folder), 16, 5, 6, seed=0)
+
+
+# sizes
+
+
+def ramp(channels, height, width):
+    """Bright everywhere, brighter to the right."""
+    row = np.linspace(50, 250, width).astype(np.uint8)
+    return np.broadcast_to(row, (channels, height, width)).copy()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("height", "width", "top", "left"), [(28, 28, 2, 2), (27, 29, 3, 2), (32, 20, 0, 6)]
+)
+def test_small_images_are_padded_evenly_with_black(channels, height, width, top, left):
+    """An odd margin has its extra pixel above and to the left."""
+    image = ramp(channels, height, width)
+    found = data.fit(image, 32)
+    assert found.shape == (channels, 32, 32) and found.dtype == np.uint8
+    assert (found[:, top : top + height, left : left + width] == image).all()
+    assert found.astype(int).sum() == image.astype(int).sum()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_images_are_shrunk_to_the_shorter_side_and_cut_in_the_middle(channels):
+    found = data.fit(ramp(channels, 64, 128), 32)
+    assert found.shape == (channels, 32, 32)
+    expected = ramp(channels, 1, 128)[:, :, 32:96].reshape(channels, 1, 32, 2).mean(-1)
+    assert abs(found - expected).max() < 2
+    upright = data.fit(ramp(channels, 64, 128).transpose(0, 2, 1), 32)
+    assert (upright == found.transpose(0, 2, 1)).all()
+
+
+def test_a_wide_low_image_is_cut_and_padded():
+    image = ramp(1, 20, 40)
+    assert (data.fit(image, 32)[0, 6:26] == image[0, :, 4:36]).all()
+
+
+def test_shrinking_does_not_alias():
+    """Stripes finer than the pixels become grey."""
+    stripes = np.zeros((1, 256, 256), np.uint8)
+    stripes[..., ::2] = 255
+    assert abs(data.fit(stripes, 64)[0, :, 4:-4].astype(int) - 127).max() < 12
+
+
+def test_without_a_size_images_stay_as_they_are():
+    image = ramp(3, 5, 9)
+    assert data.fit(image, 0) is image
+    assert (data.fit(ramp(1, 8, 8), 8) == ramp(1, 8, 8)).all()
+
+
+def test_any_source_has_the_size_that_is_asked_for(tmp_path, idx_folder):
+    for path in (image_folder(tmp_path / "mixed") / "test").rglob("*.png"):
+        Image.fromarray(picture(0, size=9)).save(path)
+    for source in ("digits", str(tmp_path / "mixed"), str(idx_folder())):
+        roles = split(source, 12, 5, 6, seed=0, image_size=12)
+        assert {role.images.shape[2:] for role in roles.values()} == {(12, 12)}, source
+    padded = split("digits", **SIZES, seed=0, image_size=10)["train"]
+    plain = split("digits", **SIZES, seed=0)["train"]
+    assert (padded.images[..., 1:9, 1:9] == plain.images).all()
+    assert (padded.labels == plain.labels).all()
+
+
+# nowhere
 
 
 def test_a_data_set_out_of_reach_names_the_parameter():

@@ -8,11 +8,12 @@ from deme_lib import ROOT
 
 LAYERS = [
     {"timesteps", "objectives", "merging", "ensembles", "projection"},  # method
-    {"randomness", "data", "models", "training", "sampling", "metrics", "classifier", "progress"}
-    | {"analysis", "weight_search", "decouple_merge"},  # doing
-    {"arms", "parameters", "store", "recipes", "stages", "records"},  # experiment
-    {"tables", "comparisons", "observations", "sweep_tables"}
-    | {"plots", "formats", "report"},  # show: records only
+    {"randomness", "data", "idx", "models", "training", "sampling", "metrics", "classifier"}
+    | {"progress", "analysis", "cuts", "weight_search", "decouple_merge"},  # doing
+    {"arms", "parameters", "store", "recipes", "stages", "records"}
+    | {"sweeps", "sweep_records", "doctor"},  # experiment
+    {"tables", "comparisons", "questions", "observations", "sweep_tables"}
+    | {"plots", "formats", "report"},
     {"__main__"},
 ]
 MODULES = sorted((ROOT / "deme_lib").rglob("*.py"))

@@ -32,7 +32,7 @@ def test_list_and_make(preset, capsys):
     ("arguments", "message"),
     [
         (["make", "expert-9of2"], "no artefact ['expert-9of2']"),
-        (["make", "data", "-f", "params/digit.yaml"], "there are params/cifar.yaml"),
+        (["make", "data", "-f", "params/digit.yaml"], "params/cifar.yaml"),
         (["render", "nowhere"], "no record nowhere/records/metrics.csv"),
     ],
 )

@@ -139,6 +139,26 @@ def test_nearest_distances_are_those_of_brute_force(digits):
     assert (found[:20] < 1e-4).all() and (found[20:] > 0.1).all()  # copies are seen as copies
 
 
+def test_nearest_distances_do_not_depend_on_how_many_images_fit(digits, monkeypatch):
+    few, train = digits[0][:40], digits[1]
+    expected = metrics.nearest_distances(few, train)
+    monkeypatch.setattr(metrics, "PART", 64 * 7)  # seven images at a time
+    assert torch.equal(metrics.nearest_distances(few, train), expected)
+
+
+def test_of_many_references_an_evenly_spaced_part_counts(monkeypatch):
+    """Sorted by class, say: the first ones alone would be another distribution."""
+    reference = Features(
+        torch.cat([gaussian(400, 2, 0).values, gaussian(400, 2, 1, mean=100).values]),
+        torch.empty(800, 0),
+    )
+    generated, whole = gaussian(200, 2, 2), Features(reference.values[::4], torch.empty(200, 0))
+    expected = metrics.precision_recall(generated, whole)
+    monkeypatch.setattr(metrics, "MANY", 100)
+    assert metrics.precision_recall(generated, reference) == expected
+    assert expected[1] == pytest.approx(0.5, abs=0.05)
+
+
 def test_halves_difference():
     """Nothing to tell apart: 0. Halves that differ only by chance: more images, less of it."""
     reference = gaussian(2000, 2, 0)

@@ -47,6 +47,15 @@ def test_a_new_unet_takes_the_data_s_shape():
     assert unet.config.block_out_channels == (8, 16, 24)
 
 
+def test_attention_is_at_the_lowest_resolution_and_in_the_middle():
+    unet = models.new_unet(1, 16, [8, 16], 1, seed=0, attention=True)
+    places = {n.split(".attentions")[0] for n, _ in unet.named_modules() if ".attentions" in n}
+    assert places == {"down_blocks.1", "mid_block", "up_blocks.0"}
+    with torch.inference_mode():
+        assert unet(torch.zeros(2, 1, 16, 16), 0).sample.shape == (2, 1, 16, 16)
+    assert not any("attentions.0" in name for name, _ in small().named_modules())
+
+
 @pytest.mark.parametrize("roundings", [1, 3])
 def test_roundings_move_every_weight_by_units_in_the_last_place(roundings):
     for before, after in zip(small().parameters(), small(0, roundings).parameters(), strict=True):

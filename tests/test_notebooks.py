@@ -126,6 +126,35 @@ def test_the_true_cifar_path_on_local_files(tmp_path, inception_weights):
     assert "5 scored by images" in json.dumps(executed)
 
 
+def test_fashion_from_its_four_files(tmp_path, idx_folder, inception_weights):
+    """params/fashion.yaml but for sizes: idx files, padding, attention, bf16, from scratch."""
+    sizes = {"train_images": 20, "search_images": 5, "test_images": 6, "samples": 4}
+    sizes |= {"search_samples": 4, "search_candidates": 5, "search_losses": 4, "plane_points": 2}
+    sizes |= {"acceptance_samples": 8, "kid_subset_size": 4, "is_splits": 2, "sampling_steps": 2}
+    run(
+        ROOT / "notebooks" / "03_merge.ipynb",
+        tmp_path / "out.ipynb",
+        tmp_path / "runs",
+        preset="fashion",
+        dataset=str(idx_folder()),
+        features="inception",
+        second_features="",
+        inception_weights=inception_weights,
+        model_channels=[8, 16],
+        pretrain_steps=4,
+        finetune_steps=4,
+        ema_decay=0.0,
+        batch_size=4,
+        device="cpu",
+        threads=1,
+        **sizes,
+    )
+    merged = next((tmp_path / "runs" / "store").glob("merged-*")) / "pipeline"
+    unet = load_pipeline(merged).unet
+    assert (unet.config.in_channels, unet.config.sample_size) == (1, 32)
+    assert unet.config.down_block_types[-1] == "AttnDownBlock2D"
+
+
 def papermill(folder: Path, *arguments: str, fails: bool = False):
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

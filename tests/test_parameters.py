@@ -109,13 +109,13 @@ def test_numbers_that_yaml_reads_as_text_get_a_hint(tmp_path, text):
 
 
 def test_every_problem_is_named_at_once():
-    with pytest.raises(ParameterError, match=r"(?s)probability.*seed|seed.*probability"):
-        check({"probability": 2.0, "seed": -1}, "here")
+    with pytest.raises(ParameterError, match=r"(?s)probability.*seeds|seeds.*probability"):
+        check({"probability": 2.0, "seeds": [-1, "a"]}, "here")
 
 
 def test_parameters_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
-        DEFAULTS.seed = 1
+        DEFAULTS.seeds = [1]
 
 
 # parameters that must fit together
@@ -155,7 +155,7 @@ def test_every_preset_loads_and_is_itself(path):
     preset = load(path)
     assert preset.experiment == path.stem
     assert preset.is_preset()
-    changed = load(path, seed=preset.seed + 1)
+    changed = load(path, seeds=[preset.seed + 1])
     assert changed.seed == preset.seed + 1 and not changed.is_preset()
     assert not load(path, experiment="mine").is_preset()
     assert load(f"params/{path.name}") == preset
@@ -184,7 +184,7 @@ def test_a_file_names_only_what_differs(tmp_path):
         "n_ranges:\n  value: 4\n",
         "4: 4\n",
         "n_ranges: [4\n",
-        "seed: 2024-13-45\n",
+        "seeds: 2024-13-45\n",
         "\xff\xfe",
     ],
 )
@@ -242,7 +242,7 @@ def test_papermills_unknown_parameters_are_errors():
         with pytest.raises(ParameterError, match=r"'n_rangs'.*'n_ranges'"):
             from_notebook(notebook(CELL, injected(values)))
         with pytest.raises(ParameterError, match="'n_rangs'"):
-            from_notebook(notebook(CELL, injected(values), "seed = 3"))
+            from_notebook(notebook(CELL, injected(values), "seeds = [3]"))
 
 
 def test_papermills_non_finite_numbers_are_errors():

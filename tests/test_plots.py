@@ -23,7 +23,7 @@ TABLES = ["ablation1", "ablation2"]
 EXPECTED = {
     *(f"{name}.png" for name in FIGURES),
     *(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md", "tex")),
-    *("paired.csv", "paired.md", "verdicts.md"),
+    *("paired.csv", "paired.md", "verdicts.md", "questions.md"),
 }
 
 

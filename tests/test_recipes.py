@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from deme_lib import recipes, stages
-from deme_lib.arms import ARMS, SEARCHES
+from deme_lib.arms import SEARCHES, present
 from deme_lib.parameters import EXECUTION, Parameters, load
 
 P = load("params/digits.yaml")
@@ -14,6 +14,7 @@ CHANGES = {
     "dataset": "someone/pictures",
     "pretrained": "someone/model",
     "model_channels": [8],
+    "attention": True,
     "features": "digits-b",
     "second_features": "",
     "inception_weights": "weights.pth",
@@ -31,6 +32,9 @@ CHANGES = {
     "channel_projection": False,
     "search_candidates": 9,
     "search_low": -0.1,
+    "range_cut": "log-snr",
+    "loss_weighting": "p2",
+    "seeds": [1],
 }
 """Another value of each parameter; numbers not listed here are changed by a rule."""
 
@@ -98,7 +102,7 @@ def test_a_search_parameter_moves_all_searches_alike(name):
 
 @pytest.mark.parametrize("name", ["is_splits", "kid_subset_size", "kid_subsets"])
 def test_a_metric_s_parameter_moves_metrics_only(name):
-    assert moved(name) == {"acceptance"} | {f"metrics-{arm}" for arm in ARMS}
+    assert moved(name) == {"acceptance"} | {f"metrics-{arm.name}" for arm in present("none")}
 
 
 @pytest.mark.parametrize("name", ["finetune_steps", "probability", "consistency_weight"])
@@ -166,7 +170,7 @@ def test_given_weights_need_no_merge_search(weights):
 
 def test_every_arm_of_experts_has_them_in_order():
     experts = [r.key for r in recipes.finetuned(P, "experts")]
-    for arm in ARMS.values():
+    for arm in present("none"):
         inputs = recipes.images(P, arm).inputs
         members = [r.key for role, r in inputs.items() if role.startswith("member")]
         assert (members == experts) == (arm.members == "experts")

@@ -11,9 +11,9 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from deme_lib import parameters, recipes, stages
+from deme_lib import data, metrics, parameters, recipes, stages
 from deme_lib.analysis import FixedNoise
-from deme_lib.arms import ARMS
+from deme_lib.arms import ARMS, present
 from deme_lib.models import ModelError, load_pipeline, load_unet
 from deme_lib.stages import estimate
 from deme_lib.store import Store
@@ -50,7 +50,7 @@ TINY = {
 
 @pytest.fixture
 def experiment(tmp_path):
-    """A function: the tiny experiment, ``experiment("folder", seed=1)``."""
+    """A function: the tiny experiment, ``experiment("folder", seeds=[1])``."""
 
     def make(runs="runs", **changes):
         values = TINY | {"runs_dir": str(tmp_path / runs)} | changes
@@ -97,8 +97,22 @@ def test_a_stage_makes_what_is_missing_upstream_once(experiment, forbid, capsys)
 def test_another_folder_gives_the_same_bytes(experiment):
     """Nor does how often a checkpoint is written change anything."""
     first, second = experiment(), experiment("elsewhere", checkpoint_every=5)
-    for recipe in (recipes.finetuned(first, "experts")[1], recipes.baseline(first)):
+    merged = ARMS["merged"]
+    for recipe in (
+        recipes.baseline(first),
+        recipes.images(first, merged),
+        recipes.metrics(first, merged),
+    ):
         assert contents(stages.make(recipe, first)) == contents(stages.make(recipe, second))
+
+
+def test_the_size_of_batches_changes_rounding_only(experiment):
+    images = []
+    for p in (experiment(), experiment("elsewhere", sampling_batch=3)):
+        made = stages.make(recipes.images(p, ARMS["pretrained"]), p)
+        images.append(load_file(made.path / "images.safetensors")["seed0"].int())
+    moved = (images[0] - images[1]).abs()
+    assert moved.max() <= 1 and (moved > 0).float().mean() < 0.05
 
 
 def test_every_artefact_of_an_experiment_can_be_made(experiment):
@@ -106,7 +120,10 @@ def test_every_artefact_of_an_experiment_can_be_made(experiment):
     everything = recipes.everything(p)
     made = stages.make_all(list(everything.values()), p)
     assert made.keys() == everything.keys()
-    images = {a: load_file(made[f"images-{a}"].path / "images.safetensors") for a in ARMS}
+    images = {
+        a: load_file(made[f"images-{a}"].path / "images.safetensors")
+        for a in (arm.name for arm in present("none"))
+    }
     for name, found in images.items():
         assert set(found) == {"seed0", "seed1"} and found["seed0"].shape == (8, 1, 8, 8)
         results = made[f"metrics-{name}"].results
@@ -225,6 +242,40 @@ def test_images_of_another_size_are_refused_before_training(
     p = experiment(pretrained=str(tmp_path / "model"), dataset=folder, train_images=40)
     forbid("finetune", "reference")
     with pytest.raises(ModelError, match=r"\(1, 8, 8\).*\(1, 16, 16\)"):
+        stages.make(recipes.merged(p), p)
+
+
+# the classifiers' split
+
+
+def test_a_classifier_of_another_split_is_refused(experiment):
+    p = experiment(split_seed=1)
+    with pytest.raises(metrics.MetricError, match=r"digits-[ab] was trained on.*not on this split"):
+        stages.make(recipes.reference(p), p)
+
+
+def test_a_classifier_knows_its_images_wherever_they_come_from(experiment, tmp_path):
+    schema = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(10)})
+    images, labels = data.digits().images, data.digits().labels
+    rows = {"image": [Image.fromarray(i[0]) for i in images], "label": labels.tolist()}
+    made = datasets.Dataset.from_dict(rows, features=schema)
+    made.to_parquet(tmp_path / "copy" / "train-00000-of-00001.parquet")
+    p = experiment(dataset=str(tmp_path / "copy"))
+    assert stages.make(recipes.reference(p), p).results["train.digits-a.values"] == [1200, 64]
+
+
+def test_an_unreadable_image_stops_everything_before_training(experiment, forbid, tmp_path):
+    for label in range(2):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        for i in range(20):
+            picture = Image.fromarray(np.full((8, 8), i, np.uint8))
+            picture.save(tmp_path / "pictures" / str(label) / f"{i}.png")
+    damaged = tmp_path / "pictures" / "0" / "7.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    sizes = {"train_images": 20, "search_images": 10, "test_images": 10}
+    p = experiment(dataset=str(tmp_path / "pictures"), features="inception", **sizes)
+    forbid("train_baseline", "finetune", "reference")
+    with pytest.raises(data.DataError, match=r"pictures: image \d+ cannot be read"):
         stages.make(recipes.merged(p), p)
 
 

@@ -1,14 +1,20 @@
 """Artefacts: whole or absent, made once, checked when loaded."""
 
 import dataclasses
+import errno
 import json
+import resource
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
 
-from deme_lib.store import Recipe, Store, StoreError
+from deme_lib.store import CHECKPOINT, Recipe, ResourceError, Store, StoreError
 
 DATA = Recipe("data", "data", {"seed": 0}, {})
 EXPERT = Recipe("expert", "expert-2of4", {"lr": 0.1, "steps": 10}, {"data": DATA})
@@ -59,6 +65,29 @@ def test_the_key_knows_nothing_else():
     assert same(EXPERT, training_steps=5, denoiser_calls=7, label="x").key == EXPERT.key
     assert same(EXPERT, parameters={"steps": 10, "lr": 0.1}).key == EXPERT.key
     assert EXPERT.name == f"expert-2of4-{EXPERT.key}"
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.text(), values, max_size=4))
+def test_a_key_survives_being_written_and_read(parameters):
+    again = json.loads(json.dumps(parameters))
+    assert same(EXPERT, parameters=again).key == same(EXPERT, parameters=parameters).key
+
+
+@given(st.text(min_size=1, max_size=8))
+def test_no_label_leaves_the_store(label):
+    store = Store("runs")
+    try:
+        folder = store.folder(same(DATA, label=label))
+    except StoreError:
+        return
+    assert folder.resolve().parent == store.root.resolve() and not folder.name.startswith(".")
 
 
 # making and loading
@@ -140,6 +169,46 @@ def record_of_another(folder):
     return DATA.key
 
 
+def edit_record(folder, **changes):
+    path = folder / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path
+
+
+def change_a_result(folder):
+    return edit_record(folder, results={"loss": 0.4})
+
+
+def change_a_parameter(folder):
+    return edit_record(folder, parameters={"lr": 0.2, "steps": 10}, checksum=None)
+
+
+def name_an_input_elsewhere(folder):
+    return edit_record(folder, inputs={"data": "../../elsewhere"}, checksum=None)
+
+
+def name_a_file_elsewhere(folder):
+    edit_record(folder, files={"../../etc/passwd": "0" * 64}, checksum=None)
+    return "../../etc/passwd"
+
+
+def name_an_absolute_file(folder):
+    edit_record(folder, files={"/etc/passwd": "0" * 64}, checksum=None)
+    return "/etc/passwd"
+
+
+def link_a_file(folder):
+    path = folder / "notes.txt"
+    path.rename(folder.parent / "elsewhere.txt")
+    path.symlink_to(folder.parent / "elsewhere.txt")
+    return path
+
+
+def link_a_folder(folder):
+    (folder / "more").symlink_to(folder.parent)
+    return folder / "more"
+
+
 def remove_record(folder):
     (folder / "record.json").unlink()
     return folder
@@ -155,6 +224,13 @@ def remove_record(folder):
         cut_record,
         empty_record,
         record_of_another,
+        change_a_result,
+        change_a_parameter,
+        name_an_input_elsewhere,
+        name_a_file_elsewhere,
+        name_an_absolute_file,
+        link_a_file,
+        link_a_folder,
         remove_record,
     ],
     ids=lambda f: f.__name__,
@@ -186,6 +262,84 @@ def test_a_build_that_raises_leaves_nothing_and_harms_no_other(store):
     with pytest.raises(StoreError):
         store.load(EXPERT)
     assert store.load(DATA) == data
+
+
+def test_what_a_stage_resumes_from_is_no_part_of_the_artefact(store):
+    def build(folder):
+        (folder / CHECKPOINT).write_text("step 7")
+        return Builder()(folder)
+
+    made = store.make(EXPERT, build)
+    assert CHECKPOINT not in made.record["files"] and not (made.path / CHECKPOINT).exists()
+    (made.path / CHECKPOINT).write_text("a kill came between the rename and its removal")
+    assert store.load(EXPERT) == made
+    assert not (made.path / CHECKPOINT).exists()
+
+
+def test_a_record_from_before_checksums_is_whole(store):
+    made = store.make(EXPERT, Builder())
+    record = {name: value for name, value in made.record.items() if name != "checksum"}
+    (made.path / "record.json").write_text(json.dumps(record))
+    assert store.load(EXPERT).record == record
+
+
+# the machine gives out
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no room left.*free some disk space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no room left.*free some disk space"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "no room left"),
+        (OSError(errno.EROFS, "Read-only file system"), "cannot write.*set runs_dir"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot write.*set runs_dir"),
+        (MemoryError(), "memory ran out.*sampling_batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory ran out"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "memory ran out"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out"),
+    ],
+    ids=lambda x: str(x)[:40],
+)
+def test_what_the_machine_refuses_is_explained_and_loses_nothing(store, error, words):
+    def fail(folder):
+        (folder / CHECKPOINT).write_text("step 7")
+        raise error
+
+    with pytest.raises(ResourceError, match=rf"{EXPERT.name} was not made: {words}"):
+        store.make(EXPERT, fail)
+    assert not store.holds(EXPERT)
+    kept = store.root / ".partial" / EXPERT.name / CHECKPOINT
+    assert kept.read_text() == "step 7"
+    assert store.make(EXPERT, Builder()).results == {"loss": 0.5}
+
+
+def test_other_errors_are_left_alone(store):
+    for error in (RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "no such file")):
+        with pytest.raises(type(error), match=str(error.args[-1])) as caught:
+            store.make(EXPERT, lambda folder, error=error: (_ for _ in ()).throw(error))
+        assert not isinstance(caught.value, ResourceError)
+
+
+@pytest.mark.parametrize("runs", ["a-file/runs", "a-file", "/proc/deme", "/dev/null/runs"])
+def test_a_runs_folder_that_cannot_be_is_explained(tmp_path, runs):
+    (tmp_path / "a-file").touch()
+    with pytest.raises(ResourceError, match=r"cannot write to .*set runs_dir"):
+        Store(tmp_path / runs).make(EXPERT, Builder())
+
+
+def test_a_file_that_outgrows_its_limit_is_explained(store):
+    """A real refusal of the operating system, by a limit on the size of files."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, old[1]))
+    try:
+        with pytest.raises(ResourceError, match="no room left"):
+            store.make(EXPERT, Builder())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert not store.holds(EXPERT)
+    assert store.make(EXPERT, Builder()).results == {"loss": 0.5}
 
 
 SCRIPT = """

@@ -14,7 +14,7 @@ from deme_lib.sweep_tables import NOT_COMPARABLE
 def reweighting(folder):
     cells = {"SNR+1": 5.41, "Trun-SNR": 4.49, "uncertainty": None}
     beside = ("pretrained", "all_plain", "all_same", "merged")
-    synthetic.write_sweep(folder, "reweighting", ("all_scaled",), beside, cells)
+    synthetic.write_sweep(folder, "reweighting", ("reweighted",), beside, cells)
     return sweep_tables.read(folder, "reweighting")
 
 

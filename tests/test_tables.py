@@ -37,6 +37,47 @@ def test_paired_interval_needs_two_seeds():
         comparisons.paired_interval(np.array([1.0]), 0.95)
 
 
+def test_crossed_interval_by_hand():
+    # means by row 1, 4 and by column 2, 3: variances of the mean 4.5 / 2 and 0.5 / 2, sum 2.5;
+    # 2.5^2 / (2.25^2 + 0.25^2) = 1.2195 degrees of freedom
+    mean, half = comparisons.paired_interval(np.array([[0.5, 1.5], [3.5, 4.5]]), 0.95)
+    assert mean == 2.5
+    assert half == pytest.approx(scipy.stats.t.ppf(0.975, 6.25 / 5.125) * 2.5**0.5)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_crossed_interval_falls_back_to_one_kind_of_seed(seeds):
+    """One row, one column, or rows or columns that repeat: the t interval over what varies."""
+    d = np.random.default_rng(2).normal(0.1, 1, seeds)
+    plain = comparisons.paired_interval(d, 0.95)
+    for matrix in (d[None], d[:, None], np.tile(d, (4, 1)), np.tile(d[:, None], (1, 4))):
+        assert comparisons.paired_interval(matrix, 0.95) == pytest.approx(plain)
+    assert comparisons.paired_interval(np.full((3, 5), 0.25), 0.95) == (0.25, 0)
+
+
+@pytest.mark.parametrize(
+    ("training", "sampling", "both"),
+    [
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (1, 1, 1),
+        (0.3, 0.3, 1),
+        (1, 0.3, 1),
+        (0.3, 1, 1),
+        (1, 1, 0),
+    ],
+)
+def test_crossed_interval_covers(training, sampling, both):
+    """2,000 data sets of 3 training seeds by 5 sampling seeds; the truth is 0."""
+    rng = np.random.default_rng(0)
+    d = training * rng.normal(size=(2000, 3, 1)) + sampling * rng.normal(size=(2000, 1, 5))
+    d = d + both * rng.normal(size=(2000, 3, 5))
+    intervals = np.array([comparisons.paired_interval(x, 0.95) for x in d])
+    covered = (np.abs(intervals[:, 0]) <= intervals[:, 1]).mean()
+    assert 0.93 <= covered <= 0.995
+
+
 def test_common_noise_cancels(tmp_path):
     """Pairing: a constant shift is seen exactly, however much the seeds differ."""
     folder = synthetic.write(tmp_path)
@@ -59,6 +100,65 @@ def test_mean_and_sd_are_over_seeds(records):
     assert row["fid_sd"] == pytest.approx(variance**0.5)
 
 
+def test_with_several_training_seeds_the_sd_is_over_their_means(tmp_path):
+    known = tables.read(synthetic.write(tmp_path, training_seeds=(0, 1, 2)))
+    row = tables.ablation(known, 1).set_index("arm").loc["merged"]
+    fids = known.metrics.query("arm == 'merged'")["fid"].to_numpy().reshape(3, 5)
+    assert row["fid_mean"] == pytest.approx(fids.mean())
+    assert row["fid_sd"] == pytest.approx(np.std(fids.mean(axis=1), ddof=1))
+    assert row["weights"] == "; ".join(["[0.25, 0.0, 0.55, 0.4]"] * 3)
+
+
+def test_costs_and_test_losses_are_means_over_training_seeds(tmp_path):
+    folder = synthetic.write(tmp_path, training_seeds=(0, 1))
+    arms = pd.read_csv(folder / "arms.csv")
+    second = (arms["arm"] == "soup") & (arms["training_seed"] == 1)
+    arms.loc[second, ["test_loss", "search_losses"]] = [0.087, 153]
+    arms.to_csv(folder / "arms.csv", index=False)
+    row = tables.ablation(tables.read(folder), 1).set_index("arm").loc["soup"]
+    assert row["test_loss"] == pytest.approx(0.082)
+    assert row["search_losses"] == 152 and row["search_images"] == 18_000
+    assert row["training_steps"] == 4000
+
+
+def test_differences_pair_training_and_sampling_seeds(tmp_path):
+    folder = synthetic.write(tmp_path, training_seeds=(7, 3))
+    metrics = pd.read_csv(folder / "metrics.csv").sample(frac=1, random_state=0)
+    metrics["fid"] = metrics["training_seed"] * 10.0 + metrics["seed"]
+    metrics.loc[metrics["arm"] == "pretrained", "fid"] = 0.0
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    d = comparisons.differences(tables.read(folder), "merged", "pretrained", "fid")
+    assert d.tolist() == [[30, 31, 32, 33, 34], [70, 71, 72, 73, 74]]
+
+
+def test_texts_say_what_several_training_seeds_cover(tmp_path):
+    known = tables.read(synthetic.write(tmp_path, training_seeds=(0, 1, 2), fid={"merged": 0.1}))
+    covers = "cover training, the search and sampling noise: not the data split or the classifier"
+    said = [comparisons.verdict(known, 1), report.limits(known), tables.caption(known)]
+    assert all(covers in text for text in said)
+    said += [comparisons.in_short(known), report.paired_markdown(known, 1)]
+    assert not any("these weights" in text or "one training seed" in text for text in said)
+    assert "better than all timesteps, scale searched over 3 training seeds" in said[0]
+    assert "sampling seeds times 3 training seeds" in said[0]
+    assert "over the 3 training seeds (of each one's mean over 5 sampling seeds)" in said[2]
+    assert "The sd covers training and the search alone" in said[2]
+    first = [comparisons.metric(known), comparisons.copying(known)]
+    assert all("(training seed 0)" in text for text in first)
+
+
+def test_weights_are_listed_per_training_seed(tmp_path):
+    folder = synthetic.write(tmp_path, training_seeds=(0, 4))
+    arms = pd.read_csv(folder / "arms.csv")
+    second = (arms["arm"] == "merged") & (arms["training_seed"] == 4)
+    arms.loc[second, "weights"] = "[0.0, 0.5, 0.0, 0.0]"
+    arms.to_csv(folder / "arms.csv", index=False)
+    text = comparisons.verdict(tables.read(folder), 1)
+    both = "(0.25, 0, 0.55, 0.4) / (0, 0.5, 0, 0)"
+    assert f"Weights (training seeds 0 / 4): DeMe merged (searched) {both};" in text
+    assert "all timesteps, scale searched (0.8)." in text  # the same for both
+    assert "not zero (training seed 4): the search chose no merge" in text
+
+
 def test_rows_keep_the_order_of_arms(records):
     known = tables.read(records)
     names = tables.ablation(known, 2)["arm"].tolist()
@@ -78,9 +178,9 @@ def test_verdict_follows_the_numbers(tmp_path, fid, outcome):
 
 
 def test_words_at_the_edges():
-    text = comparisons.in_words("a", "b", -0.1, 0.2)
+    text = comparisons.in_words("a", "b", -0.1, 0.2, "here")
     assert text == "no difference in FID found (half-width 0.2)"
-    assert comparisons.in_words("a", "b", 0.0, 0.0) == "the same numbers for every seed"
+    assert comparisons.in_words("a", "b", 0.0, 0.0, "here") == "the same numbers for every seed"
     assert comparisons.outcome_of(0.2, 0.2) == "no difference"
 
 
@@ -181,13 +281,17 @@ def test_caption_says_what_was_measured(records):
 def test_what_intervals_cover_is_said_everywhere(records):
     known = tables.read(records)
     covers = "cover sampling noise only: not training, the search, the data split or the classifier"
-    said = [report.LIMITS, tables.caption(known), *(comparisons.verdict(known, n) for n in (1, 2))]
+    said = [
+        report.limits(known),
+        tables.caption(known),
+        *(comparisons.verdict(known, n) for n in (1, 2)),
+    ]
     assert all(covers in text for text in said)
 
 
 def test_seed_difference_by_hand():
     # pairs (1, 3), (1, 1), (3, 1): 2 / 2, 0, 2 / 2
-    assert comparisons.seed_difference(np.array([1.0, 3.0, 1.0])) == pytest.approx((2 / 3) ** 0.5)
+    assert comparisons.seed_difference(np.array([[1.0, 3.0, 1.0]])) == pytest.approx((2 / 3) ** 0.5)
 
 
 def test_the_metric_paragraph_follows_the_records(records, tmp_path):
@@ -243,9 +347,24 @@ def test_another_n_is_not_compared(records):
         tables.read(records)
 
 
+def test_an_arm_without_a_training_seed_is_not_paired(tmp_path):
+    folder = synthetic.write(tmp_path, training_seeds=(0, 1))
+    metrics, arms = pd.read_csv(folder / "metrics.csv"), pd.read_csv(folder / "arms.csv")
+    moved = (metrics["arm"] == "soup") & (metrics["training_seed"] == 1)
+    metrics.assign(training_seed=metrics["training_seed"].mask(moved, 0)).to_csv(
+        folder / "metrics.csv", index=False
+    )
+    with pytest.raises(ValueError, match=r"soup needs .* training seed \[0, 1\] and sampling seed"):
+        tables.read(folder)
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    arms.iloc[:-1].to_csv(folder / "arms.csv", index=False)
+    with pytest.raises(ValueError, match=r"arms\.csv: best_single"):
+        tables.read(folder)
+
+
 def test_an_arm_without_a_seed_is_not_paired(records):
     pd.read_csv(records / "metrics.csv").iloc[1:].to_csv(records / "metrics.csv", index=False)
-    with pytest.raises(ValueError, match="pretrained needs exactly one row per seed"):
+    with pytest.raises(ValueError, match="pretrained needs exactly one row per training seed"):
         tables.read(records)
 
 

@@ -4,11 +4,13 @@ import copy
 import dataclasses
 import itertools
 import math
+import types
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from deme_lib import training
 from deme_lib.training import Training, TrainingError, TrainingSpec, to_model_range
 
 SCHEDULER = DDPMScheduler(1000)
@@ -78,6 +80,32 @@ def test_interrupted_and_resumed_equals_uninterrupted(start, tiny_unet, tmp_path
     assert list(resumed) == steps[saved:]
     assert all(map(equal, states(resumed), states(whole)))
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("name", ["min-snr", "uncertainty"])
+def test_a_weighted_run_resumes_exactly(start, tmp_path, name):
+    changes = {"loss_weighting": name, "n_tasks": 2, "own_range": range(0, 1000)}
+    whole, file = start(**changes), tmp_path / "checkpoint.safetensors"
+    steps = list(whole)
+    list(itertools.islice(start(checkpoint=file, **changes), 3))
+    resumed = start(checkpoint=file, **changes)
+    assert resumed.position == 2 and list(resumed) == steps[2:]
+    assert all(map(equal, states(resumed), states(whole)))
+    if name == "uncertainty":
+        assert torch.equal(resumed.uncertainty.weights(), whole.uncertainty.weights())
+        assert not torch.equal(whole.uncertainty.weights(), torch.ones(1000))
+        assert whole.optimiser.param_groups[1]["lr"] == 1e-2  # the model's schedule is not its
+
+
+def test_weights_of_one_change_nothing_and_others_do(start):
+    plain, flat, p2 = (
+        start(),
+        start(loss_weighting="min-snr", min_snr_gamma=1e12),
+        start(loss_weighting="p2"),
+    )
+    losses = [[step.loss for step in run] for run in (plain, flat, p2)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] != pytest.approx(losses[0], rel=1e-2)
 
 
 def test_a_finished_run_has_nothing_left_to_do(start, tmp_path):
@@ -205,12 +233,64 @@ def test_a_diverging_run_stops(start):
         list(start(learning_rate=1e30, final_learning_rate=1e30))
 
 
-def test_a_truncated_checkpoint_is_named(start, tmp_path):
+def test_a_gradient_that_is_not_finite_stops_the_run(start, tmp_path, monkeypatch):
+    file = tmp_path / "checkpoint.safetensors"
+    run = start(checkpoint=file)
+    steps = iter(run)
+    next(steps), next(steps)
+    kept, before = file.read_bytes(), copy.deepcopy(run.unet.state_dict())
+    run.unet.conv_in.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match=r"norm of the gradients is (nan|inf) at step 3.*Lower"):
+        next(steps)
+    assert equal(run.unet.state_dict(), before) and file.read_bytes() == kept
+
+
+def test_fp16_may_skip_steps_but_not_for_ever(start, monkeypatch):
+    """Its scaler skips steps whose gradients overflow; a run that only skips is refused."""
+    run = start(steps=training.MOST_SKIPPED + 3)
+    monkeypatch.setattr(run.accelerator, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    monkeypatch.setattr(run.accelerator, "backward", lambda loss: None)
+    monkeypatch.setattr(run.accelerator, "scaler", object())
+    monkeypatch.setattr(
+        run,
+        "optimiser",
+        types.SimpleNamespace(param_groups=[], step=lambda: None, zero_grad=lambda: None),
+    )
+    steps = []
+    with pytest.raises(TrainingError, match="norm of the gradients"):
+        steps.extend(step.step for step in run)
+    assert len(steps) == run.position == training.MOST_SKIPPED
+
+
+@pytest.mark.parametrize("at", [1, 5], ids=["before a checkpoint", "at the end"])
+@pytest.mark.parametrize("which", ["unet", "ema"])
+def test_weights_that_are_not_finite_never_replace_good_ones(start, tmp_path, at, which):
+    file = tmp_path / "checkpoint.safetensors"
+    run = start(checkpoint=file, checkpoint_every=2 if at == 1 else 5)
+    steps = iter(run)
+    for _ in range(at):
+        next(steps)
+    kept = file.read_bytes() if file.exists() else None
+    original = run._step
+
+    def step(number):
+        loss = original(number)
+        weights = list(run.unet.parameters()) if which == "unet" else run.ema.shadow_params
+        with torch.no_grad():
+            weights[0].fill_(math.nan)
+        return loss
+
+    run._step = step
+    with pytest.raises(TrainingError, match=rf"weight is not finite at step {at + 1} .*0 to 499"):
+        list(steps)
+    assert (file.read_bytes() if file.exists() else None) == kept
+
+
+def test_a_checkpoint_of_another_model_is_named(start, tiny_unet, tmp_path):
     file = tmp_path / "checkpoint.safetensors"
     list(itertools.islice(start(checkpoint=file), 2))
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors"):
-        start(checkpoint=file)
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors.*delete it"):
+        Training(tiny_unet(block_out_channels=(8, 8)), SCHEDULER, None, SPEC, checkpoint=file)
 
 
 def test_the_model_range_is_minus_one_to_one():

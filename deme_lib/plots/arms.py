@@ -27,7 +27,7 @@ from deme_lib.plots.style import (
 
 
 def main(records: tables.Records) -> Figure:
-    """Both ablations: FID of every arm minus the pretrained model's, paired by sampling seed."""
+    """Both ablations: FID of every arm minus the pretrained model's, paired by seeds."""
     counts = [len(records.arms_of(n)) for n in tables.ABLATIONS]
     size, ratios = (10, 3.0 + 0.34 * sum(counts)), [c + 1.4 for c in counts]
     figure, axes = subplots(len(counts), 1, size, height_ratios=ratios, sharex=True)
@@ -39,11 +39,14 @@ def main(records: tables.Records) -> Figure:
     what = f"FID minus the pretrained model's{scale}"
     axes.flat[-1].set_xlabel(f"← better      {what}      worse →")
     level = f"{100 * records.parameters['confidence']:g} %"
+    several = len(records.training_seeds) > 1
+    dots = "sampling seeds, a row per training seed" if several else "sampling seeds"
+    trained = "" if several else "The intervals are of one training seed. "
     note = (
-        f"Dots: sampling seeds; symbols: mean with {level} paired t interval (uncorrected; the "
+        f"Dots: {dots}; symbols: mean with {level} paired t interval (uncorrected; the "
         "primary comparisons, printed above each panel, are corrected); dotted: DeMe merged. "
         "Overlap of two bars is no test of their difference. "
-        f"The intervals are of one training seed. They {tables.COVERS}. "
+        f"{trained}{'The intervals' if several else 'They'} {tables.covers(records)}. "
     )
     return captioned(figure, note + tables.setting(records) + ".")
 
@@ -54,7 +57,9 @@ def _ablation_panel(ax: plt.Axes, records: tables.Records, number: int) -> None:
         d = comparisons.differences(records, arm, "pretrained", "fid")
         mean, half = comparisons.paired_interval(d, records.parameters["confidence"])
         colour, marker, _ = STYLES.get(arm, unknown_style(y))
-        ax.plot(d, np.full(d.size, y + 0.26), ".", color=colour, alpha=0.6, ms=5)
+        for row, by_seed in enumerate(d):
+            at = np.full(by_seed.size, y + 0.26 + 0.3 * row / len(d))
+            ax.plot(by_seed, at, ".", color=colour, alpha=0.6, ms=5)
         ax.errorbar(mean, y, xerr=half, color=colour, marker=marker, ms=9, capsize=4, lw=2)
         if arm == "merged":
             ax.axvline(mean, color=colour, lw=1.2, ls=":", zorder=0)
@@ -84,7 +89,7 @@ def _panel_title(ax: plt.Axes, records: tables.Records, number: int) -> None:
         names = f"{records.titles[row['a']]} − {records.titles[row['b']]}"
         difference = tables.plus_minus(row["fid"], row["fid_halfwidth"], signed=True)
         decided = row["outcome"] in ("better", "worse")
-        said = f"{row['outcome']} for these weights" if decided else "no difference in FID found"
+        said = f"{row['outcome']} {records.scope}" if decided else "no difference in FID found"
         lines.append(f"{names}: {difference} ({100 * row['level']:.4g} %), {said}")
     ax.text(0, 1.02, "\n".join(lines), transform=ax.transAxes, va="bottom", fontsize=9)
     heading = f"Ablation {number}: {tables.ABLATIONS[number]}"

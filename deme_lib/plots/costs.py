@@ -16,8 +16,7 @@ def cost(records: tables.Records) -> Figure:
 
     Bars are t intervals of an arm's paired differences from the pretrained model.
     """
-    every = [tables.ablation(records, number).iloc[:-1] for number in tables.ABLATIONS]
-    table = pd.concat(every).drop_duplicates("arm")
+    table = tables.every_arm(records)
     level = records.parameters["confidence"]
     table["halfwidth"] = [_halfwidth(records, arm, level) for arm in table["arm"]]
     costs = {
@@ -41,7 +40,7 @@ def cost(records: tables.Records) -> Figure:
     handles = [handles[i] for i in order]
     figure.legend(handles, table["title"], loc="outside upper center", **{**LEGEND, "ncols": 4})
     note = "Costs in ascending order, not to scale; equal ones side by side. "
-    note += f"The bars (uncorrected) {tables.COVERS}. "
+    note += f"The bars (uncorrected) {tables.covers(records)}. "
     return captioned(figure, f"{note}{tables.setting(records)}.")
 
 

@@ -16,7 +16,7 @@ from deme_lib.parameters import Parameters
 from deme_lib.stages import calibrate, combine, evaluate, look, prepare, train
 from deme_lib.stages.estimate import announce
 from deme_lib.stages.job import Job
-from deme_lib.store import Artefact, Recipe, Store
+from deme_lib.store import Artefact, Recipe, Store, explained
 
 STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
     "data": prepare.make_data,
@@ -33,6 +33,8 @@ STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
     "task_vectors": look.make_task_vectors,
     "range_losses": look.make_range_losses,
     "plane": look.make_plane,
+    "activations": look.make_activations,
+    "landscape": look.make_landscape,
 }
 
 
@@ -57,7 +59,8 @@ def make_all(wanted: Sequence[Recipe], p: Parameters) -> dict[str, Artefact]:
         torch.set_num_threads(p.threads)
         if "data" in missing:
             _build(missing.pop("data"), store, p)
-        announce(list(missing.values()), store, p)
+        with explained("an estimate of the time", store.root):
+            announce(list(missing.values()), store, p)
     return {recipe.label: _build(recipe, store, p) for recipe in wanted}
 
 

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from deme_lib import metrics, models, sampling, weight_search
+from deme_lib.cuts import routing_ranges
 from deme_lib.decouple_merge import Merger
 from deme_lib.ensembles import RoutedEnsemble, output_space_merge
 from deme_lib.progress import bar
 from deme_lib.projection import projection_share
 from deme_lib.stages.job import Job
-from deme_lib.timesteps import split_timesteps
 
 
 def weights_of(job: Job, members: int) -> list[float]:
@@ -35,8 +35,7 @@ def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
     if not members:
         return base, []
     if job["combine"] == "routed":
-        num_train_timesteps = job.pipeline.scheduler.config.num_train_timesteps
-        ranges = split_timesteps(job["n_ranges"], num_train_timesteps)
+        ranges = routing_ranges(job["range_cut"], job["n_ranges"], job.pipeline.scheduler)
         return RoutedEnsemble(members, ranges), []
     if job["combine"] == "outputs":
         return output_space_merge(base, members, weights), weights

@@ -54,7 +54,9 @@ def _timings(store: Store, p: Parameters) -> tuple[float, float]:
         unet, scheduler = pipeline.unet, pipeline.scheduler
     else:
         channels, size, _ = store.load(recipes.data(p)).results["shape"]
-        unet = models.new_unet(channels, size, p.model_channels, p.layers_per_block, p.seed)
+        unet = models.new_unet(
+            channels, size, p.model_channels, p.layers_per_block, p.seed, attention=p.attention
+        )
         scheduler = models.new_scheduler(p.num_train_timesteps)
     images = torch.zeros(p.batch_size, *models.shape_of(unet), dtype=torch.uint8)
     spec = TrainingSpec(

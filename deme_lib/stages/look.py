@@ -7,24 +7,68 @@ from typing import Any
 import numpy as np
 import torch
 
-from deme_lib import analysis
+from deme_lib import analysis, models
+from deme_lib.cuts import routing_ranges
 from deme_lib.decouple_merge import Merger
 from deme_lib.progress import bar
+from deme_lib.randomness import seed_of
 from deme_lib.stages.job import Job
 from deme_lib.timesteps import split_timesteps
 
 GRADIENT_IMAGES = 256
+GRADIENT_DRAWS = 5  # of noise, for the interval of a difference
+ACTIVATION_IMAGES = 1000
+LANDSCAPE_RADIUS = 0.1  # of each filter's norm
 
 
 def make_gradients(job: Job) -> dict[str, Any]:
-    pipeline = job.pipeline
+    """Of the pretrained model, or of the merged one where that is an input."""
+    source = job.inputs.get("merged", job.inputs["baseline"])
+    pipeline = models.load_pipeline(source.path / "pipeline")
+    unet = pipeline.unet.eval().to(job.device)
     bins = split_timesteps(job["gradient_bins"], pipeline.scheduler.config.num_train_timesteps)
     timesteps = [(b.start + b.stop - 1) // 2 for b in bins]
     images = job.images("train")[:GRADIENT_IMAGES]
-    cosines = analysis.gradient_similarity(
-        pipeline.unet.eval(), pipeline.scheduler, images, timesteps, job["seed"], job.device
-    )
-    return {"timesteps": timesteps, "cosines": cosines.tolist(), "n": len(images)}
+    draws = []
+    with bar(GRADIENT_DRAWS, job.label, "draw") as progress:
+        for draw in range(GRADIENT_DRAWS):
+            seed = seed_of(job["seed"], "draw", draw) % 2**32
+            cosines = analysis.gradient_similarity(
+                unet, pipeline.scheduler, images, timesteps, seed, job.device
+            )
+            draws.append(cosines.tolist())
+            progress.update(1)
+    return {"timesteps": timesteps, "draws": draws, "n": len(images)}
+
+
+def make_activations(job: Job) -> dict[str, Any]:
+    scheduler, members = job.pipeline.scheduler, job.members()
+    ranges = routing_ranges(job["range_cut"], len(members), scheduler)
+    images = job.images("train")[:ACTIVATION_IMAGES]
+    base, rows = job.pipeline.unet.eval(), []
+    for k, (expert, own) in enumerate(zip(members, ranges, strict=True), start=1):
+        found = analysis.activation_differences(
+            base, expert.eval(), scheduler, images, own, job["seed"], job.device
+        )
+        rows += [{"range": k, "n": len(images), **row} for row in found]
+    return {"rows": rows}
+
+
+def make_landscape(job: Job) -> dict[str, Any]:
+    scheduler, points = job.pipeline.scheduler, job["plane_points"] | 1  # odd: with the centre
+    noise = job.fixed_noise("search", scheduler)
+    with bar(points**2, job.label, "point") as progress:
+        rows = analysis.landscape(
+            job.pipeline.unet.eval(),
+            noise,
+            routing_ranges(job["range_cut"], job["n_ranges"], scheduler),
+            LANDSCAPE_RADIUS,
+            points,
+            job["seed"],
+            job.device,
+            lambda: progress.update(1),
+        )
+    return {"points": rows}
 
 
 def make_task_vectors(job: Job) -> dict[str, Any]:
@@ -40,7 +84,7 @@ def make_task_vectors(job: Job) -> dict[str, Any]:
 
 def make_range_losses(job: Job) -> dict[str, Any]:
     scheduler = job.pipeline.scheduler
-    ranges = split_timesteps(job["n_ranges"], scheduler.config.num_train_timesteps)
+    ranges = routing_ranges(job["range_cut"], job["n_ranges"], scheduler)
     noise = job.fixed_noise("search", scheduler)
     rows = []
     for label, model in zip(job["labels"], [job.pipeline.unet, *job.members()], strict=True):

@@ -14,7 +14,9 @@ from deme_lib.stages.job import Job
 
 def make_data(job: Job) -> dict[str, Any]:
     sizes = ("train_images", "search_images", "test_images")
-    roles = data.split(job["dataset"], *(job[name] for name in sizes), job["split_seed"])
+    roles = data.split(
+        job["dataset"], *(job[name] for name in sizes), job["split_seed"], job["image_size"]
+    )
     tensors = {role: torch.from_numpy(part.images) for role, part in roles.items()}
     save_file(tensors, job.folder / "images.safetensors")
     return {
@@ -25,7 +27,7 @@ def make_data(job: Job) -> dict[str, Any]:
 
 def make_reference(job: Job) -> dict[str, Any]:
     for name in {job["features"], job["second_features"]} - {"", metrics.INCEPTION}:
-        _check_split(name, job.inputs["data"].record["parameters"])
+        _check_split(name, job.images("train"))
     tensors = {}
     for role in ("train", "test"):
         for name in {job["features"], job["second_features"], metrics.PIXELS} - {""}:
@@ -36,14 +38,13 @@ def make_reference(job: Job) -> dict[str, Any]:
     return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
 
 
-def _check_split(name: str, used: dict[str, Any]) -> None:
+def _check_split(name: str, train_images: torch.Tensor) -> None:
     """A classifier must not have trained on images that are test images here."""
     try:
         card = classifier.card_of(name)
     except ValueError as error:
         raise metrics.MetricError(str(error)) from error
-    trained_on = (card["fingerprint"], card["split_seed"], card["train_images"])
-    if trained_on != (used["hash"], used["split_seed"], used["train_images"]):
+    if data.content_hash(train_images.numpy()) != card["train_hash"]:
         raise metrics.MetricError(
             f"the classifier {name} was trained on {card['train_images']} images of "
             f"{card['dataset']} (split_seed {card['split_seed']}), not on this split: set features "

@@ -9,11 +9,12 @@ from typing import Any
 from diffusers import DDPMScheduler, UNet2DModel
 
 from deme_lib import models
+from deme_lib.cuts import training_ranges
 from deme_lib.progress import bar
 from deme_lib.projection import plain_or_projected, projection_share
 from deme_lib.recipes import ADAM
 from deme_lib.stages.job import Job
-from deme_lib.store import remove, write_text
+from deme_lib.store import CHECKPOINT, HISTORY, write_text
 from deme_lib.timesteps import split_timesteps
 from deme_lib.training import Training, TrainingSpec
 
@@ -41,13 +42,14 @@ def train_baseline(job: Job) -> dict[str, Any]:
         job["layers_per_block"],
         job["seed"],
         job["init_roundings"],
+        job["attention"],
     )
     scheduler = models.new_scheduler(job["num_train_timesteps"])
     every_timestep = range(job["num_train_timesteps"])
     spec = _spec(job, job["pretrain_steps"], every_timestep, job["pretrain_lr"], ema_warmup=True)
     snapshots = {job["pretrain_steps"] // d: f"snapshot-{d}" for d in SNAPSHOTS}
-    trained, history = _train(job, unet, scheduler, spec, snapshots=snapshots)
-    models.save_pipeline(trained, scheduler, job.folder / "pipeline")
+    run, history = _train(job, unet, scheduler, spec, snapshots=snapshots)
+    models.save_pipeline(run.ema_unet(), scheduler, job.folder / "pipeline")
     return {"history": history}
 
 
@@ -58,20 +60,28 @@ def finetune(job: Job) -> dict[str, Any]:
         models.load_unet(job.inputs["baseline"].path / "pipeline" / "unet"),
         job["channel_projection"],
     )
-    ranges = split_timesteps(job["n_ranges"], pipeline.scheduler.config.num_train_timesteps)
+    ranges = training_ranges(job["range_cut"], job["n_ranges"], pipeline.scheduler)
     spec = _spec(job, job["steps"], ranges[job["range_index"]], job["finetune_lr"])
-    trained, history = _train(job, unet, pipeline.scheduler, spec, teacher)
+    run, history = _train(job, unet, pipeline.scheduler, spec, teacher)
+    trained = run.ema_unet()
     trained.save_pretrained(job.folder / "unet")
-    return {"history": history, "projection_share": projection_share(trained)}
+    results = {"history": history, "projection_share": projection_share(trained)}
+    if run.uncertainty is not None:
+        results["task_weights"] = [
+            run.uncertainty.weights()[own.start].item()
+            for own in split_timesteps(spec.n_tasks, pipeline.scheduler.config.num_train_timesteps)
+        ]
+    return results
 
 
 def _spec(
     job: Job, steps: int, own_range: range, learning_rate: float, ema_warmup: bool = False
 ) -> TrainingSpec:
-    extra = ("probability", "consistency_weight")
+    weighting = ("loss_weighting", "min_snr_gamma", "p2_gamma", "n_tasks")
+    extra = ("probability", "consistency_weight", *weighting)
     return TrainingSpec(
         steps=steps,
-        purpose=(job["seed"], job.label),
+        purpose=(job["seed"], job.parameters.get("purpose", job.label)),
         own_range=own_range,
         learning_rate=learning_rate,
         final_learning_rate=job["finetune_lr"],
@@ -89,10 +99,10 @@ def _train(
     spec: TrainingSpec,
     teacher: UNet2DModel | None = None,
     snapshots: Mapping[int, str] | None = None,
-) -> tuple[UNet2DModel, list[dict[str, float]]]:
-    """Train to the end, with the held-out loss of the EMA weights along the way."""
+) -> tuple[Training, list[dict[str, float]]]:
+    """A run trained to its end, with the held-out loss of the EMA weights along the way."""
     snapshots = snapshots or {}
-    checkpoint, kept = job.folder / "checkpoint.safetensors", job.folder / "history.json"
+    checkpoint, kept = job.folder / CHECKPOINT, job.folder / HISTORY
     run = Training(
         unet,
         scheduler,
@@ -126,6 +136,4 @@ def _train(
         for step in run:
             progress.update(1)
             look(step.step)
-    for leftover in (checkpoint, kept):
-        remove(leftover)
-    return run.ema_unet(), history
+    return run, history

@@ -1,0 +1,273 @@
+"""The questions that the paper leaves open, answered from records: a table and a sentence each.
+
+Every answer is read off intervals. Where one contains 0, nothing is said but that no difference was
+found: an interval that wide could not have seen a smaller one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from deme_lib import comparisons, tables
+
+SWEEPS = {"ranges": "N", "probability": "p", "cuts": "how ranges are cut"}
+"""Sweep -> what it varies."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question, the rows that answer it as printed (may be none), and what they say."""
+
+    question: str
+    table: pd.DataFrame
+    text: str
+
+
+def answers(records: tables.Records, sweeps: Path) -> list[Answer]:
+    """One for each question, in the paper notes' order.
+
+    Args:
+        sweeps: folder of the sweeps' records; what is not there was not run.
+    """
+    return [
+        _finetuning(records),
+        _beaten(
+            records,
+            "Does merging N timestep experts beat merging N all-timestep finetunes that differ "
+            "only in their random draws (a soup)?",
+            [("merged", "soup"), ("merged_uniform", "soup_uniform")],
+        ),
+        _beaten(
+            records,
+            "Does the merge beat the routed and the averaged ensemble, outside sampling noise?",
+            [("merged", "routed"), ("merged", "averaged")],
+        ),
+        _searched(records),
+        _beaten(
+            records,
+            "Is it more than shrinkage: does the merge beat one task vector alone, scaled?",
+            [("merged", "one_scaled"), ("merged", "best_single")],
+        ),
+        _conflict(records),
+        _costs(records),
+        _choices(records, Path(sweeps)),
+    ]
+
+
+def _finetuning(records: tables.Records) -> Answer:
+    """The first pair decides: equal training, and a search on both sides."""
+    pairs = [("merged", "all_scaled"), ("merged", "all_same"), ("all_same", "pretrained")]
+    rows = [comparisons.between(records, a, b) for a, b in pairs]
+    beyond, gain = rows[0]["outcome"], rows[-1]["outcome"]
+    lead = {"better": "not alone", "worse": "yes, and it gains more"}.get(beyond)
+    if lead is None and gain == "better":
+        lead = "it gains too, and no gain beyond it was found"
+    return Answer(
+        "Does finetuning on all timesteps with the same number of steps, learning rate, EMA and "
+        "consistency loss explain the gain?",
+        _table(records, rows),
+        _sentence(records, lead or "not decided, as no difference was found", rows),
+    )
+
+
+def _beaten(
+    records: tables.Records, question: str, pairs: list[tuple[str, str]], where: str = ""
+) -> Answer:
+    """Whether every first arm beats its second."""
+    rows = [comparisons.between(records, a, b) for a, b in pairs]
+    lead = _lead({row["outcome"] for row in rows})
+    return Answer(question, _table(records, rows), _sentence(records, lead, rows, where))
+
+
+def _searched(records: tables.Records) -> Answer:
+    question = (
+        "Do searched weights beat uniform 1/N when images of other noise are scored than those "
+        "searched on?"
+    )
+    if (weights := records.parameters["merge_weights"]) != "search":
+        text = f"Not answered by this run: its weights were not searched (merge_weights: {weights})"
+        return Answer(question, pd.DataFrame(), f"{text}.")
+    return _beaten(
+        records, question, [("merged", "merged_uniform")], " on noise that no search saw"
+    )
+
+
+def _lead(outcomes: set[str]) -> str:
+    """The answer to "is it better?" that outcomes of several comparisons have in common."""
+    if len(outcomes) == 1:
+        return {
+            "better": "yes",
+            "worse": "no, it is worse",
+            "no difference": "not decided, as no difference was found",
+        }[outcomes.pop()]
+    if "worse" not in outcomes:
+        return "in part"
+    return "it depends on the comparison" if "better" in outcomes else "no"
+
+
+def _sentence(records: tables.Records, lead: str, rows: list[dict], where: str = "") -> str:
+    outcomes = "; ".join(comparisons.against(records, row) for row in rows)
+    return f"By FID{where} and {records.scope}, {lead}: {outcomes}."
+
+
+def _table(records: tables.Records, rows: list[dict]) -> pd.DataFrame:
+    second = records.parameters["second_features"]
+    measures = {"fid": "FID"} | ({"fid_second": f"FID ({second})"} if second else {})
+    measures["pixel"] = "pixel distance"
+    return pd.DataFrame(
+        {
+            "a − b": f"{records.titles[row['a']]} − {records.titles[row['b']]}",
+            "kind": row["kind"],
+            "level": f"{100 * row['level']:.4g} %",
+            **{name: _signed(row[k], row[f"{k}_halfwidth"]) for k, name in measures.items()},
+            "verdict": row["verdict"],
+        }
+        for row in rows
+    )
+
+
+def _signed(mean: float, halfwidth: float) -> str:
+    return tables.plus_minus(mean, halfwidth, signed=True)
+
+
+def _conflict(records: tables.Records) -> Answer:
+    """Cosines of gradients at timesteps of different ranges, merged minus pretrained by draw."""
+    question = "Do gradients of different ranges conflict less after merging?"
+    n, steps = records.parameters["n_ranges"], records.parameters["num_train_timesteps"]
+    g = records.gradients
+    pairs = g[g["timestep1"] * n // steps < g["timestep2"] * n // steps]  # each pair once
+    by_draw = pairs.assign(negative=pairs["cosine"] < 0).groupby(["draw", "model"])
+    means = by_draw[["cosine", "negative"]].mean().unstack("model").dropna()
+    if len(means) < 2 or not {"pretrained", "merged"} <= set(pairs["model"]):
+        needed = "pairs of timesteps in different ranges, for both models and two or more draws"
+        return Answer(
+            question, pd.DataFrame(), f"Not answered by these records: it needs {needed}."
+        )
+    shown = {"cosine": "mean cosine", "negative": "share of negative pairs"}
+    level = records.parameters["confidence"]
+    rows = [
+        {"model": model}
+        | {shown[k]: tables.plus_minus(x.mean(), x.std()) for k in shown for x in [means[k][model]]}
+        for model in ("pretrained", "merged")
+    ]
+    change = {
+        k: comparisons.paired_interval(means[k]["merged"] - means[k]["pretrained"], level)
+        for k in shown
+    }
+    rows.append({"model": "merged − pretrained"} | {shown[k]: _signed(*change[k]) for k in shown})
+    lead = {"better": "more, not less", "worse": "yes, less"}.get(  # of a cosine, more is better
+        comparisons.outcome_of(*change["cosine"]), "not decided, as no difference was found"
+    )
+    text = (
+        f"By the mean cosine (1: no conflict) between the {n} equal ranges, {lead}: merged − "
+        f"pretrained {_signed(*change['cosine'])} ({100 * level:g} % paired t interval over "
+        f"{len(means)} noise draws{records.of_first}, exploratory; ± of a model is the sd over "
+        "draws; nothing but the draw of noise is covered)."
+    )
+    return Answer(question, pd.DataFrame(rows), text)
+
+
+def _costs(records: tables.Records) -> Answer:
+    table = tables.every_arm(records)
+    columns = {
+        "training_steps": "training steps",
+        "parameters": "parameters held",
+        "calls_per_image": "denoiser calls per image",
+        "search_losses": "search: losses tried",
+        "search_images": "search: images made",
+    }
+    printed = {"arm": table["title"]}
+    printed |= {name: table[column].map(tables.count) for column, name in columns.items()}
+    by_arm = table.set_index("arm")
+    steps = by_arm["training_steps"].drop("pretrained")
+    relative = [_relative_cost(by_arm, arm) for arm in ("merged", "routed", "averaged")]
+    text = (
+        f"Finetuning takes {' to '.join(map(tables.count, sorted({steps.min(), steps.max()})))} "
+        f"steps an arm; beside the pretrained model, {'; '.join(relative)}; a search makes up to "
+        f"{tables.count(table['search_images'].max())} images."
+    )
+    question = (
+        "What does each row cost: training steps, parameters held, denoiser calls per image, "
+        "search samples?"
+    )
+    return Answer(question, pd.DataFrame(printed), text)
+
+
+def _relative_cost(by_arm: pd.DataFrame, arm: str) -> str:
+    row, base = by_arm.loc[arm], by_arm.loc["pretrained"]
+    held, calls = (row[k] / base[k] for k in ("parameters", "calls_per_image"))
+    return (
+        f"{row['title']} holds {held:.2f} times the parameters and calls the denoiser "
+        f"{calls:.3g} times as often"
+    )
+
+
+def _choices(records: tables.Records, folder: Path) -> Answer:
+    parts, said = [], []
+    for name, what in SWEEPS.items():
+        if not (folder / f"{name}.json").is_file():
+            said.append(f"{what}: not run (`make sweep SWEEP=params/sweeps/{name}.yaml`).")
+            continue
+        part, text = _sweep(folder, name, records.parameters["confidence"])
+        parts.append(part.assign(sweep=what)[["sweep", *part.columns]])
+        said.append(f"{what}: {text}")
+    table = pd.concat(parts) if parts else pd.DataFrame()
+    question = "N, p, and how ranges are cut (uniform, equal log-SNR, overlapping, random)"
+    return Answer(question, table, "\n".join(f"- {text}" for text in said))
+
+
+def _sweep(folder: Path, name: str, confidence: float) -> tuple[pd.DataFrame, str]:
+    """Rows of a sweep as printed, and what its intervals against the default cell say."""
+    sweep = json.loads((folder / f"{name}.json").read_text())
+    metrics = pd.read_csv(folder / f"{name}.csv")
+    fid = metrics.pivot(index="training_seed", columns=["cell", "arm", "seed"], values="fid")
+    default, cells = _default(sweep), [(c["name"], a) for c in sweep["cells"] for a in c["results"]]
+    tested = [(cell, a) for cell, a in cells if cell != default and (default, a) in cells]
+    level = 1 - (1 - confidence) / max(len(tested), 1)
+    gains = {x: _interval(fid[x], fid["base", "pretrained"], confidence) for x in cells}
+    changes = {x: _interval(fid[x], fid[default, x[1]], level) for x in tested}
+    by_cell = metrics.groupby(["cell", "arm"])
+    rows = pd.DataFrame(
+        {
+            "cell": cell,
+            "arm": sweep["arms"][arm],
+            "FID": _mean_sd(by_cell.get_group((cell, arm))),
+            f"− pretrained ({100 * confidence:.4g} %)": _signed(*gains[cell, arm]),
+            "− default cell": _signed(*changes[cell, arm]) if (cell, arm) in changes else "–",
+        }
+        for cell, arm in cells
+    )
+    named = {(cell, arm): f"{cell} ({sweep['arms'][arm]})" for cell, arm in cells}
+    means = by_cell["fid"].mean().loc[cells]
+    text = f"lowest mean FID: {named[means.idxmin()]}, {tables.number(means.min())} (not a test)"
+    if tested:
+        outcomes = {named[x]: comparisons.outcome_of(*changes[x]) for x in tested}
+        differ = [f"{x} {outcome}" for x, outcome in outcomes.items() if outcome != "no difference"]
+        corrected = f"{100 * level:.4g} % paired t intervals, Bonferroni over {len(tested)}"
+        text += f"; against the default, {default}: {', '.join(differ) or 'no cell differs'} "
+        text += f"({corrected}, exploratory)"
+    return rows, f"{text}, {tables.scope(metrics)}."
+
+
+def _mean_sd(metrics: pd.DataFrame) -> str:
+    fids = tables.over_seeds(metrics, "arm")["fid"]
+    return tables.plus_minus(fids.mean(), fids.std())
+
+
+def _default(sweep: dict) -> str | None:
+    """The cell that changes no parameter of the base, if any."""
+    known = sweep["parameters"]
+    cells = sweep["cells"]
+    return next(
+        (c["name"] for c in cells if all(known.get(k) == v for k, v in c["set"].items())), None
+    )
+
+
+def _interval(a: pd.DataFrame, b: pd.DataFrame, level: float) -> tuple[float, float]:
+    """Of ``a - b`` over the training and sampling seeds that both have."""
+    difference = (a - b).dropna(how="all").dropna(how="all", axis=1)
+    return comparisons.paired_interval(difference.to_numpy(), level)

@@ -1,0 +1,85 @@
+"""From stored artefacts to the records of a sweep: ``records/sweeps/<name>.{csv,json}``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from deme_lib import parameters, recipes, records
+from deme_lib.arms import ARMS, search_of
+from deme_lib.parameters import Parameters
+from deme_lib.stages import make_all
+from deme_lib.store import Artefact, write_text
+from deme_lib.sweeps import Sweep
+
+BASE = "base"
+
+
+def collect(sweep: Sweep) -> Path:
+    """Make whatever is missing, then write the records of a sweep.
+
+    Returns:
+        The folder of the base preset's figures; the records are in its ``records/sweeps/``.
+    """
+    base = parameters.load(sweep.base)
+    cells = sweep.experiments()
+    made = {BASE: _make(base, sweep.beside)}
+    made |= {cell: _make(p, sweep.arms) for cell, p in cells.items()}
+    of = {BASE: base, **cells}
+    frames = [
+        records.metrics(found, of[cell].seed).assign(cell=cell) for cell, found in made.items()
+    ]
+    document = {
+        **sweep.model_dump(include={"sweep", "title", "axis", "base"}),
+        "arms": {arm: ARMS[arm].title for arm in sweep.arms},
+        "beside": {arm: ARMS[arm].title for arm in sweep.beside},
+        "set": sweep.set,
+        "cells": [
+            {**cell.model_dump(), **_cell(cells[cell.cell], made[cell.cell], sweep.arms)}
+            for cell in sweep.cells
+        ],
+        "parameters": base.model_dump(),
+    }
+    out = records.figures_folder(base)
+    folder = out / "records" / "sweeps"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.concat(frames)
+    table.insert(0, "cell", table.pop("cell"))
+    write_text(folder / f"{sweep.sweep}.csv", table.to_csv(index=False))
+    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    write_text(folder / f"{sweep.sweep}.json", text)
+    return out
+
+
+def _make(p: Parameters, arms: list[str]) -> dict[str, Artefact]:
+    """Metrics, images and whatever an arm's record reads, by label."""
+    wanted = []
+    for arm in (ARMS[name] for name in arms):
+        wanted += [recipes.metrics(p, arm), recipes.images(p, arm)]
+        if name := search_of(arm, p.merge_weights):
+            wanted.append(recipes.search(p, name))
+        wanted += recipes.finetuned(p, arm.members)
+    return make_all(wanted, p)
+
+
+def _cell(p: Parameters, made: dict[str, Artefact], arms: list[str]) -> dict[str, Any]:
+    """What a cell trained and searched, and for how long."""
+    results = {}
+    for arm in (ARMS[name] for name in arms):
+        name = search_of(arm, p.merge_weights)
+        found = made[f"search-{name}"].results if name else {"losses": 0, "images": 0}
+        members = [made[r.label].results for r in recipes.finetuned(p, arm.members)]
+        results[arm.name] = {
+            "weights": made[f"images-{arm.name}"].results["weights"],
+            "search_losses": found["losses"],
+            "search_images": found["images"],
+            "task_weights": [m["task_weights"] for m in members if "task_weights" in m],
+        }
+    return {
+        "training_steps": p.n_ranges * p.finetune_steps,
+        "seconds": round(sum(artefact.record["seconds"] for artefact in made.values()), 1),
+        "results": results,
+    }

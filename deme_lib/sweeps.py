@@ -1,0 +1,123 @@
+"""Sweeps: one preset with a list of overrides, a cell of a table each.
+
+A sweep file names its base, the arms to judge in every cell, and the arms of the base to show
+beside them. Cells share whatever stages are equal, with each other and with the base.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deme_lib import parameters, recipes
+from deme_lib.arms import ARMS
+from deme_lib.parameters import ParameterError, Parameters
+from deme_lib.store import Recipe
+
+Plan = dict[str, tuple[Recipe, Parameters]]
+
+
+class Cell(BaseModel):
+    """One cell: what differs from the base, and the paper's number where it has one."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    cell: str = Field(min_length=1)
+    set: dict[str, Any]
+    paper: float | None = None
+
+
+class Sweep(BaseModel):
+    """A sweep file, as it stands.
+
+    Attributes:
+        axis: what differs between cells, in words.
+        set: overrides of all cells.
+        arms: names of ``ARMS`` judged in every cell.
+        beside: names of ``ARMS`` of the base, shown with them.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    sweep: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    title: str
+    axis: str
+    base: str
+    set: dict[str, Any] = {}
+    arms: list[str] = Field(min_length=1)
+    beside: list[str] = Field(min_length=1)
+    cells: list[Cell] = Field(min_length=1)
+
+    def experiments(self) -> dict[str, Parameters]:
+        """The parameters of every cell.
+
+        Raises:
+            ParameterError: a cell sets an unknown or ill-typed parameter, or trains longer than
+                another: cells are compared at equal total optimiser steps.
+        """
+        found = {}
+        for cell in self.cells:
+            try:
+                found[cell.cell] = parameters.load(self.base, **{**self.set, **cell.set})
+            except ParameterError as error:
+                message = f"sweep {self.sweep}, cell {cell.cell!r}: {error}"
+                raise ParameterError(message) from None
+        totals = {name: p.n_ranges * p.finetune_steps for name, p in found.items()}
+        if len(set(totals.values())) > 1:
+            raise ParameterError(
+                f"sweep {self.sweep}: cells train for different totals of n_ranges * "
+                f"finetune_steps, {totals}: set finetune_steps so that they are equal"
+            )
+        return found
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Whether a file is a sweep rather than a parameter file."""
+    return "sweep" in parameters.read(path)
+
+
+def load(path: str | Path) -> Sweep:
+    """Read and check a sweep file and all its cells.
+
+    Raises:
+        ParameterError: something in it is unknown, ill-typed or twice there.
+    """
+    try:
+        sweep = Sweep(**parameters.read(path))
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+        )
+        raise ParameterError(f"{path} is no sweep:\n{problems}") from None
+    names = [cell.cell for cell in sweep.cells]
+    if len(set(names)) < len(names) or "base" in names:
+        raise ParameterError(f"{path}: cells need names of their own, other than base: {names}")
+    if odd := [arm for arm in (*sweep.arms, *sweep.beside) if arm not in ARMS]:
+        raise ParameterError(f"{path}: no arm {odd}; there are {', '.join(ARMS)}")
+    experiments = sweep.experiments()
+    for cell, p in experiments.items():
+        if "reweighted" in sweep.arms and p.loss_weighting == "none":
+            raise ParameterError(f"{path}: the arm reweighted needs loss_weighting in {cell!r}")
+    return sweep
+
+
+def plan(path: str | Path) -> Plan:
+    """Everything that a file asks for, preset or sweep, by name, upstream first."""
+    if not is_sweep(path):
+        p = parameters.load(path)
+        wanted = [(r, q) for q in p.per_seed() for r in recipes.everything(q).values()]
+    else:
+        sweep, base = load(path), parameters.load(load(path).base)
+        wanted = [(recipes.metrics(base, ARMS[arm]), base) for arm in sweep.beside]
+        wanted += [
+            (recipes.metrics(p, ARMS[arm]), p)
+            for p in sweep.experiments().values()
+            for arm in sweep.arms
+        ]
+    found: Plan = {}
+    for recipe, p in wanted:
+        for each in recipes.upstream_first(recipe):
+            found.setdefault(each.name, (each, p))
+    return found

@@ -1,0 +1,81 @@
+"""Losses and their re-weightings, against the formulas."""
+
+import pytest
+import torch
+
+from deme_lib.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
+from deme_lib.timesteps import split_timesteps
+
+ALPHAS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+SNR = (ALPHAS.double() / (1 - ALPHAS.double())).tolist()
+BY_HAND = {
+    "snr+1": [(s + 1) / s for s in SNR],
+    "trun-snr": [max(s, 1) / s for s in SNR],
+    "min-snr": [min(s, 5) / s for s in SNR],
+    "p2": [1 / (1 + s) for s in SNR],
+}
+
+
+def test_squared_error_is_per_sample():
+    a, b = torch.zeros(2, 1, 2, 2), torch.tensor([1.0, 3.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+    assert squared_error(a, b).tolist() == [1.0, 9.0]
+
+
+def test_equation_5_by_hand():
+    denoising, consistency = torch.tensor([1.0, 3.0]), torch.tensor([10.0, 20.0])
+    assert deme_loss(denoising).item() == 2
+    assert deme_loss(denoising, consistency).item() == 17
+    assert deme_loss(denoising, consistency, 0.1).item() == pytest.approx(3.5)
+
+
+def test_weights_multiply_the_denoising_loss_only():
+    denoising, consistency = torch.tensor([1.0, 3.0]), torch.tensor([10.0, 20.0])
+    weighted = deme_loss(denoising, consistency, 1.0, torch.tensor([2.0, 0.0]))
+    assert weighted.item() == 16
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_weights_follow_their_formula_at_mean_one(name):
+    found = snr_weights(name, ALPHAS)
+    expected = torch.tensor(BY_HAND[name], dtype=torch.float64)
+    torch.testing.assert_close(found.double(), expected / expected.mean(), rtol=1e-5, atol=0)
+    assert found.mean().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_gammas_are_used():
+    half = snr_weights("p2", ALPHAS, p2_gamma=0.5)
+    expected = torch.tensor([(1 + s) ** -0.5 for s in SNR])
+    torch.testing.assert_close(half, (expected / expected.mean()).float())
+    flat = snr_weights("min-snr", ALPHAS, min_snr_gamma=1e9)
+    torch.testing.assert_close(flat, torch.ones(1000))
+
+
+def test_an_unknown_weighting_is_refused():
+    with pytest.raises(ValueError, match=r"no loss weighting 'snr'; there are snr\+1"):
+        snr_weights("snr", ALPHAS)
+
+
+def test_uncertainty_weights_are_one_at_first_and_of_mean_one_after():
+    weighting = UncertaintyWeighting(split_timesteps(3, 10))
+    assert weighting.weights().tolist() == [1.0] * 10
+    with torch.no_grad():
+        weighting.log_variances.copy_(torch.tensor([0.0, -1.0, 2.0]))
+    weights = weighting.weights()
+    assert weights.mean().item() == pytest.approx(1) and not weights.requires_grad
+    ratio = (weights[9] / weights[0]).item()
+    assert ratio == pytest.approx(torch.tensor(-2.0).exp().item())
+
+
+def test_uncertainty_settles_where_kendall_says():
+    """sum exp(-s) L + s is least at s = log L, so the weight of a task is 1 / L."""
+    weighting = UncertaintyWeighting(split_timesteps(2, 10))
+    optimiser = torch.optim.Adam(weighting.parameters(), 0.05)
+    timesteps = torch.tensor([0, 9])
+    losses = torch.tensor([0.5, 0.1], requires_grad=True)
+    for _ in range(500):
+        optimiser.zero_grad()
+        weighting(losses, timesteps).backward()
+        optimiser.step()
+    assert losses.grad is None  # the model is not trained by this part
+    expected = torch.tensor([0.5, 0.1]).log()
+    torch.testing.assert_close(weighting.log_variances.detach(), expected, atol=1e-3, rtol=0)

@@ -1,0 +1,210 @@
+"""The open questions: every answer follows the intervals, whichever way they fall."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from deme_lib import comparisons, questions, report, tables
+
+
+def answers(folder, **options):
+    """The eight answers for synthetic records in which arms may have other mean FIDs."""
+    known = tables.read(synthetic.write(folder / "records", **options))
+    return questions.answers(known, folder / "records" / "sweeps")
+
+
+@pytest.fixture(params=[(0,), (0, 1, 2)], ids=["one training seed", "three"])
+def training_seeds(request):
+    return request.param
+
+
+def test_every_question_is_a_heading_with_an_answer(tmp_path, training_seeds):
+    folder = synthetic.write(tmp_path, training_seeds=training_seeds)
+    text = report.questions_markdown(tables.read(folder), folder / "sweeps")
+    assert re.findall(r"^## (\d)\. ", text, re.MULTILINE) == list("12345678")
+    assert text.count("| --: |") == 7  # none for sweeps that were not run
+    assert "nan" not in text
+    assert ("for these weights" in text) == (len(training_seeds) == 1)
+    assert ("over 3 training seeds" in text) == (len(training_seeds) == 3)
+    assert "DeMe merged (searched) against soup, searched: no difference (exploratory)" in text
+
+
+@pytest.mark.parametrize(
+    ("fid", "said"),
+    [
+        ({"merged": 0.1}, "not all of it"),
+        ({"merged": 0.9}, "the merge is worse than it"),
+        ({"merged": 0.45, "all_scaled": 0.45}, "it gains too, and no difference"),
+        ({"merged": 0.45, "all_scaled": 0.45, "all_same": 0.57}, "not decided"),
+    ],
+)
+def test_finetuning_alone(tmp_path, fid, said):
+    text = answers(tmp_path, fid=fid)[0].text
+    assert text.startswith(f"By FID and for these weights, {said}")
+    assert "scale searched: " in text and "same techniques: " in text
+
+
+@pytest.mark.parametrize(
+    ("number", "others"),
+    [
+        (2, ("soup", "soup_uniform")),
+        (3, ("routed", "averaged")),
+        (5, ("one_scaled", "best_single")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (0.9, 0.9, "yes:"),
+        (0.1, 0.1, "no, it is worse:"),
+        (0.9, 0.5, "in part:"),
+        (0.1, 0.5, "no:"),
+        (0.9, 0.1, "it depends on the comparison:"),
+        (0.5, 0.5, "not decided, as no difference was found:"),
+    ],
+)
+def test_is_it_beaten(tmp_path, training_seeds, number, others, first, second, said):
+    fid = {"merged": 0.5, "merged_uniform": 0.5, others[0]: first, others[1]: second}
+    answer = answers(tmp_path, fid=fid, training_seeds=training_seeds)[number - 1]
+    assert f", {said} DeMe merged (searched) against" in answer.text
+    assert len(answer.table) == 2
+    assert set(answer.table["kind"]) == {"primary" if number == 3 else "exploratory"}
+
+
+def test_rows_are_those_of_the_paired_tables(tmp_path):
+    known = tables.read(synthetic.write(tmp_path))
+    row = comparisons.paired(known, 2).iloc[0]
+    found = comparisons.between(known, "merged", "averaged")
+    assert found == {k: row[k] for k in found}
+    assert (found["kind"], found["level"]) == ("primary", pytest.approx(0.975))
+    uniform = comparisons.between(known, "merged_uniform", "soup_uniform")
+    assert (uniform["kind"], uniform["level"]) == ("exploratory", 0.95)
+
+
+@pytest.mark.parametrize(
+    ("uniform", "said"), [(0.9, "yes:"), (0.1, "no, it is worse:"), (0.46, "not decided")]
+)
+def test_searched_weights(tmp_path, uniform, said):
+    answer = answers(tmp_path, fid={"merged_uniform": uniform})[3]
+    assert answer.text.startswith(
+        f"By FID on noise that no search saw and for these weights, {said}"
+    )
+
+
+def test_weights_that_were_not_searched_answer_nothing(tmp_path):
+    answer = answers(tmp_path, merge="uniform")[3]
+    assert "weights were not searched" in answer.text and answer.table.empty
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"),
+    [
+        ([0.3] * 5, "yes, less"),
+        ([-0.3] * 5, "more, not less"),
+        ([0.3, -0.3, 0.3, -0.3, 0.0], "not decided"),
+    ],
+)
+def test_gradient_conflict(tmp_path, shift, said):
+    folder = synthetic.write(tmp_path)
+    full = pd.DataFrame(
+        [(m, d, a, b) for m in ("pretrained", "merged") for d in range(5)
+         for a in (0, 240, 250, 999) for b in (0, 240, 250, 999)],
+        columns=["model", "draw", "timestep1", "timestep2"],
+    )  # fmt: skip
+    near = (full["timestep1"] < 250) == (full["timestep2"] < 250)
+    full["cosine"] = near * 0.9 - 0.2 * (full["timestep1"] + full["timestep2"] == 250)  # 0 and 250
+    full.loc[full["model"] == "merged", "cosine"] += np.repeat(shift, 16)
+    full.to_csv(folder / "gradients.csv", index=False)
+    answer = questions.answers(tables.read(folder), folder)[5]
+    assert f"ranges, {said}: merged − pretrained" in answer.text
+    # different ranges: 0-250, 0-999, 240-250, 240-999 and 250-999
+    before = answer.table.set_index("model").loc["pretrained"]
+    assert before["mean cosine"] == f"{(0.9 - 0.2) / 5:.3f} ± 0.000"
+    assert before["share of negative pairs"] == "0.200 ± 0.000"
+    d = np.array(shift)
+    mean, half = comparisons.paired_interval(d, 0.95)
+    assert tables.plus_minus(mean, half, signed=True) in answer.text
+
+
+@pytest.mark.parametrize("odd", ["one range", "one model", "one draw"])
+def test_gradients_that_answer_nothing(tmp_path, odd):
+    folder = synthetic.write(tmp_path, n_ranges=1 if odd == "one range" else 4)
+    gradients = pd.read_csv(folder / "gradients.csv")
+    query = {"one model": "model == 'pretrained'", "one draw": "draw == 0"}.get(odd, "draw >= 0")
+    gradients.query(query).to_csv(folder / "gradients.csv", index=False)
+    answer = questions.answers(tables.read(folder), folder)[5]
+    assert answer.text.startswith("Not answered") and answer.table.empty
+
+
+def test_costs_are_those_of_the_arms(tmp_path):
+    answer = answers(tmp_path)[6]
+    row = answer.table.set_index("arm").loc["averaged ensemble"]
+    assert row.tolist() == ["4,000", "640,000", "80", "0", "0"]
+    assert "averaged ensemble holds 4.00 times the parameters" in answer.text
+    assert "calls the denoiser 4 times as often" in answer.text
+    assert answer.text.startswith("Finetuning takes 4,000 steps an arm")
+
+
+def write_sweep(folder, fids, training_seeds=(0,)):
+    """A sweep of N: cell -> mean FID of the merged model; the base has N = 4 and FID 0.6."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"cell": cell, "arm": arm, "training_seed": t, "seed": s, "fid": mean + 0.1 * s + 0.2 * t}
+        for cell, arm, mean in [("base", "pretrained", 0.6), *((c, "merged", m) for c, m in fids)]
+        for t in training_seeds
+        for s in range(5)
+    ]
+    metrics = pd.DataFrame(rows).assign(features="digits-a", steps=20, n=2000)
+    metrics["fid"] += rng.normal(0, 0.005, len(metrics))
+    others = [m for m in tables.MEASURES if m != "fid"]
+    folder.mkdir()
+    metrics.assign(**dict.fromkeys(others, 0.5)).to_csv(folder / "ranges.csv", index=False)
+    results = {"merged": {"weights": [], "search_losses": 1, "search_images": 1}}
+    cells = [{"name": c, "set": {"n_ranges": int(c[2:])}, "results": results} for c, _ in fids]
+    sweep = {"sweep": "ranges", "title": "N", "arms": {"merged": "DeMe merged"}, "cells": cells}
+    sweep["parameters"] = {"n_ranges": 4}
+    (folder / "ranges.json").write_text(json.dumps(sweep))
+
+
+@pytest.mark.parametrize(
+    ("two", "eight", "said"),
+    [
+        (0.5, 0.5, "no cell differs"),
+        (0.3, 0.5, "N=2 (DeMe merged) better"),
+        (0.9, 0.3, "N=2 (DeMe merged) worse, N=8 (DeMe merged) better"),
+    ],
+)
+def test_cells_of_a_sweep_against_the_default(tmp_path, training_seeds, two, eight, said):
+    records = synthetic.write(tmp_path / "records", training_seeds=training_seeds)
+    fids = [("N=2", two), ("N=4", 0.5), ("N=8", eight)]
+    write_sweep(records / "sweeps", fids, training_seeds)
+    answer = questions.answers(tables.read(records), records / "sweeps")[7]
+    assert f"against the default, N=4: {said} (97.5 % paired t intervals, Bonferroni over 2," in (
+        answer.text
+    )
+    scope = "for these weights" if len(training_seeds) == 1 else "over 3 training seeds"
+    assert f"exploratory), {scope}." in answer.text
+    assert answer.table["− default cell"].tolist()[1] == "–"
+    metrics = pd.read_csv(records / "sweeps" / "ranges.csv").set_index(["cell", "seed"])["fid"]
+    lowest = min(metrics.drop("base").groupby("cell").mean().items(), key=lambda x: x[1])
+    assert (
+        f"lowest mean FID: {lowest[0]} (DeMe merged), {lowest[1]:.3f} (not a test)" in answer.text
+    )
+    d = (metrics["N=8"].to_numpy() - metrics["base"].to_numpy()).reshape(len(training_seeds), 5)
+    gain = tables.plus_minus(*comparisons.paired_interval(d, 0.95), signed=True)
+    assert answer.table["− pretrained (95 %)"].tolist()[2] == gain
+    assert "make sweep SWEEP=params/sweeps/cuts.yaml" in answer.text
+    assert "sweeps/ranges.yaml" not in answer.text
+
+
+def test_a_sweep_without_the_default_only_names_its_lowest(tmp_path):
+    records = synthetic.write(tmp_path / "records")
+    write_sweep(records / "sweeps", [("N=2", 0.3), ("N=8", 0.5)])
+    text = questions.answers(tables.read(records), records / "sweeps")[7].text
+    assert "N: lowest mean FID: N=2" in text and "against the default" not in text

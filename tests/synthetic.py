@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
+from deme_lib import arms as known
 from deme_lib.arms import SEARCHES, present, search_of
 
 ARMS = {arm.name: arm for arm in present("none")}
@@ -269,7 +270,7 @@ def write_sweep(
     results = {arm: found if arm == "merged" else none for arm in arms}
     document = {
         "sweep": name, "title": f"the sweep {name}", "axis": f"the axis of {name}",
-        "base": "params/digits.yaml", "arms": {arm: ARMS[arm].title for arm in arms},
+        "base": "params/digits.yaml", "arms": {arm: known.ARMS[arm].title for arm in arms},
         "beside": {arm: ARMS[arm].title for arm in beside},
         "cells": [
             {"cell": cell, "set": {}, "training_steps": 8000, "paper": paper, "results": results}

@@ -82,7 +82,7 @@ def test_every_arm_has_its_own_look():
     assert set(plots.STYLES) == set(ARMS)
     assert len({marker for _, marker, _ in plots.STYLES.values()}) == len(ARMS)
     for number in tables.ABLATIONS:
-        colours = [plots.STYLES[arm.name][0] for arm in of_ablation(number)]
+        colours = [plots.STYLES[arm.name][0] for arm in of_ablation(number, "min-snr")]
         assert len(set(colours)) == len(colours)
 
 
@@ -191,7 +191,7 @@ def test_a_sweep_shows_paired_differences_and_the_base_s_arms(tmp_path):
     df = sweep_tables.table(sweep_tables.read(tmp_path, "techniques"))
     ax = plots.sweep(df, "techniques").axes[0]
     assert [x.get_text() for x in ax.get_xticklabels()] == list(df["cell"].unique()[1:])
-    bars = {c.get_label(): c.lines[0].get_ydata() for c in ax.containers}
+    bars = {c.get_label(): c.lines[0].get_ydata(orig=False) for c in ax.containers}
     for arm, title in (("routed", "DeMe routed"), ("merged", "DeMe merged")):
         np.testing.assert_allclose(bars[title], df.loc[df["arm"] == arm, "difference"])
     lines = {x.get_label(): x.get_ydata()[0] for x in ax.lines if "base" in x.get_label()}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
-from deme_lib import comparisons, plots, questions, tables
+from deme_lib import comparisons, plots, questions, sweep_tables, tables
+from deme_lib.formats import latex, markdown, save, write
 
 
 def render(records: Path, out: Path) -> None:
@@ -22,12 +22,11 @@ def render(records: Path, out: Path) -> None:
     for number in tables.ABLATIONS:
         _write_ablation(known, number, out / f"ablation{number}")
     _write_paired(known, out / "paired")
-    _write(out / "verdicts.md", verdicts_markdown(known))
-    _write(out / "questions.md", questions_markdown(known, Path(records) / "sweeps"))
+    write(out / "verdicts.md", verdicts_markdown(known))
+    write(out / "questions.md", questions_markdown(known, Path(records) / "sweeps"))
     for name, draw in _figures(known).items():
-        figure = draw()
-        figure.savefig(out / f"{name}.png", dpi=150, metadata={"Software": None})
-        plt.close(figure)
+        save(draw(), out / f"{name}.png")
+    sweep_tables.render(records, out)
 
 
 def update_readme(readme: Path, figures: Path) -> None:
@@ -48,7 +47,7 @@ def update_readme(readme: Path, figures: Path) -> None:
         text, found = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
         if not found:
             raise ValueError(f"{readme} has no <!-- {name} --> ... <!-- /{name} -->")
-    _write(Path(readme), text)
+    write(Path(readme), text)
 
 
 def printed(table: pd.DataFrame, second: str = "") -> pd.DataFrame:
@@ -76,25 +75,6 @@ def printed(table: pd.DataFrame, second: str = "") -> pd.DataFrame:
             "training steps": table["training_steps"].map(tables.count),
             "search: losses tried / images made": search,
         }
-    )
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of strings in GitHub's markdown; the first column to the left."""
-    rules = [":--", *["--:"] * (table.shape[1] - 1)]
-    lines = [list(table.columns), rules, *table.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def latex(table: pd.DataFrame, caption: str, label: str) -> str:
-    """A table of strings as a LaTeX table (needs booktabs)."""
-    lines = [" & ".join(map(_tex, line)) + r" \\" for line in table.to_numpy().tolist()]
-    head = " & ".join(map(_tex, table.columns)) + r" \\"
-    body = "\n".join([r"\toprule", head, r"\midrule", *lines, r"\bottomrule"])
-    return (
-        f"\\begin{{table}}\n\\caption{{{_tex(caption)}}}\n\\label{{tab:{label}}}\n"
-        f"\\begin{{tabular}}{{l{'r' * (table.shape[1] - 1)}}}\n{body}\n"
-        "\\end{tabular}\n\\end{table}"
     )
 
 
@@ -147,10 +127,10 @@ def _caption(known: tables.Records, number: int) -> str:
 
 def _write_ablation(known: tables.Records, number: int, path: Path) -> None:
     table = tables.ablation(known, number)
-    _write(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
-    _write(path.with_suffix(".md"), ablation_markdown(known, number))
+    write(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
+    write(path.with_suffix(".md"), ablation_markdown(known, number))
     shown = printed(table, known.parameters["second_features"])
-    _write(path.with_suffix(".tex"), latex(shown, _caption(known, number), path.name) + "\n")
+    write(path.with_suffix(".tex"), latex(shown, _caption(known, number), path.name) + "\n")
 
 
 def limits(known: tables.Records) -> str:
@@ -170,10 +150,10 @@ def limits(known: tables.Records) -> str:
 
 def _write_paired(known: tables.Records, path: Path) -> None:
     parts = [comparisons.paired(known, number) for number in tables.ABLATIONS]
-    _write(path.with_suffix(".csv"), pd.concat(parts).to_csv(index=False, float_format="%.6g"))
+    write(path.with_suffix(".csv"), pd.concat(parts).to_csv(index=False, float_format="%.6g"))
     text = [f"{limits(known)} {tables.setting(known)}.\n"]
     text += [paired_markdown(known, number) for number in tables.ABLATIONS]
-    _write(path.with_suffix(".md"), "\n".join(text))
+    write(path.with_suffix(".md"), "\n".join(text))
 
 
 def _printed_paired(known: tables.Records, part: pd.DataFrame) -> pd.DataFrame:
@@ -240,15 +220,3 @@ def _pair(row: pd.Series) -> str:
     if row.isna().any() or not row.any():
         return "–"
     return " / ".join(map(tables.count, row))
-
-
-def _tex(text: str) -> str:
-    text = re.sub(r"([%&_#$])", r"\\\1", text)
-    signs = {"±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--", "↓": r"$\downarrow$"}
-    for sign, command in {**signs, "↑": r"$\uparrow$"}.items():
-        text = text.replace(sign, command)
-    return text
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")

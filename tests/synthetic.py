@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
+from deme_lib import arms as known
 from deme_lib.arms import SEARCHES, present, search_of
 
 ARMS = {arm.name: arm for arm in present("none")}
@@ -238,3 +239,48 @@ def _dicts(training_seeds, seeds, n_ranges, second, merge) -> dict[str, dict]:
         "run": {"experiment": "synthetic", "parameters": parameters, "commit": "", "versions": {}}
         | {"device": "cpu", "cpu_threads": 1},
     }
+
+
+def write_sweep(
+    folder: Path,
+    name: str = "techniques",
+    arms: tuple[str, ...] = ("routed", "merged"),
+    beside: tuple[str, ...] = ("pretrained",),
+    cells: dict[str, float | None] | None = None,
+    fid: dict[str, float] | None = None,
+) -> Path:
+    """Write the records of a sweep into ``folder/sweeps``.
+
+    ``cells`` gives the paper's number of each; ``fid`` overrides means of single cells.
+    """
+    rng = np.random.default_rng(1)
+    cells = cells or {"N=1, none": 4.40, "N=1, CL": None, "N=8, PS": 4.32, "N=8, PS + CL": 4.27}
+    rows = [("base", arm, FID[arm]) for arm in beside]
+    for cell in cells:
+        rows += [(cell, arm, (fid or {}).get(cell, rng.uniform(0.4, 0.6))) for arm in arms]
+    common = rng.normal(0, 0.06, 5)
+    metrics = [
+        {"cell": cell, "arm": arm, "training_seed": 0, "seed": s, "n": 2000, "steps": 20}
+        | {"features": "digits-a", "fid": mean + common[s] + rng.normal(0, 0.01)}
+        for cell, arm, mean in rows
+        for s in range(5)
+    ]
+    found = {"weights": [0.3, 0.5], "search_losses": 151, "search_images": 18000}
+    none = {"weights": None, "search_losses": 0, "search_images": 0}
+    results = {arm: found if arm == "merged" else none for arm in arms}
+    document = {
+        "sweep": name, "title": f"the sweep {name}", "axis": f"the axis of {name}",
+        "base": "params/digits.yaml", "arms": {arm: known.ARMS[arm].title for arm in arms},
+        "beside": {arm: ARMS[arm].title for arm in beside},
+        "cells": [
+            {"cell": cell, "set": {}, "training_steps": 8000, "paper": paper, "results": results}
+            for cell, paper in cells.items()
+        ],
+        "parameters": {
+            "dataset": "digits", "confidence": 0.95, "n_ranges": 4, "finetune_steps": 1000
+        },
+    }  # fmt: skip
+    (folder / "sweeps").mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(metrics).to_csv(folder / "sweeps" / f"{name}.csv", index=False)
+    (folder / "sweeps" / f"{name}.json").write_text(json.dumps(document))
+    return folder

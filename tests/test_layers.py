@@ -12,7 +12,8 @@ LAYERS = [
     | {"progress", "analysis", "cuts", "weight_search", "decouple_merge"},  # doing
     {"arms", "parameters", "store", "recipes", "stages", "records"}
     | {"sweeps", "sweep_records", "doctor"},  # experiment
-    {"tables", "comparisons", "questions", "observations", "sweep_tables", "plots", "report"},
+    {"tables", "comparisons", "questions", "observations", "sweep_tables"}
+    | {"plots", "formats", "report"},
     {"__main__"},
 ]
 MODULES = sorted((ROOT / "deme_lib").rglob("*.py"))

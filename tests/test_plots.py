@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import synthetic
 
-from deme_lib import comparisons, plots, report, tables
+from deme_lib import comparisons, plots, report, sweep_tables, tables
 from deme_lib.arms import ARMS, of_ablation
 
 matplotlib.use("Agg")
@@ -82,7 +82,7 @@ def test_every_arm_has_its_own_look():
     assert set(plots.STYLES) == set(ARMS)
     assert len({marker for _, marker, _ in plots.STYLES.values()}) == len(ARMS)
     for number in tables.ABLATIONS:
-        colours = [plots.STYLES[arm.name][0] for arm in of_ablation(number)]
+        colours = [plots.STYLES[arm.name][0] for arm in of_ablation(number, "min-snr")]
         assert len(set(colours)) == len(colours)
 
 
@@ -183,6 +183,35 @@ def test_captions_say_whether_the_paper_s_observation_is_seen(tmp_path, name):
     known = tables.read(synthetic.write(tmp_path))
     draw = {"gradients": plots.gradient_similarity}.get(name) or getattr(plots, name)
     assert "een here: " in caption(draw(getattr(known, name), "digits"))
+
+
+def test_a_sweep_shows_paired_differences_and_the_base_s_arms(tmp_path):
+    beside = ("pretrained", "all_plain")
+    synthetic.write_sweep(tmp_path, beside=beside)
+    df = sweep_tables.table(sweep_tables.read(tmp_path, "techniques"))
+    ax = plots.sweep(df, "techniques").axes[0]
+    assert [x.get_text() for x in ax.get_xticklabels()] == list(df["cell"].unique()[1:])
+    bars = {c.get_label(): c.lines[0].get_ydata(orig=False) for c in ax.containers}
+    for arm, title in (("routed", "DeMe routed"), ("merged", "DeMe merged")):
+        np.testing.assert_allclose(bars[title], df.loc[df["arm"] == arm, "difference"])
+    lines = {x.get_label(): x.get_ydata()[0] for x in ax.lines if "base" in x.get_label()}
+    plain = df.loc[df["arm"] == "all_plain", "difference"].item()
+    assert lines == {"pretrained (the base)": 0, "all timesteps, no technique (the base)": plain}
+    assert ax.get_yscale() == "linear"
+
+
+def test_a_sweep_with_a_broken_cell_is_drawn_on_a_wider_scale(tmp_path):
+    synthetic.write_sweep(tmp_path, fid={"N=8, PS": 90.0})
+    df = sweep_tables.table(sweep_tables.read(tmp_path, "techniques"))
+    ax = plots.sweep(df, "techniques").axes[0]
+    assert ax.get_yscale() == "symlog" and "symmetric log scale" in ax.get_ylabel()
+    assert df["difference"].max() < ax.get_ylim()[1]
+
+
+def test_a_report_includes_its_sweeps(tmp_path):
+    records = synthetic.write_sweep(synthetic.write(tmp_path / "records"))
+    report.render(records, tmp_path)
+    assert len(list((tmp_path / "sweeps").iterdir())) == 4
 
 
 def test_a_flat_plane_and_an_outlier_draw(tmp_path):

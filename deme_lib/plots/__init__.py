@@ -14,6 +14,7 @@ from deme_lib.plots.paper import (
     task_vectors,
 )
 from deme_lib.plots.style import STYLES
+from deme_lib.plots.sweeps import sweep
 from deme_lib.plots.training import history, loss_per_timestep
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "plane",
     "samples",
     "search",
+    "sweep",
     "task_vectors",
 ]

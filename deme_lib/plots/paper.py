@@ -166,14 +166,14 @@ def _landscape_panel(ax: plt.Axes, df: pd.DataFrame) -> None:
     a, b, loss = table.columns.to_numpy(), table.index.to_numpy(), table.to_numpy()
     ratio = loss / loss[len(b) // 2, len(a) // 2]
     if np.ptp(ratio) > 1e-9:
-        levels, form = _levels(ratio) if ratio.max() < 4 else _log_levels(ratio)
+        levels, form = _levels(ratio, 7) if ratio.max() < 4 else _log_levels(ratio)
         ax.contourf(a, b, np.log(ratio), 30, cmap="viridis_r")
         lines = ax.contour(a, b, ratio, levels, colors="white", linewidths=0.7)
         ax.clabel(lines, fmt=form, fontsize=9)
     row, column = np.unravel_index(ratio.argmin(), ratio.shape)
-    ax.plot(0, 0, "o", color="black", mec="white", ms=8, label="pretrained")
+    ax.plot(0, 0, "o", color="none", mec="black", mew=1.5, ms=15, label="pretrained")
     name = "minimum of the grid"
-    ax.plot(a[column], b[row], "*", color=COLOURS[3], mec="white", ms=15, label=name)
+    ax.plot(a[column], b[row], "*", color=COLOURS[3], mec="white", ms=13, label=name)
     k, start, stop = df.iloc[0][["range", "start", "stop"]].astype(int)
     title = f"range {k}: t in [{start}, {stop})" if k else f"all timesteps, [{start}, {stop})"
     ax.set_title(f"{title}\nminimum {ratio.min():.4f}", fontsize=11)
@@ -213,8 +213,8 @@ def plane(df: pd.DataFrame, caption: str = "") -> Figure:
     return captioned(figure, f"{caption}. {observations.plane(df)}")
 
 
-def _levels(values: np.ndarray) -> tuple[np.ndarray, str]:
+def _levels(values: np.ndarray, most: int = 12) -> tuple[np.ndarray, str]:
     """Evenly spaced levels around all values, and a format that tells them apart."""
-    levels = MaxNLocator(12, steps=[1, 2, 5, 10]).tick_values(values.min(), values.max())
+    levels = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(values.min(), values.max())
     decimals = max(0, -int(np.floor(np.log10(levels[1] - levels[0]) + 1e-9)))
     return levels, f"%.{decimals}f"

@@ -21,6 +21,7 @@ COLOURS = sns.color_palette("colorblind").as_hex()
 STYLES = {
     "pretrained": ("#6e6e6e", "o", "-"),
     "all_plain": (COLOURS[1], "s", "--"),
+    "reweighted": ("black", "H", "--"),
     "all_same": (COLOURS[3], "D", "--"),
     "all_scaled": (COLOURS[5], "d", "--"),
     "soup_uniform": (COLOURS[6], "<", ":"),

@@ -150,7 +150,7 @@ parameter({"n_ranges": 2000, "search_candidates": 2001}, "n_ranges", "lower it")
 parameter({"pretrain_steps": 3}, "pretrain_steps", "at least 4")
 
 file("empty", "", "flat list")
-file("nested", "finetuning:\n  n_ranges: 4\n", "unknown parameter 'finetuning'", "digits.yaml")
+file("nested", "finetuning:\n  n_ranges: 4\n", "unknown parameter 'finetuning'", "did you mean")
 file("a list", "- 1\n", "flat list of `name: value` lines")
 file("twice", "n_ranges: 2\nn_ranges: 4\n", "'n_ranges' twice", "delete one")
 file("no text", b"\xff\xfe", "not valid YAML")
@@ -308,7 +308,7 @@ def _(place):
     split(place.images([8, 9, 8, 9]), count=2)
 
 
-@row("data: unreadable image", DataError, "image 0 cannot be read", "replace it")
+@row("data: unreadable image", DataError, "cannot be read", ".png", "replace it")
 def _(place):
     for path in place.images([8] * 3).rglob("*.png"):
         path.write_bytes(path.read_bytes()[:40])

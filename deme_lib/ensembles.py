@@ -124,7 +124,7 @@ class WeightedEnsemble(_Ensemble):
 
 def averaged_ensemble(experts: Sequence[nn.Module]) -> WeightedEnsemble:
     """The simple ensemble: the mean of the N predictions."""
-    return WeightedEnsemble(experts, [1 / len(experts)] * len(experts))
+    return WeightedEnsemble(experts, [1 / max(1, len(experts))] * len(experts))
 
 
 def output_space_merge(

@@ -262,8 +262,8 @@ class Training:
         except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(
-                f"{self.checkpoint} is damaged or of another model ({reason}); delete it "
-                "to start this run again"
+                f"{self.checkpoint} is damaged or of another model ({reason}); delete it to start "
+                "this run again"
             ) from error
 
     def _take_up(self, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> None:

@@ -43,10 +43,10 @@ class Place:
     runs: Path
     own: Path
 
-    @property
-    def preset(self):
+    def preset(self, **changes):
         values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text()) | TINY
-        return self.file("mine.yaml", yaml.safe_dump(values | {"runs_dir": str(self.runs)}))
+        values |= {"runs_dir": str(self.runs)} | changes
+        return self.file("mine.yaml", yaml.safe_dump(values))
 
     def file(self, name, content=""):
         path = self.own / name
@@ -150,7 +150,7 @@ parameter({"n_ranges": 2000, "search_candidates": 2001}, "n_ranges", "lower it")
 parameter({"pretrain_steps": 3}, "pretrain_steps", "at least 4")
 
 file("empty", "", "flat list")
-file("nested", "finetuning:\n  n_ranges: 4\n", "unknown parameter 'finetuning'", "digits.yaml")
+file("nested", "finetuning:\n  n_ranges: 4\n", "unknown parameter 'finetuning'", "did you mean")
 file("a list", "- 1\n", "flat list of `name: value` lines")
 file("twice", "n_ranges: 2\nn_ranges: 4\n", "'n_ranges' twice", "delete one")
 file("no text", b"\xff\xfe", "not valid YAML")
@@ -308,7 +308,7 @@ def _(place):
     split(place.images([8, 9, 8, 9]), count=2)
 
 
-@row("data: unreadable image", DataError, "image 0 cannot be read", "replace it")
+@row("data: unreadable image", DataError, "cannot be read", ".png", "replace it")
 def _(place):
     for path in place.images([8] * 3).rglob("*.png"):
         path.write_bytes(path.read_bytes()[:40])
@@ -318,7 +318,7 @@ def _(place):
 @row("data: another size than the model's", ModelError, "(1, 8, 8)", "take a model or a data set")
 def _(place):
     p = parameters.load(
-        place.preset, dataset=str(place.images([16] * 60)), train_images=40, allow_long=True
+        place.preset(), dataset=str(place.images([16] * 60)), train_images=40, allow_long=True
     )
     p = p.model_copy(update={"pretrained": str(place.pipeline()), "runs_dir": str(place.own)})
     stages.make(recipes.baseline(p), p)
@@ -476,22 +476,28 @@ def line(name, *words, arguments):
 
 line("nothing", "required: command", arguments=lambda place: [])
 line("unknown", "invalid choice: 'mkae'", "'make'", arguments=lambda place: ["mkae"])
-line("no label", "required: labels", arguments=lambda place: ["make"])
+line("no label", "required:", arguments=lambda place: ["make"])
 line("no file", "nowhere.yaml", "there are", arguments=lambda _: ["list", "-f", "nowhere.yaml"])
 line("render nothing", "metrics.csv", "papermill", arguments=lambda p: ["render", p.own])
 line("readme of nothing", "ablation1.md", "render", arguments=lambda p: ["readme", p.own])
 line(
     "unknown label",
     "expert-9of2",
-    "has data, ",
-    arguments=lambda place: ["make", "expert-9of2", "-f", place.preset],
+    "has data",
+    arguments=lambda place: ["make", "expert-9of2", "-f", place.preset()],
 )
 line(
     "a label that leaves",
     "../up",
-    "has data, ",
-    arguments=lambda place: ["make", "../up", "-f", place.preset],
+    "has data",
+    arguments=lambda place: ["make", "../up", "-f", place.preset()],
 )
+
+
+@row("command: a runs folder below a file", CommandFailed, "ResourceError", "set runs_dir")
+def _(place):
+    runs = place.file("file") / "runs"
+    command("make", "data", "-f", place.preset(runs_dir=str(runs)))
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ def tiny(runs, **changes):
 
 def run(labels, runs, steps=None):
     """A child's work: make artefacts, quietly; note each training step in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1), os.dup2(quiet, 2)
     if steps is not None:

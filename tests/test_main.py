@@ -28,23 +28,6 @@ def test_list_and_make(preset, capsys):
     assert "stored  data-" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["make", "expert-9of2"], "no artefact ['expert-9of2']"),
-        (["make", "data", "-f", "params/digit.yaml"], "params/cifar.yaml"),
-        (["render", "nowhere"], "no record nowhere/records/metrics.csv"),
-    ],
-)
-def test_mistakes_are_said_without_a_traceback(arguments, message, preset, capsys):
-    if "make" in arguments and "-f" not in arguments:
-        arguments = [*arguments, "-f", preset]
-    assert main(arguments) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
-
-
 def test_render_gives_the_committed_tables_again(tmp_path):
     """Exactly, from the committed records alone."""
     committed = ROOT / "figures" / "digits"

@@ -71,5 +71,5 @@ def test_links_and_figures_exist():
 
 def test_makefile_has_the_targets_named():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make (reproduce|test|lab)\b", README)):
+    for target in set(re.findall(r"make (reproduce|check|test|lab)\b", README)):
         assert f"\n{target}:" in makefile

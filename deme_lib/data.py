@@ -247,8 +247,8 @@ def _decode(data, column: str, source: str, indices: np.ndarray, size: int) -> n
             images = np.empty((len(indices), *array.shape), np.uint8)
         if array.shape != images.shape[1:]:
             raise DataError(
-                f"{source}: image {i} is {array.shape}, the first is {images.shape[1:]}: set "
-                "image_size"
+                f"{source}: image {i} is {array.shape}, the first is {images.shape[1:]}; images of "
+                "several sizes need image_size"
             )
         images[k] = array
     return images

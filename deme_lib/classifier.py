@@ -3,8 +3,7 @@
 Raw ReLU features proved too heavy-tailed for a Frechet distance of a few thousand images. These
 features are the tanh of a spatial bottleneck (4 channels at 4x4 for images of 8, 16 or 32 pixels a
 side), so they are bounded, keep the place of a stroke, and the head reads the class from nothing
-else. The weights ship with
-the package; ``python -m deme_lib classifier`` trains them again.
+else. The weights ship with the package; ``python -m deme_lib classifier`` trains them again.
 """
 
 from __future__ import annotations

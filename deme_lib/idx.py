@@ -7,6 +7,7 @@ uint32, then the numbers.
 from __future__ import annotations
 
 import gzip
+import zlib
 from math import prod
 from pathlib import Path
 
@@ -47,11 +48,11 @@ def read(path: Path, dimensions: int) -> np.ndarray:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, gzip.zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise IdxError(f"{path} cannot be read ({error})") from error
-    if content[:4] != bytes([0, 0, UINT8, dimensions]):
-        raise IdxError(f"{path} is no idx file of uint8 with {dimensions} dimensions")
     start = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, UINT8, dimensions]) or len(content) < start:
+        raise IdxError(f"{path} is no idx file of uint8 with {dimensions} dimensions")
     shape = np.frombuffer(content[4:start], ">u4").tolist()
     if len(content) - start != prod(shape):
         raise IdxError(f"{path} should hold {prod(shape)} numbers, it has {len(content) - start}")

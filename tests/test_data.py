@@ -193,8 +193,8 @@ def damaged(path, how):
         path.write_bytes(content)
     elif how == "cut gzip":
         path.write_bytes(path.read_bytes()[:-20])
-    elif how == "empty":
-        path.write_bytes(gzip.compress(b""))
+    elif how in ("empty", "cut header"):
+        path.write_bytes(gzip.compress(content[: 10 if how == "cut header" else 0]))
     else:
         start = {"floats": bytes([0, 0, 13, 3]), "labels": bytes([0, 0, 8, 1])}.get(how)
         content = start + content[4:] if start else content[:-1]
@@ -202,7 +202,7 @@ def damaged(path, how):
 
 
 @pytest.mark.parametrize(
-    "how", ["removed", "no gzip", "cut gzip", "empty", "floats", "labels", "cut"]
+    "how", ["removed", "no gzip", "cut gzip", "empty", "cut header", "floats", "labels", "cut"]
 )
 def test_a_damaged_file_is_named_with_the_remedy(idx_folder, how):
     folder, name = idx_folder(), "train-images-idx3-ubyte.gz"

@@ -237,7 +237,9 @@ def test_images_that_do_not_fit_the_classifier_are_refused(shape):
 
 
 def test_unknown_features_name_the_shipped_ones(digits):
-    with pytest.raises(MetricError, match=r"digits-z.*digits-a, digits-b and inception"):
+    with pytest.raises(
+        MetricError, match=r"digits-z.*digits-a, digits-b, fashion-a, fashion-b and inception"
+    ):
         metrics.extract(digits[0], "digits-z")
 
 

@@ -6,13 +6,12 @@ found: an interval that wide could not have seen a smaller one.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from deme_lib import comparisons, tables
+from deme_lib import comparisons, sweep_tables, tables
 
 SWEEPS = {"ranges": "N", "probability": "p", "cuts": "how ranges are cut"}
 """Sweep -> what it varies."""
@@ -54,7 +53,7 @@ def answers(records: tables.Records, sweeps: Path) -> list[Answer]:
         ),
         _conflict(records),
         _costs(records),
-        _choices(records, Path(sweeps)),
+        _choices(Path(sweeps)),
     ]
 
 
@@ -200,71 +199,39 @@ def _relative_cost(by_arm: pd.DataFrame, arm: str) -> str:
     )
 
 
-def _choices(records: tables.Records, folder: Path) -> Answer:
+def _choices(folder: Path) -> Answer:
     parts, said = [], []
     for name, what in SWEEPS.items():
         if not (folder / f"{name}.json").is_file():
             said.append(f"{what}: not run (`make sweep SWEEP=params/sweeps/{name}.yaml`).")
             continue
-        part, text = _sweep(folder, name, records.parameters["confidence"])
-        parts.append(part.assign(sweep=what)[["sweep", *part.columns]])
-        said.append(f"{what}: {text}")
-    table = pd.concat(parts) if parts else pd.DataFrame()
+        sweep = sweep_tables.read(folder.parent, name)
+        rows = sweep_tables.printed(sweep).rename(columns={sweep.document["axis"]: "cell"})
+        parts.append(rows.iloc[len(sweep.document["beside"]) :].assign(sweep=what))
+        said.append(f"{what}: {_against(sweep)}")
+    table = pd.concat(parts).fillna("–") if parts else pd.DataFrame()
+    if parts:
+        table = table[["sweep", *table.columns.drop("sweep")]]
     question = "N, p, and how ranges are cut (uniform, equal log-SNR, overlapping, random)"
     return Answer(question, table, "\n".join(f"- {text}" for text in said))
 
 
-def _sweep(folder: Path, name: str, confidence: float) -> tuple[pd.DataFrame, str]:
-    """Rows of a sweep as printed, and what its intervals against the default cell say."""
-    sweep = json.loads((folder / f"{name}.json").read_text())
-    metrics = pd.read_csv(folder / f"{name}.csv")
-    fid = metrics.pivot(index="training_seed", columns=["cell", "arm", "seed"], values="fid")
-    fid = fid.sort_index(axis=1)
-    default, cells = _default(sweep), [(c["name"], a) for c in sweep["cells"] for a in c["results"]]
-    tested = [(cell, a) for cell, a in cells if cell != default and (default, a) in cells]
-    level = 1 - (1 - confidence) / max(len(tested), 1)
-    gains = {x: _interval(fid[x], fid["base", "pretrained"], confidence) for x in cells}
-    changes = {x: _interval(fid[x], fid[default, x[1]], level) for x in tested}
-    by_cell = metrics.groupby(["cell", "arm"])
-    rows = pd.DataFrame(
-        {
-            "cell": cell,
-            "arm": sweep["arms"][arm],
-            "FID": _mean_sd(by_cell.get_group((cell, arm))),
-            f"− pretrained ({100 * confidence:.4g} %)": _signed(*gains[cell, arm]),
-            "− default cell": _signed(*changes[cell, arm]) if (cell, arm) in changes else "–",
-        }
-        for cell, arm in cells
+def _against(sweep: sweep_tables.Sweep) -> str:
+    """The cell of lowest FID, and which cells differ from what the sweep compares them with."""
+    titles = sweep.document["arms"]
+    cells = {row: f"{row[0]} ({titles[row[1]]})" for row in sweep.rows if row[0] != "base"}
+    means = {row: sweep.fid(*row).mean() for row in cells}
+    lowest = min(means, key=means.get)
+    tested = sweep.changes
+    level = 1 - (1 - sweep.parameters["confidence"]) / len(tested)
+    outcomes = {
+        row: comparisons.outcome_of(*sweep.compare(row, other, level))
+        for row, other in tested.items()
+    }
+    differ = [f"{cells[r]} {found}" for r, found in outcomes.items() if found != "no difference"]
+    return (
+        f"lowest mean FID: {cells[lowest]}, {tables.number(means[lowest])} (not a test); against "
+        f"{sweep.against}: {', '.join(differ) or 'no difference found for any cell'} "
+        f"({100 * level:.4g} % paired t intervals, Bonferroni over {len(tested)}, exploratory), "
+        f"{tables.scope(sweep.metrics)}."
     )
-    named = {(cell, arm): f"{cell} ({sweep['arms'][arm]})" for cell, arm in cells}
-    means = by_cell["fid"].mean().loc[cells]
-    text = f"lowest mean FID: {named[means.idxmin()]}, {tables.number(means.min())} (not a test)"
-    if tested:
-        outcomes = {named[x]: comparisons.outcome_of(*changes[x]) for x in tested}
-        differ = [f"{x} {outcome}" for x, outcome in outcomes.items() if outcome != "no difference"]
-        corrected = f"{100 * level:.4g} % paired t intervals, Bonferroni over {len(tested)}"
-        text += f"; against the default, {default}: {', '.join(differ) or 'no cell differs'} "
-        text += f"({corrected}, exploratory)"
-    return rows, f"{text}, {tables.scope(metrics)}."
-
-
-def _mean_sd(metrics: pd.DataFrame) -> str:
-    fids = tables.over_seeds(metrics, "arm")["fid"]
-    return tables.plus_minus(fids.mean(), fids.std())
-
-
-def _default(sweep: dict) -> str | None:
-    """The cell that changes no parameter of the base, if any."""
-    known = sweep["parameters"]
-    unchanged = (
-        cell["name"]
-        for cell in sweep["cells"]
-        if all(known.get(name) == value for name, value in cell["set"].items())
-    )
-    return next(unchanged, None)
-
-
-def _interval(a: pd.DataFrame, b: pd.DataFrame, level: float) -> tuple[float, float]:
-    """Of ``a - b`` over the training and sampling seeds that both have."""
-    difference = (a - b).dropna(how="all").dropna(how="all", axis=1)
-    return comparisons.paired_interval(difference.to_numpy(), level)

@@ -33,7 +33,7 @@ def collect(sweep: Sweep) -> Path:
         records.metrics(found, of[cell].seed).assign(cell=cell) for cell, found in made.items()
     ]
     document = {
-        **sweep.model_dump(include={"sweep", "title", "axis", "base"}),
+        **sweep.model_dump(include={"sweep", "title", "axis", "base", "against"}),
         "arms": {arm: ARMS[arm].title for arm in sweep.arms},
         "beside": {arm: ARMS[arm].title for arm in sweep.beside},
         "set": sweep.set,

@@ -19,8 +19,8 @@ from deme_lib.formats import latex, markdown, save, write
 
 COLUMNS = "cell arm training_seed seed n features steps fid"
 TABLE = (
-    "cell arm title fid_mean fid_sd difference difference_halfwidth merging merging_halfwidth "
-    "training_steps paper"
+    "cell arm title fid_mean fid_sd difference difference_halfwidth change change_halfwidth "
+    "merging merging_halfwidth training_steps paper"
 )
 BASE = "base"
 NOT_COMPARABLE = "the paper's FID (CIFAR10, Inception: not comparable)"
@@ -51,11 +51,25 @@ class Sweep:
         m = self.metrics
         return m[(m["cell"] == cell) & (m["arm"] == arm)].sort_values("seed")["fid"].to_numpy()
 
-    def compare(self, a: tuple[str, str], b: tuple[str, str]) -> tuple[float, float]:
+    def compare(
+        self, a: tuple[str, str], b: tuple[str, str], level: float | None = None
+    ) -> tuple[float, float]:
         """Mean of FID of row ``a`` minus row ``b``, and its paired t interval's half-width."""
-        return comparisons.paired_interval(
-            self.fid(*a) - self.fid(*b), self.parameters["confidence"]
-        )
+        difference = self.fid(*a) - self.fid(*b)
+        return comparisons.paired_interval(difference, level or self.parameters["confidence"])
+
+    @property
+    def changes(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """Row of a cell -> the row that the sweep compares it with."""
+        against, base = self.document["against"], self.document["beside"]
+        rows = [row for row in self.rows if row[0] not in (BASE, against)]
+        return {(c, arm): (BASE, against) if against in base else (against, arm) for c, arm in rows}
+
+    @property
+    def against(self) -> str:
+        """What cells are compared with, as printed."""
+        against = self.document["against"]
+        return self.document["beside"].get(against, against)
 
 
 def read(folder: Path, name: str) -> Sweep:
@@ -84,7 +98,8 @@ def read(folder: Path, name: str) -> Sweep:
 def table(sweep: Sweep) -> pd.DataFrame:
     """A row per cell and arm, plain numbers: FID, and its paired differences.
 
-    ``difference`` is to the base's pretrained model, ``merging`` that of merged to routed.
+    ``difference`` is to the base's pretrained model, ``change`` to what the sweep compares its
+    cells with, ``merging`` that of merged to routed.
     """
     document, p = sweep.document, sweep.parameters
     cells = {cell["cell"]: cell for cell in document["cells"]}
@@ -97,6 +112,9 @@ def table(sweep: Sweep) -> pd.DataFrame:
         if (cell, arm) != (BASE, "pretrained"):
             found = sweep.compare((cell, arm), (BASE, "pretrained"))
             row |= dict(zip(("difference", "difference_halfwidth"), found, strict=True))
+        if (cell, arm) in sweep.changes:
+            found = sweep.compare((cell, arm), sweep.changes[cell, arm])
+            row |= dict(zip(("change", "change_halfwidth"), found, strict=True))
         if arm == "merged" and (cell, "routed") in sweep.rows:
             found = sweep.compare((cell, arm), (cell, "routed"))
             row |= dict(zip(("merging", "merging_halfwidth"), found, strict=True))
@@ -117,6 +135,7 @@ def printed(sweep: Sweep) -> pd.DataFrame:
             "arm": rows["title"],
             "FID ↓": [f"{tables.number(mean)} ± {tables.number(sd)}" for mean, sd in fids],
             "FID − pretrained": _signed(rows, "difference"),
+            f"FID − {sweep.against}": _signed(rows, "change"),
             "FID merged − routed": _signed(rows, "merging"),
             "training steps": [f"{steps:,}" for steps in rows["training_steps"]],
             NOT_COMPARABLE: ["–" if pd.isna(x) else f"{x:.2f}" for x in rows["paper"]],
@@ -134,7 +153,7 @@ def caption(sweep: Sweep) -> str:
     """What the numbers of a sweep are, and what its intervals leave out."""
     p, m, rows = sweep.parameters, sweep.metrics.iloc[0], table(sweep)
     seeds = sorted(sweep.metrics["seed"].unique().tolist())
-    intervals = rows[["difference", "merging"]].count().sum()
+    intervals = rows[["difference", "change", "merging"]].count().sum()
     return (
         f"Sweep: {sweep.document['title']}. {p['dataset']}: n = {m['n']:,} images per row and "
         f"sampling seed, features {m['features']}, DDIM {m['steps']} steps, {len(seeds)} sampling "

@@ -37,6 +37,7 @@ class Sweep(BaseModel):
         set: overrides of all cells.
         arms: names of ``ARMS`` judged in every cell.
         beside: names of ``ARMS`` of the base, shown with them.
+        against: what cells are compared with: a cell (arm by arm), or an arm of ``beside``.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -48,6 +49,7 @@ class Sweep(BaseModel):
     set: dict[str, Any] = {}
     arms: list[str] = Field(min_length=1)
     beside: list[str] = Field(min_length=1)
+    against: str
     cells: list[Cell] = Field(min_length=1)
 
     def experiments(self) -> dict[str, Parameters]:
@@ -94,6 +96,8 @@ def load(path: str | Path) -> Sweep:
     names = [cell.cell for cell in sweep.cells]
     if len(set(names)) < len(names) or "base" in names:
         raise ParameterError(f"{path}: cells need names of their own, other than base: {names}")
+    if sweep.against not in (*names, *sweep.beside):
+        raise ParameterError(f"{path}: against={sweep.against!r} is no cell and no arm of beside")
     if odd := [arm for arm in (*sweep.arms, *sweep.beside) if arm not in ARMS]:
         raise ParameterError(f"{path}: no arm {odd}; there are {', '.join(ARMS)}")
     experiments = {**sweep.experiments(), "the base": parameters.load(sweep.base)}

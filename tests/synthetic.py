@@ -248,10 +248,12 @@ def write_sweep(
     beside: tuple[str, ...] = ("pretrained",),
     cells: dict[str, float | None] | None = None,
     fid: dict[str, float] | None = None,
+    against: str | None = None,
 ) -> Path:
     """Write the records of a sweep into ``folder/sweeps``.
 
-    ``cells`` gives the paper's number of each; ``fid`` overrides means of single cells.
+    ``cells`` gives the paper's number of each; ``fid`` overrides means of single cells; cells are
+    compared with ``against``, by default the first.
     """
     rng = np.random.default_rng(1)
     cells = cells or {"N=1, none": 4.40, "N=1, CL": None, "N=8, PS": 4.32, "N=8, PS + CL": 4.27}
@@ -270,7 +272,7 @@ def write_sweep(
     results = {arm: found if arm == "merged" else none for arm in arms}
     document = {
         "sweep": name, "title": f"the sweep {name}", "axis": f"the axis of {name}",
-        "base": "params/digits.yaml", "arms": {arm: known.ARMS[arm].title for arm in arms},
+        "base": "params/digits.yaml", "against": against or next(iter(cells)), "arms": {arm: known.ARMS[arm].title for arm in arms},
         "beside": {arm: ARMS[arm].title for arm in beside},
         "cells": [
             {"cell": cell, "set": {}, "training_steps": 8000, "paper": paper, "results": results}

@@ -40,6 +40,11 @@ def test_every_number_is_of_the_records(tmp_path):
     )
     assert (row["merging"], row["merging_halfwidth"]) == pytest.approx(expected)
     assert rows.xs("routed", level="arm")["merging"].isna().all()
+    expected = comparisons.paired_interval(
+        wide["N=8, PS", "merged"] - wide["N=1, none", "merged"], 0.95
+    )
+    assert (row["change"], row["change_halfwidth"]) == pytest.approx(expected)
+    assert rows.loc[("N=1, none", "merged"), ["change", "change_halfwidth"]].isna().all()
     assert list(rows["training_steps"]) == [0, *[8000] * 8]
     assert rows.loc[("N=1, none", "routed"), "paper"] == 4.4
 

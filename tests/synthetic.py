@@ -272,7 +272,8 @@ def write_sweep(
     results = {arm: found if arm == "merged" else none for arm in arms}
     document = {
         "sweep": name, "title": f"the sweep {name}", "axis": f"the axis of {name}",
-        "base": "params/digits.yaml", "against": against or next(iter(cells)), "arms": {arm: known.ARMS[arm].title for arm in arms},
+        "base": "params/digits.yaml", "against": against or next(iter(cells)),
+        "arms": {arm: known.ARMS[arm].title for arm in arms},
         "beside": {arm: ARMS[arm].title for arm in beside},
         "cells": [
             {"cell": cell, "set": {}, "training_steps": 8000, "paper": paper, "results": results}

@@ -123,7 +123,7 @@ def test_gradient_conflict(tmp_path, shift, said):
     near = (full["timestep1"] < 250) == (full["timestep2"] < 250)
     full["cosine"] = near * 0.9 - 0.2 * (full["timestep1"] + full["timestep2"] == 250)  # 0 and 250
     full.loc[full["model"] == "merged", "cosine"] += np.repeat(shift, 16)
-    full.to_csv(folder / "gradients.csv", index=False)
+    full.assign(n=256).to_csv(folder / "gradients.csv", index=False)
     answer = questions.answers(tables.read(folder), folder)[5]
     assert f"ranges, {said}: merged − pretrained" in answer.text
     # different ranges: 0-250, 0-999, 240-250, 240-999 and 250-999

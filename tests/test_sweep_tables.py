@@ -81,7 +81,7 @@ def test_the_caption_says_what_limits_the_numbers(tmp_path):
     for part in (
         "digits: n = 2,000 images per row and sampling seed, features digits-a, DDIM 20 steps",
         "5 sampling seeds (0, 1, 2, 3, 4), one training seed (0)",
-        "95 % t intervals; all 12 are exploratory and uncorrected",
+        "95 % t intervals; all 18 are exploratory and uncorrected",
         "Every cell trains for 8,000 steps in total",
         "with 151 losses tried and 18,000 images made",
         "Of the base (params/digits.yaml): pretrained.",

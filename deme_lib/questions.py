@@ -220,7 +220,7 @@ def _sweep(folder: Path, name: str, confidence: float) -> tuple[pd.DataFrame, st
     metrics = pd.read_csv(folder / f"{name}.csv")
     fid = metrics.pivot(index="training_seed", columns=["cell", "arm", "seed"], values="fid")
     fid = fid.sort_index(axis=1)
-    default, cells = _default(sweep), [(c["name"], a) for c in sweep["cells"] for a in c["results"]]
+    default, cells = _default(sweep), [(c["cell"], a) for c in sweep["cells"] for a in c["results"]]
     tested = [(cell, a) for cell, a in cells if cell != default and (default, a) in cells]
     level = 1 - (1 - confidence) / max(len(tested), 1)
     gains = {x: _interval(fid[x], fid["base", "pretrained"], confidence) for x in cells}
@@ -257,7 +257,7 @@ def _default(sweep: dict) -> str | None:
     """The cell that changes no parameter of the base, if any."""
     known = sweep["parameters"]
     unchanged = (
-        cell["name"]
+        cell["cell"]
         for cell in sweep["cells"]
         if all(known.get(name) == value for name, value in cell["set"].items())
     )

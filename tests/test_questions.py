@@ -120,7 +120,7 @@ def test_gradient_conflict(tmp_path, shift, said):
     folder = synthetic.write(tmp_path)
     timesteps = (0, 240, 250, 999)
     rows = product(("pretrained", "merged"), range(5), timesteps, timesteps)
-    full = pd.DataFrame(rows, columns=["model", "draw", "timestep1", "timestep2"])
+    full = pd.DataFrame(rows, columns=["model", "draw", "timestep1", "timestep2"]).assign(n=256)
     near = (full["timestep1"] < 250) == (full["timestep2"] < 250)
     full["cosine"] = near * 0.9 - 0.2 * (full["timestep1"] + full["timestep2"] == 250)  # 0 and 250
     full.loc[full["model"] == "merged", "cosine"] += np.repeat(shift, 16)
@@ -170,7 +170,7 @@ def write_sweep(folder, fids, training_seeds=(0,)):
     folder.mkdir()
     metrics.assign(**dict.fromkeys(others, 0.5)).to_csv(folder / "ranges.csv", index=False)
     results = {"merged": {"weights": [], "search_losses": 1, "search_images": 1}}
-    cells = [{"name": c, "set": {"n_ranges": int(c[2:])}, "results": results} for c, _ in fids]
+    cells = [{"cell": c, "set": {"n_ranges": int(c[2:])}, "results": results} for c, _ in fids]
     sweep = {"sweep": "ranges", "title": "N", "arms": {"merged": "DeMe merged"}, "cells": cells}
     sweep["parameters"] = {"n_ranges": 4}
     (folder / "ranges.json").write_text(json.dumps(sweep))

@@ -119,7 +119,7 @@ def test_gradient_conflict(tmp_path, shift, said):
     folder = synthetic.write(tmp_path)
     timesteps = (0, 240, 250, 999)
     rows = product(("pretrained", "merged"), range(5), timesteps, timesteps)
-    full = pd.DataFrame(rows, columns=["model", "draw", "timestep1", "timestep2"])
+    full = pd.DataFrame(rows, columns=["model", "draw", "timestep1", "timestep2"]).assign(n=256)
     near = (full["timestep1"] < 250) == (full["timestep2"] < 250)
     full["cosine"] = near * 0.9 - 0.2 * (full["timestep1"] + full["timestep2"] == 250)  # 0 and 250
     full.loc[full["model"] == "merged", "cosine"] += np.repeat(shift, 16)

@@ -18,7 +18,7 @@ from deme_lib.timesteps import split_timesteps
 GRADIENT_IMAGES = 256
 GRADIENT_DRAWS = 5  # of noise, for the interval of a difference
 ACTIVATION_IMAGES = 1000
-LANDSCAPE_RADIUS = 0.1  # of each filter's norm
+LANDSCAPE_RADIUS = 0.25  # of each filter's norm: the loss on digits doubles about there
 
 
 def make_gradients(job: Job) -> dict[str, Any]:

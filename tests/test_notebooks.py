@@ -129,14 +129,14 @@ def test_the_true_cifar_path_on_local_files(tmp_path, inception_weights):
 def test_fashion_from_its_four_files(tmp_path, idx_folder, inception_weights):
     """params/fashion.yaml but for sizes: idx files, padding, attention, bf16, from scratch."""
     sizes = {"train_images": 20, "search_images": 5, "test_images": 6, "samples": 4}
-    sizes |= {"search_samples": 4, "search_candidates": 5, "search_losses": 4, "plane_points": 2}
-    sizes |= {"acceptance_samples": 8, "kid_subset_size": 4, "is_splits": 2, "sampling_steps": 2}
+    sizes |= {"kid_subset_size": 4, "is_splits": 2, "sampling_steps": 2, "plane_points": 2}
     run(
         ROOT / "notebooks" / "03_merge.ipynb",
         tmp_path / "out.ipynb",
         tmp_path / "runs",
         preset="fashion",
         dataset=str(idx_folder()),
+        merge_weights="uniform",
         features="inception",
         second_features="",
         inception_weights=inception_weights,

@@ -207,7 +207,7 @@ def timing(p: Parameters, made: dict[str, Artefact]) -> pd.DataFrame:
                 "training_seed": p.seed,
                 "artefact": label,
                 "seconds": record["seconds"],
-                "process_peak_memory_mib": record["process_peak_memory_mib"],
+                "process_peak_memory_mib": record.get("process_peak_memory_mib"),
                 "training_steps": recipe.training_steps,
                 "denoiser_calls": recipe.denoiser_calls,
                 "images_per_second": round(count / record["seconds"], 1) if count else None,

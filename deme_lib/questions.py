@@ -193,9 +193,8 @@ def _costs(records: tables.Records) -> Answer:
 def _relative_cost(by_arm: pd.DataFrame, arm: str) -> str:
     row, base = by_arm.loc[arm], by_arm.loc["pretrained"]
     held, calls = (row[k] / base[k] for k in ("parameters", "calls_per_image"))
-    return (
-        f"{row['title']} holds {held:.2f} times the parameters and calls the denoiser "
-        f"{calls:.3g} times as often"
+    return f"{row['title']} holds {held:.2f} times the parameters and calls the denoiser " + (
+        "as often" if calls == 1 else f"{calls:.3g} times as often"
     )
 
 

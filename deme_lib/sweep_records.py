@@ -49,7 +49,7 @@ def collect(sweep: Sweep) -> Path:
     table = pd.concat(frames)
     table.insert(0, "cell", table.pop("cell"))
     write_text(folder / f"{sweep.sweep}.csv", table.to_csv(index=False))
-    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    text = json.dumps(document, indent=1) + "\n"
     write_text(folder / f"{sweep.sweep}.json", text)
     return out
 

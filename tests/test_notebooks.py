@@ -119,6 +119,7 @@ def test_the_true_cifar_path_on_local_files(tmp_path, inception_weights):
         ema_decay=0.5,
         batch_size=4,
         device="cpu",
+        threads=1,
         **sizes,
     )
     merged = next((tmp_path / "runs" / "store").glob("merged-*")) / "pipeline"

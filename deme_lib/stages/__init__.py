@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def make_all(wanted: Sequence[Recipe], p: Parameters) -> dict[str, Artefact]:
     store = Store(p.runs_dir)
     missing = {r.label: r for recipe in wanted for r in store.missing(recipe)}
     if missing:
-        torch.set_num_threads(p.threads)
+        torch.set_num_threads(min(p.threads, os.cpu_count() or 1))
         if "data" in missing:
             _build(missing.pop("data"), store, p)
         with explained("an estimate of the time", store.root):
@@ -71,7 +72,7 @@ def _build(recipe: Recipe, store: Store, p: Parameters) -> Artefact:
     device = models.accelerator(p.device).device
 
     def run(folder: Path) -> dict[str, Any]:
-        torch.set_num_threads(p.threads)
+        torch.set_num_threads(min(p.threads, os.cpu_count() or 1))
         job = Job(
             recipe.parameters,
             recipe.locations,

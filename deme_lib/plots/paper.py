@@ -79,10 +79,10 @@ def activations(df: pd.DataFrame, caption: str = "") -> Figure:
     axes[0, 0].set_ylim(bottom=0)
     _range_legend(figure, df)
     note = (
-        f"n = {df['n'].iloc[0]:,} training images, each noised at a timestep of the expert's range: mean "
-        "output of a block in the expert minus in the pretrained model. Boxes: quartiles over "
-        "channels or positions, whiskers: 5 % to 95 %; black: the share that independent noise "
-        "would give"
+        f"n = {df['n'].iloc[0]:,} training images, each noised at a timestep of the expert's "
+        "range: mean output of a block in the expert minus in the pretrained model. Boxes: "
+        "quartiles over channels or positions, whiskers: 5 % to 95 %; black: the share that "
+        "independent noise would give"
     )
     return captioned(figure, f"{caption}. {note}. {observations.activations(df)}")
 
@@ -155,8 +155,8 @@ def landscape(df: pd.DataFrame, caption: str = "") -> Figure:
     figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False)
     note = (
         "Lines: held-out loss over the pretrained model's, every panel with its own levels. Two "
-        "random directions, seeded, filter-normalised (Li et al. 2018): at 1 every filter has changed by "
-        "its own norm"
+        "random directions, seeded, filter-normalised (Li et al. 2018): at 1 every filter has "
+        "changed by its own norm"
     )
     return captioned(figure, f"{caption}. {note}. {observations.landscape(df)}")
 

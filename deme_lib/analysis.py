@@ -150,8 +150,9 @@ def activation_differences(
 
     Returns:
         Two rows a block: quantiles of |mean of D| per channel ("channel") or position ("spatial")
-        over the root mean square of the base's output; the share of D's variance that these means
-        explain, and the share that they would explain of independent noise.
+        over the root mean square of the base's output, and the share of D's variance that these
+        means explain. A convolution changes all positions alike, so compare that share with the
+        one of ``random_step``.
     """
     g = generator(seed, "activations")
     clean = to_model_range(images)
@@ -208,8 +209,16 @@ def _by_dimension(difference: torch.Tensor, rms: float) -> Iterator[dict]:
             "count": len(means),
             **quantiles(means.abs() / rms),
             "share": effects.square().mean().item() / variance if variance else 0.0,
-            "share_by_chance": (len(means) - 1) / (d.numel() - 1),
         }
+
+
+def random_step(unet: UNet2DModel, norm: float, g: torch.Generator) -> UNet2DModel:
+    """A copy whose weights moved by ``norm`` in a random, filter-normalised direction."""
+    base, moved = unet.state_dict(), copy.deepcopy(unet)
+    direction = filter_normalised(base, g)
+    length = sum(d.square().sum().item() for d in direction.values()) ** 0.5
+    moved.load_state_dict(merge(base, [direction], [norm / length]))
+    return moved
 
 
 def landscape(

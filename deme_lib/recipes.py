@@ -206,9 +206,8 @@ def gradients(p: Parameters, after_merging: bool = False) -> Recipe:
 def activations(p: Parameters) -> Recipe:
     """Fig. 2: where the experts' activations differ from the pretrained model's."""
     parameters = {**p.pick("seed"), **p.pick_changed("range_cut")}
-    return Recipe(
-        "activations", "activations", parameters, {"data": data(p), **_models(p, "experts")}
-    )
+    inputs = {"data": data(p), **_models(p, "experts")}
+    return Recipe("activations", "activations", parameters, inputs, version=2)
 
 
 def landscape(p: Parameters) -> Recipe:

@@ -36,7 +36,7 @@ COLUMNS = {
     "search": "search weights loss fid chosen",
     "history": "run step learning_rate held_out_loss",
     "gradients": "model draw n timestep1 timestep2 cosine",
-    "activations": "range block dimension n count q05 q25 median q75 q95 share share_by_chance",
+    "activations": "range block dimension n count q05 q25 median q75 q95 share share_at_random",
     "landscape": "range start stop a b loss",
     "task_vectors": "range block q05 q25 median q75 q95",
     "plane": "w1 w2 loss expert1 expert2",

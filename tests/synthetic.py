@@ -182,7 +182,7 @@ def _activations(rng, n_ranges) -> pd.DataFrame:
             for dimension, size in (("channel", 16), ("spatial", 64)):
                 scale = rng.uniform(0.01, 0.02) * (2 if size == 16 else 1)
                 spread = dict(zip(QUANTILES, scale * np.array([0.1, 0.5, 1, 1.7, 3]), strict=True))
-                shares = {"share": 10 * scale, "share_by_chance": (size - 1) / 1023}
+                shares = {"share": 10 * scale, "share_at_random": 3 * scale}
                 row = {"range": k, "block": block, "dimension": dimension, "n": 300, "count": size}
                 rows.append(row | spread | shares)
     return pd.DataFrame(rows)

@@ -177,8 +177,19 @@ def test_activation_differences_by_hand(images, tiny_unet):
         assert {q: row[q] for q in expected} == pytest.approx(expected, rel=1e-4)
         share = others * (means - d.mean()).square().sum() / spread
         assert row["share"] == pytest.approx(share.item(), rel=1e-4)
-        assert row["share_by_chance"] == pytest.approx((512 // others - 1) / 511)
     assert found["mid", "channel"]["q95"] == 0  # blocks before it are as they were
+
+
+def test_a_random_step_has_the_length_asked_for(tiny_unet):
+    base = tiny_unet()
+    moved, again, other = (
+        analysis.random_step(base, 0.5, torch.Generator().manual_seed(s)).state_dict()
+        for s in (0, 0, 1)
+    )
+    tau = {k: moved[k].double() - w.double() for k, w in base.state_dict().items()}
+    assert sum(t.square().sum() for t in tau.values()).sqrt().item() == pytest.approx(0.5, rel=1e-4)
+    assert all(torch.equal(moved[k], again[k]) for k in moved)
+    assert not torch.equal(moved["conv_in.weight"], other["conv_in.weight"])
 
 
 def test_timesteps_come_from_the_own_range(images, tiny_unet):

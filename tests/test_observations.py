@@ -26,15 +26,16 @@ def cosines(near, far, model="pretrained"):
 def test_gradients_compare_near_pairs_with_distant_ones():
     assert seen(observations.gradients(cosines(0.6, -0.1), 1000))
     assert not seen(observations.gradients(cosines(0.2, 0.3), 1000))
+    assert not seen(observations.gradients(cosines(0.6, 0.1), 1000))  # near agree, none conflict
     both = pd.concat([cosines(0.6, -0.1), cosines(0.5, 0.1, "merged")])
     text = observations.gradients(both, 1000)
     assert "pretrained 0.60 of pairs less than T/4 apart and -0.10 of the others, 100% of" in text
     assert "merged 0.50 of pairs less than T/4 apart and 0.10 of the others, 0% of" in text
 
 
-def shares(channel, spatial, chance=(0.1, 0.1)):
-    parts = zip(("channel", "spatial"), (channel, spatial), chance, strict=True)
-    names = ["range", "block", "dimension", "share", "share_by_chance"]
+def shares(channel, spatial, random=0.1):
+    names = ["range", "block", "dimension", "share", "share_at_random"]
+    parts = (("channel", channel, random), ("spatial", spatial, random))
     return pd.DataFrame([(1, "mid", *part) for part in parts], columns=names)
 
 
@@ -43,11 +44,10 @@ def shares(channel, spatial, chance=(0.1, 0.1)):
     [
         (shares(0.6, 0.2), True),
         (shares(0.2, 0.6), False),
-        (shares(0.6, 0.2, (0.6, 0.1)), False),  # by chance alone
-        (shares(0.3, 0.4, (0.1, 0.4)), False),  # beyond chance, yet the smaller share
+        (shares(0.6, 0.2, 0.7), False),  # a random change does so more
     ],
 )
-def test_activations_must_beat_positions_and_chance(df, expected):
+def test_activations_must_beat_positions_and_random_changes(df, expected):
     text = observations.activations(df)
     assert seen(text) is expected
     assert f"in {int(expected)} of 1 pairs" in text
@@ -71,12 +71,20 @@ def bowls(*centres):
 
 
 def test_a_landscape_compares_distances_of_minima():
-    text = observations.landscape(bowls(0, 0.1, 0.2, 0))
-    assert seen(text)
-    assert "lies 0 from it for all timesteps and 0.1, 0.2, 0 in ranges 1 to 3" in text
-    assert "grid of step 0.1" in text
+    text = observations.landscape(bowls(0.01, 0.1, 0.2, 0))
+    assert seen(text)  # finer than the grid
+    assert "lies 0.01 from it for all timesteps and 0.1, 0.2, " in text
+    assert "grid's step is 0.1" in text
     assert not seen(observations.landscape(bowls(0, 0, 0.1)))  # half of the ranges
-    assert not seen(observations.landscape(bowls(0.1, 0.1, 0.1)))
+    assert not seen(observations.landscape(bowls(0.1, 0.05, 0.05)))
+
+
+def test_a_saddle_has_no_minimum():
+    saddle = bowls(0, 0).assign(loss=lambda df: df["loss"].where(df["range"] == 0, df["a"] ** 2))
+    saddle.loc[saddle["range"] == 1, "loss"] -= saddle["b"] ** 2
+    assert seen(observations.landscape(saddle)) and "inf in ranges" in observations.landscape(
+        saddle
+    )
 
 
 @pytest.mark.parametrize("at, expected", [((0.5, 0.2), True), ((0, 0.6), False), ((0, 0), False)])

@@ -71,7 +71,7 @@ def activations(df: pd.DataFrame, caption: str = "") -> Figure:
         for at, rows, colour, width in _by_range(part, blocks):
             _boxes(top, rows, at, width, colour)
             bottom.bar(at, rows["share"], 0.85 * width, color=colour)
-            bottom.hlines(rows["share_by_chance"], at - width / 2, at + width / 2, color="black")
+            bottom.hlines(rows["share_at_random"], at - width / 2, at + width / 2, color="black")
         top.set_title(f"{name} (paper: Fig. 2)")
         bottom.set_xticks(range(len(blocks)), blocks)
     axes[0, 0].set_ylabel("|mean difference| /\nrms of the activation")
@@ -81,8 +81,8 @@ def activations(df: pd.DataFrame, caption: str = "") -> Figure:
     note = (
         f"n = {df['n'].iloc[0]:,} training images, each noised at a timestep of the expert's "
         "range: mean output of a block in the expert minus in the pretrained model. Boxes: "
-        "quartiles over channels or positions, whiskers: 5 % to 95 %; black: the share that "
-        "independent noise would give"
+        "quartiles over channels or positions, whiskers: 5 % to 95 %; black: the share "
+        "of random weight changes as long as the task vector (mean of 3)"
     )
     return captioned(figure, f"{caption}. {note}. {observations.activations(df)}")
 

@@ -6,18 +6,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNet2DModel
 
 from deme_lib import analysis, models
 from deme_lib.cuts import routing_ranges
 from deme_lib.decouple_merge import Merger
 from deme_lib.progress import bar
-from deme_lib.randomness import seed_of
+from deme_lib.randomness import generator, seed_of
 from deme_lib.stages.job import Job
 from deme_lib.timesteps import split_timesteps
 
 GRADIENT_IMAGES = 256
 GRADIENT_DRAWS = 5  # of noise, for the interval of a difference
 ACTIVATION_IMAGES = 1000
+RANDOM_STEPS = 3
 LANDSCAPE_RADIUS = 0.25  # of each filter's norm: the loss on digits doubles about there
 
 
@@ -42,15 +44,27 @@ def make_gradients(job: Job) -> dict[str, Any]:
 
 
 def make_activations(job: Job) -> dict[str, Any]:
+    """Of every expert, beside random weight changes as long as its task vector."""
     scheduler, members = job.pipeline.scheduler, job.members()
     ranges = routing_ranges(job["range_cut"], len(members), scheduler)
-    images = job.images("train")[:ACTIVATION_IMAGES]
-    base, rows = job.pipeline.unet.eval(), []
-    for k, (expert, own) in enumerate(zip(members, ranges, strict=True), start=1):
-        found = analysis.activation_differences(
-            base, expert.eval(), scheduler, images, own, job["seed"], job.device
-        )
-        rows += [{"range": k, "n": len(images), **row} for row in found]
+    images, base = job.images("train")[:ACTIVATION_IMAGES], job.pipeline.unet.eval()
+    vectors = Merger(base, members).vectors
+    rows = []
+    with bar(len(members) * (1 + RANDOM_STEPS), job.label, "model") as progress:
+
+        def differences(model: UNet2DModel, own: range) -> list[dict]:
+            progress.update(1)
+            return analysis.activation_differences(
+                base, model.eval(), scheduler, images, own, job["seed"], job.device
+            )
+
+        for k, (expert, own, vector) in enumerate(zip(members, ranges, vectors, strict=True)):
+            norm = sum(t.square().sum().item() for t in vector.values()) ** 0.5
+            steps = [generator(job["seed"], "random step", k, i + 1) for i in range(RANDOM_STEPS)]
+            random = [differences(analysis.random_step(base, norm, g), own) for g in steps]
+            for i, row in enumerate(differences(expert, own)):
+                share = sum(found[i]["share"] for found in random) / RANDOM_STEPS
+                rows.append({"range": k + 1, "n": len(images), **row, "share_at_random": share})
     return {"rows": rows}
 
 

@@ -216,21 +216,20 @@ def _choices(folder: Path) -> Answer:
 
 
 def _against(sweep: sweep_tables.Sweep) -> str:
-    """The cell of lowest FID, and which cells differ from what the sweep compares them with."""
-    titles = sweep.document["arms"]
-    cells = {row: f"{row[0]} ({titles[row[1]]})" for row in sweep.rows if row[0] != "base"}
-    means = {row: sweep.fid(*row).mean() for row in cells}
+    """The cell of lowest FID, and which comparisons of the sweep find a difference."""
+    rows = sweep.rows[len(sweep.document["beside"]) :]
+    means = {row: sweep.fid(*row).mean() for row in rows}
     lowest = min(means, key=means.get)
-    tested = sweep.changes
-    level = 1 - (1 - sweep.parameters["confidence"]) / len(tested)
-    outcomes = {
-        row: comparisons.outcome_of(*sweep.compare(row, other, level))
-        for row, other in tested.items()
-    }
-    differ = [f"{cells[r]} {found}" for r, found in outcomes.items() if found != "no difference"]
+    level = 1 - (1 - sweep.parameters["confidence"]) / len(sweep.changes)
+    found = []
+    for row, other in sweep.changes:
+        outcome = comparisons.outcome_of(*sweep.compare(row, other, level))
+        if outcome in ("better", "worse"):
+            found.append(f"{sweep.label(row)} {outcome} than {sweep.label(other, row[1])}")
     return (
-        f"lowest mean FID: {cells[lowest]}, {tables.number(means[lowest])} (not a test); against "
-        f"{sweep.against}: {', '.join(differ) or 'no difference found for any cell'} "
-        f"({100 * level:.4g} % paired t intervals, Bonferroni over {len(tested)}, exploratory), "
-        f"{tables.scope(sweep.metrics)}."
+        f"lowest mean FID: {sweep.label(lowest)}, {tables.number(means[lowest])} (not a test); "
+        f"{', '.join(found) or 'no difference found between a cell and what it is compared with'} "
+        f"({100 * level:.4g} % paired t intervals, Bonferroni over {len(sweep.changes)}, "
+        f"exploratory), {tables.scope(sweep.metrics)}. One run per cell: what differs between "
+        "cells is also the luck of their training."
     )

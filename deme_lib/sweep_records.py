@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from deme_lib import parameters, recipes, records
 from deme_lib.arms import ARMS, search_of
+from deme_lib.cuts import routing_ranges
+from deme_lib.models import load_pipeline
 from deme_lib.parameters import Parameters
+from deme_lib.sampling import ddim_scheduler
 from deme_lib.stages import make_all
 from deme_lib.store import Artefact, write_text
 from deme_lib.sweeps import Sweep
+from deme_lib.timesteps import route
 
 BASE = "base"
 
@@ -33,12 +38,16 @@ def collect(sweep: Sweep) -> Path:
         records.metrics(found, of[cell].seed).assign(cell=cell) for cell, found in made.items()
     ]
     document = {
-        **sweep.model_dump(include={"sweep", "title", "axis", "base", "against"}),
+        **sweep.model_dump(include={"sweep", "title", "axis", "base", "against", "note"}),
         "arms": {arm: ARMS[arm].title for arm in sweep.arms},
         "beside": {arm: ARMS[arm].title for arm in sweep.beside},
         "set": sweep.set,
         "cells": [
-            {**cell.model_dump(), **_cell(cells[cell.cell], made[cell.cell], sweep.arms)}
+            {
+                **cell.model_dump(),
+                **_ranges(cells[cell.cell], base),
+                **_cell(cells[cell.cell], made[cell.cell], sweep.arms),
+            }
             for cell in sweep.cells
         ],
         "parameters": base.model_dump(),
@@ -52,6 +61,16 @@ def collect(sweep: Sweep) -> Path:
     text = json.dumps(document, indent=1) + "\n"
     write_text(folder / f"{sweep.sweep}.json", text)
     return out
+
+
+def _ranges(p: Parameters, base: Parameters) -> dict[str, Any]:
+    """How a cell cuts [0, T), and how many sampling steps fall into each range."""
+    stored = make_all([recipes.baseline(base)], base)["baseline"]
+    scheduler = load_pipeline(stored.path / "pipeline").scheduler
+    ranges = routing_ranges(p.range_cut, p.n_ranges, scheduler)
+    steps = ddim_scheduler(scheduler, p.sampling_steps, p.timestep_spacing).timesteps
+    calls = torch.bincount(route(steps, ranges), minlength=len(ranges)).tolist()
+    return {"ranges": [[own.start, own.stop] for own in ranges], "sampling_steps": calls}
 
 
 def _make(p: Parameters, arms: list[str]) -> dict[str, Artefact]:

@@ -19,8 +19,8 @@ from deme_lib.formats import latex, markdown, save, write
 
 COLUMNS = "cell arm training_seed seed n features steps fid"
 TABLE = (
-    "cell arm title fid_mean fid_sd difference difference_halfwidth change change_halfwidth "
-    "merging merging_halfwidth training_steps paper"
+    "cell arm title fid_mean fid_sd difference difference_halfwidth merging merging_halfwidth "
+    "training_steps weights paper"
 )
 BASE = "base"
 NOT_COMPARABLE = "the paper's FID (CIFAR10, Inception: not comparable)"
@@ -59,17 +59,29 @@ class Sweep:
         return comparisons.paired_interval(difference, level or self.parameters["confidence"])
 
     @property
-    def changes(self) -> dict[tuple[str, str], tuple[str, str]]:
-        """Row of a cell -> the row that the sweep compares it with."""
-        against, base = self.document["against"], self.document["beside"]
-        rows = [row for row in self.rows if row[0] not in (BASE, against)]
-        return {(c, arm): (BASE, against) if against in base else (against, arm) for c, arm in rows}
+    def changes(self) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+        """Pairs of a cell's row and a row that it is compared with."""
+        own = {cell["cell"]: cell.get("against", []) for cell in self.document["cells"]}
+        every, pairs = self.document["against"], {}
+        for row in self.rows[len(self.document["beside"]) :]:
+            others = [self._named(name, row[1]) for name in (*every, *own[row[0]])]
+            pairs |= {(row, other): None for other in others if other != row}
+        return list(pairs)
 
-    @property
-    def against(self) -> str:
-        """What cells are compared with, as printed."""
-        against = self.document["against"]
-        return self.document["beside"].get(against, against)
+    def _named(self, name: str, arm: str) -> tuple[str, str]:
+        """The row that ``against`` names, for an arm."""
+        if name in self.document["beside"]:
+            return BASE, name
+        cell, _, other = name.partition(" / ")
+        return cell, other or arm
+
+    def label(self, row: tuple[str, str], arm: str = "") -> str:
+        """A row as printed; without its arm where that is ``arm``."""
+        cell, other = row
+        titles = {**self.document["beside"], **self.document["arms"]}
+        if cell == BASE:
+            return titles[other]
+        return cell if other == arm else f"{cell} ({titles[other]})"
 
 
 def read(folder: Path, name: str) -> Sweep:
@@ -98,8 +110,7 @@ def read(folder: Path, name: str) -> Sweep:
 def table(sweep: Sweep) -> pd.DataFrame:
     """A row per cell and arm, plain numbers: FID, and its paired differences.
 
-    ``difference`` is to the base's pretrained model, ``change`` to what the sweep compares its
-    cells with, ``merging`` that of merged to routed.
+    ``difference`` is to the base's pretrained model, ``merging`` that of merged to routed.
     """
     document, p = sweep.document, sweep.parameters
     cells = {cell["cell"]: cell for cell in document["cells"]}
@@ -112,16 +123,52 @@ def table(sweep: Sweep) -> pd.DataFrame:
         if (cell, arm) != (BASE, "pretrained"):
             found = sweep.compare((cell, arm), (BASE, "pretrained"))
             row |= dict(zip(("difference", "difference_halfwidth"), found, strict=True))
-        if (cell, arm) in sweep.changes:
-            found = sweep.compare((cell, arm), sweep.changes[cell, arm])
-            row |= dict(zip(("change", "change_halfwidth"), found, strict=True))
         if arm == "merged" and (cell, "routed") in sweep.rows:
             found = sweep.compare((cell, arm), (cell, "routed"))
             row |= dict(zip(("merging", "merging_halfwidth"), found, strict=True))
         trained = 0 if ARMS[arm].members == "none" else p["n_ranges"] * p["finetune_steps"]
-        known = cells.get(cell, {"training_steps": trained})
+        known = cells.get(cell, {"training_steps": trained, "results": {}})
+        row |= {"weights": _weights(known["results"].get(arm, {}))}
         rows.append(row | {"training_steps": known["training_steps"], "paper": known.get("paper")})
     return pd.DataFrame(rows, columns=TABLE.split()).astype({"paper": float})
+
+
+def _weights(result: dict) -> str:
+    """Searched weights of a merge; those of re-weighted tasks; else a dash."""
+    for tasks in result.get("task_weights", []):
+        return "tasks " + ", ".join(f"{w:.2g}" for w in tasks)
+    if not result.get("search_losses"):
+        return "–"
+    weights = result["weights"]
+    return ", ".join(f"{w:g}" for w in weights) if any(weights) else "all 0: no merge"
+
+
+def differences(sweep: Sweep) -> pd.DataFrame:
+    """A row per comparison of ``changes``: FID of the row minus the other's, with its t interval."""
+    rows = []
+    for row, other in sweep.changes:
+        mean, half = sweep.compare(row, other)
+        names = dict(zip(("cell", "arm", "other_cell", "other_arm"), (*row, *other), strict=True))
+        rows.append({**names, "difference": mean, "halfwidth": half})
+    return pd.DataFrame(rows)
+
+
+def _differences(sweep: Sweep, row: tuple[str, str]) -> str:
+    found = [
+        f"{tables.plus_minus(*sweep.compare(row, other), signed=True)} to {sweep.label(other, arm)}"
+        for (cell, arm), other in sweep.changes
+        if (cell, arm) == row
+    ]
+    return "; ".join(found) or "–"
+
+
+def _cut(sweep: Sweep, cell: str) -> str:
+    """Bounds of the ranges and sampling steps in each, where the sweep varies them."""
+    known = {c["cell"]: c for c in sweep.document["cells"]}.get(cell, {})
+    if "range_cut" not in known.get("set", {}):
+        return "–"
+    parts = zip(known["ranges"], known["sampling_steps"], strict=True)
+    return ", ".join(f"{start} to {stop - 1}: {steps}" for (start, stop), steps in parts)
 
 
 def printed(sweep: Sweep) -> pd.DataFrame:
@@ -135,8 +182,12 @@ def printed(sweep: Sweep) -> pd.DataFrame:
             "arm": rows["title"],
             "FID ↓": [f"{tables.number(mean)} ± {tables.number(sd)}" for mean, sd in fids],
             "FID − pretrained": _signed(rows, "difference"),
-            f"FID − {sweep.against}": _signed(rows, "change"),
+            "FID compared": [_differences(sweep, row) for row in sweep.rows],
             "FID merged − routed": _signed(rows, "merging"),
+            "weights": rows["weights"],
+            "timesteps routed to each range: sampling steps": [
+                _cut(sweep, c) for c, _ in sweep.rows
+            ],
             "training steps": [f"{steps:,}" for steps in rows["training_steps"]],
             NOT_COMPARABLE: ["–" if pd.isna(x) else f"{x:.2f}" for x in rows["paper"]],
         }
@@ -153,7 +204,7 @@ def caption(sweep: Sweep) -> str:
     """What the numbers of a sweep are, and what its intervals leave out."""
     p, m, rows = sweep.parameters, sweep.metrics.iloc[0], table(sweep)
     seeds = sorted(sweep.metrics["seed"].unique().tolist())
-    intervals = rows[["difference", "change", "merging"]].count().sum()
+    intervals = rows[["difference", "merging"]].count().sum() + len(sweep.changes)
     return (
         f"Sweep: {sweep.document['title']}. {p['dataset']}: n = {m['n']:,} images per row and "
         f"sampling seed, features {m['features']}, DDIM {m['steps']} steps, {len(seeds)} sampling "
@@ -163,7 +214,7 @@ def caption(sweep: Sweep) -> str:
         f"{100 * p['confidence']:g} % t intervals; all {intervals} are exploratory and "
         "uncorrected, and cover sampling noise only: not training, the search, the data split or "
         "the classifier. "
-        f"{_steps(rows)}. {_searches(sweep)}"
+        f"{_steps(rows)}. {_searches(sweep)}{_note(sweep)}"
         f"Of the base ({sweep.document['base']}): {'; '.join(sweep.document['beside'].values())}."
     )
 
@@ -190,13 +241,18 @@ def _searches(sweep: Sweep) -> str:
     )
 
 
+def _note(sweep: Sweep) -> str:
+    note = " ".join(sweep.document["note"].split())
+    return f"{note} " if note else ""
+
+
 def _between(counts: list[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def render(records: Path, out: Path) -> None:
-    """Write ``sweeps/<name>.{csv,md,tex,png}`` for every sweep of the records."""
+    """Write ``sweeps/<name>.{csv,md,tex,png}`` and its comparisons for every sweep recorded."""
     for found in sorted((Path(records) / "sweeps").glob("*.json")):
         sweep = read(records, found.stem)
         path = Path(out) / "sweeps" / sweep.name
@@ -204,6 +260,8 @@ def render(records: Path, out: Path) -> None:
         rows, text = printed(sweep), caption(sweep)
         numbers = table(sweep).to_csv(index=False, float_format="%.6g")
         write(path.with_suffix(".csv"), numbers)
+        compared = differences(sweep).to_csv(index=False, float_format="%.6g")
+        write(path.with_name(f"{sweep.name}-compared.csv"), compared)
         write(path.with_suffix(".md"), f"{markdown(rows)}\n\n{text}\n")
         write(path.with_suffix(".tex"), latex(rows, text, f"sweep-{sweep.name}") + "\n")
         figure = plots.sweep(table(sweep), sweep.document["axis"], text)

@@ -20,13 +20,17 @@ Plan = dict[str, tuple[Recipe, Parameters]]
 
 
 class Cell(BaseModel):
-    """One cell: what differs from the base, and the paper's number where it has one."""
+    """One cell: what differs from the base, the paper's number where it has one.
+
+    ``against`` names what this cell alone is compared with.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     cell: str = Field(min_length=1)
     set: dict[str, Any]
     paper: float | None = None
+    against: list[str] = []
 
 
 class Sweep(BaseModel):
@@ -37,7 +41,9 @@ class Sweep(BaseModel):
         set: overrides of all cells.
         arms: names of ``ARMS`` judged in every cell.
         beside: names of ``ARMS`` of the base, shown with them.
-        against: what cells are compared with: a cell (arm by arm), or an arm of ``beside``.
+        against: what every cell is compared with: an arm of ``beside``, a cell (arm by arm), or
+            "cell / arm".
+        note: what a reader of the table must know.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -49,7 +55,8 @@ class Sweep(BaseModel):
     set: dict[str, Any] = {}
     arms: list[str] = Field(min_length=1)
     beside: list[str] = Field(min_length=1)
-    against: str
+    against: list[str] = Field(min_length=1)
+    note: str = ""
     cells: list[Cell] = Field(min_length=1)
 
     def experiments(self) -> dict[str, Parameters]:
@@ -96,8 +103,10 @@ def load(path: str | Path) -> Sweep:
     names = [cell.cell for cell in sweep.cells]
     if len(set(names)) < len(names) or "base" in names:
         raise ParameterError(f"{path}: cells need names of their own, other than base: {names}")
-    if sweep.against not in (*names, *sweep.beside):
-        raise ParameterError(f"{path}: against={sweep.against!r} is no cell and no arm of beside")
+    known = {*sweep.beside, *names, *(f"{name} / {arm}" for name in names for arm in sweep.arms)}
+    named = {*sweep.against, *(name for cell in sweep.cells for name in cell.against)}
+    if unknown := sorted(named - known):
+        raise ParameterError(f"{path}: against names {unknown}: no cell, cell / arm, or arm beside")
     if odd := [arm for arm in (*sweep.arms, *sweep.beside) if arm not in ARMS]:
         raise ParameterError(f"{path}: no arm {odd}; there are {', '.join(ARMS)}")
     experiments = {**sweep.experiments(), "the base": parameters.load(sweep.base)}

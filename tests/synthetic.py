@@ -272,7 +272,7 @@ def write_sweep(
     results = {arm: found if arm == "merged" else none for arm in arms}
     document = {
         "sweep": name, "title": f"the sweep {name}", "axis": f"the axis of {name}",
-        "base": "params/digits.yaml", "against": against or next(iter(cells)),
+        "base": "params/digits.yaml", "against": [against or next(iter(cells))], "note": "A note.",
         "arms": {arm: known.ARMS[arm].title for arm in arms},
         "beside": {arm: ARMS[arm].title for arm in beside},
         "cells": [

@@ -157,9 +157,9 @@ def test_costs_are_those_of_the_arms(tmp_path):
 @pytest.mark.parametrize(
     ("two", "eight", "said"),
     [
-        (0.5, 0.5, "no difference found for any cell"),
-        (0.3, 0.5, "2 (DeMe merged) better"),
-        (0.9, 0.3, "2 (DeMe merged) worse, 8 (DeMe merged) better"),
+        (0.5, 0.5, "no difference found between a cell and what it is compared with"),
+        (0.3, 0.5, "2 (DeMe merged) better than 4"),
+        (0.9, 0.3, "2 (DeMe merged) worse than 4, 8 (DeMe merged) better than 4"),
     ],
 )
 def test_cells_of_a_sweep_against_the_one_it_names(tmp_path, two, eight, said):
@@ -170,8 +170,9 @@ def test_cells_of_a_sweep_against_the_one_it_names(tmp_path, two, eight, said):
     answer = questions.answers(tables.read(records), records / "sweeps")[7]
     corrected = "97.5 % paired t intervals, Bonferroni over 2, exploratory), for these weights."
     assert f"N: lowest mean FID: {min(fid, key=fid.get)} (DeMe merged)" in answer.text or two == 0.5
-    assert f"against 4: {said} ({corrected}" in answer.text
+    assert f"(not a test); {said} ({corrected}" in answer.text
     assert answer.table["cell"].tolist() == list(fid)
-    assert answer.table["FID − 4"].tolist()[1] == "–"
+    compared = answer.table["FID compared"].tolist()
+    assert compared[1] == "–" and all(text.endswith(" to 4") for text in compared[::2])
     assert "make sweep SWEEP=params/sweeps/cuts.yaml" in answer.text
     assert "sweeps/ranges.yaml" not in answer.text

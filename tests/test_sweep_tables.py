@@ -43,8 +43,11 @@ def test_every_number_is_of_the_records(tmp_path):
     expected = comparisons.paired_interval(
         wide["N=8, PS", "merged"] - wide["N=1, none", "merged"], 0.95
     )
-    assert (row["change"], row["change_halfwidth"]) == pytest.approx(expected)
-    assert rows.loc[("N=1, none", "merged"), ["change", "change_halfwidth"]].isna().all()
+    found = sweep_tables.differences(sweep).set_index(["cell", "arm"])
+    row = found.loc[("N=8, PS", "merged")]
+    assert (row["difference"], row["halfwidth"]) == pytest.approx(expected)
+    assert (row["other_cell"], row["other_arm"]) == ("N=1, none", "merged")
+    assert len(found) == 6 and "N=1, none" not in found.index
     assert list(rows["training_steps"]) == [0, *[8000] * 8]
     assert rows.loc[("N=1, none", "routed"), "paper"] == 4.4
 
@@ -120,8 +123,8 @@ def test_rendering_writes_every_sweep_the_same_way_twice(tmp_path):
         sweep_tables.render(tmp_path, tmp_path / out)
     written = sorted((tmp_path / "one" / "sweeps").iterdir())
     names = ("reweighting", "techniques")
-    kinds = ("csv", "md", "png", "tex")
-    assert [p.name for p in written] == [f"{name}.{kind}" for name in names for kind in kinds]
+    kinds = ("-compared.csv", ".csv", ".md", ".png", ".tex")
+    assert [p.name for p in written] == [f"{name}{kind}" for name in names for kind in kinds]
     for path in written:
         assert path.read_bytes() == (tmp_path / "two" / "sweeps" / path.name).read_bytes()
     text = written[5].read_text()

@@ -17,7 +17,7 @@ TINY = {
     "axis": "N",
     "arms": ["routed"],
     "beside": ["pretrained"],
-    "against": "1",
+    "against": ["1"],
     "cells": [
         {"cell": "1", "set": {"n_ranges": 1, "finetune_steps": 8}},
         {"cell": "2", "set": {"n_ranges": 2, "finetune_steps": 4}},
@@ -52,7 +52,7 @@ def cell(name="1", **changes):
         ({"cells": [cell(n_range=1)]}, r"cell '1'.*unknown parameter 'n_range'; did you mean"),
         ({"cells": [cell(n_ranges="four")]}, r"cell '1'.*n_ranges='four'"),
         (
-            {"against": "a", "cells": [cell("a", n_ranges=1), cell("b")]},
+            {"against": ["a"], "cells": [cell("a", n_ranges=1), cell("b")]},
             r"different totals.*set finetune_steps",
         ),
         ({"cells": [cell(), cell()]}, r"names of their own"),
@@ -61,7 +61,7 @@ def cell(name="1", **changes):
         ({"arms": ["routd"]}, r"no arm \['routd'\]; there are pretrained"),
         ({"arms": ["reweighted"]}, r"needs loss_weighting in 1"),
         ({"beside": ["reweighted"]}, r"needs loss_weighting in the base"),
-        ({"against": "3"}, r"against='3' is no cell"),
+        ({"against": ["3"]}, r"against names \['3'\]: no cell"),
         ({"colour": "red"}, r"is no sweep:\n  colour"),
         ({"sweep": "../elsewhere"}, r"is no sweep:\n  sweep"),
         ({"base": "params/digit.yaml"}, r"no parameter file params/digit.yaml"),

@@ -144,7 +144,7 @@ def _weights(result: dict) -> str:
 
 
 def differences(sweep: Sweep) -> pd.DataFrame:
-    """A row per comparison of ``changes``: FID of the row minus the other's, with its t interval."""
+    """A row per comparison of ``changes``: FID minus the other row's, with its t interval."""
     rows = []
     for row, other in sweep.changes:
         mean, half = sweep.compare(row, other)

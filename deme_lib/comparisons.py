@@ -14,9 +14,13 @@ import pandas as pd
 import scipy.stats
 
 from deme_lib import tables
+from deme_lib.arms import ARMS, search_of
 
 IN_PLACE_ONLY = ("merged_uniform", "averaged")
 """Both combine the experts at 1 / N, one in weights, one in outputs: only the place differs."""
+
+NONE_FOUND = "no difference found"
+"""The outcome where an interval contains 0: it may have been too wide to see a difference."""
 
 
 def paired_interval(differences: np.ndarray, level: float) -> tuple[float, float]:
@@ -120,7 +124,7 @@ def between(records: tables.Records, a: str, b: str) -> dict:
 def outcome_of(mean: float, halfwidth: float) -> str:
     """What the interval ``mean ± halfwidth`` of ``a - b`` in a distance says of a."""
     if abs(mean) <= halfwidth:
-        return "no difference"
+        return NONE_FOUND
     return "better" if mean < 0 else "worse"
 
 
@@ -129,7 +133,7 @@ def in_words(a: str, b: str, mean: float, halfwidth: float, scope: str) -> str:
     outcome = outcome_of(mean, halfwidth)
     if mean == halfwidth == 0:
         return "the same numbers for every seed"
-    if outcome == "no difference":
+    if outcome == NONE_FOUND:
         return f"no difference in FID found (half-width {halfwidth:.2g})"
     return f"{a} {outcome} than {b} {scope}"
 
@@ -143,6 +147,7 @@ def verdict(records: tables.Records, number: int) -> str:
         f"**Ablation {number}, {tables.ABLATIONS[number]}.**",
         *(_comparison(records, row, len(primary)) for _, row in primary.iterrows()),
         *_merging_kept(records, table),
+        *_place_only(records, table),
         f"Lowest mean FID of the table: {best['title']}, {best['fid_mean']:.3f} (not a test).",
         *_weights(records, list(dict.fromkeys([*primary["a"], *primary["b"], "merged"]))),
         f"The intervals are over {_seeds(records)}. They {tables.covers(records)}.",
@@ -177,15 +182,66 @@ def against(records: tables.Records, row: pd.Series | dict) -> str:
 def _comparison(records: tables.Records, row: pd.Series, m: int) -> str:
     level = f"{100 * row['level']:.4g} % paired t interval"
     level += f", Bonferroni over {m}" if m > 1 else ""
-    text = f"Primary, {_measured(records, row, level)}."
-    second = {"fid_second": records.parameters["second_features"], "pixel": "pixels"}
-    checks = [
-        f"{name} {tables.plus_minus(row[k], row[f'{k}_halfwidth'], signed=True)}, "
-        f"{outcome_of(row[k], row[f'{k}_halfwidth'])}"
-        for k, name in second.items()
-        if not np.isnan(row[k])
+    return " ".join(
+        [
+            f"Primary, {_measured(records, row, level)}.",
+            *_checks(records, row),
+            *_test_loss(records, row),
+            *_on_search_noise(records, row),
+        ]
+    )
+
+
+def _checks(records: tables.Records, row: pd.Series) -> list[str]:
+    """What every other distance finds."""
+    second = records.parameters["second_features"]
+    names = {"fid_second": (second, 1), "pixel": ("pixels", 1)}
+    names["kid"] = ("KID × 1000, the only one to test images,", 1000)
+    checks = []
+    for measure, (name, scale) in names.items():
+        mean, half = scale * row[measure], scale * row[f"{measure}_halfwidth"]
+        if not np.isnan(mean):
+            found = tables.plus_minus(mean, half, signed=True)
+            checks.append(f"{name} {found}, {outcome_of(mean, half)}")
+    return [f"By {'; by '.join(checks)}."] if checks else []
+
+
+def _test_loss(records: tables.Records, row: pd.Series) -> list[str]:
+    """Where the arm of lower mean FID has the higher test loss, a sentence that says so."""
+    losses = records.arms.groupby("arm")["test_loss"].mean()
+    low, high = (row["a"], row["b"]) if row["fid"] < 0 else (row["b"], row["a"])
+    if row["fid"] == 0 or not losses[low] > losses[high]:
+        return []
+    return [
+        f"Mean FID is lower for {records.titles[low]}, but test loss is lower for "
+        f"{records.titles[high]}: {losses[high]:.5f} against {losses[low]:.5f} (no interval)."
     ]
-    return f"{text} By {'; by '.join(checks)}." if checks else text
+
+
+def _on_search_noise(records: tables.Records, row: pd.Series) -> list[str]:
+    """Where searches chose both arms, their FIDs there: does the difference keep its sign?"""
+    a, b = (_search_fid(records, row[side]) for side in ("a", "b"))
+    if a is None or b is None:
+        return []
+    product = (a - b) * row["fid"]
+    sign = ", of the other sign" if product < 0 else ", of the same sign" if product > 0 else ""
+    return [
+        f"On the searches' own noise{records.of_first} (one stream, n = "
+        f"{records.parameters['search_samples']:,}, on which the weights were chosen) the "
+        f"difference of the chosen candidates' FIDs is {tables.signed(a - b)}{sign}: a "
+        "further draw, biased for both arms, shown so that a disagreement in sign with the "
+        "evaluation is seen."
+    ]
+
+
+def _search_fid(records: tables.Records, name: str) -> float | None:
+    """FID by which a search chose this very arm; none for arms that only borrow its weights."""
+    arm = ARMS[name]
+    if arm.combine != "parameters" or arm.weights == "best_single":
+        return None
+    of_search = records.search["search"] == search_of(arm, records.parameters["merge_weights"])
+    fids = records.search.loc[of_search & (records.search["chosen"] == 1), "fid"].dropna()
+    return None if fids.empty else float(fids.iloc[0])
 
 
 def _measured(records: tables.Records, row: pd.Series, level: str) -> str:
@@ -196,15 +252,35 @@ def _measured(records: tables.Records, row: pd.Series, level: str) -> str:
 
 def _merging_kept(records: tables.Records, table: pd.DataFrame) -> list[str]:
     """Where ablation 1 only lists merged − soup as exploratory, a sentence that reads it."""
-    found = table.query("a == 'merged' and b == 'soup' and kind == 'exploratory'")
+    said = (
+        "A single model over all timesteps lacks decoupling and the averaging of copies at once; "
+        "with merging kept but ranges removed"
+    )
+    return _exploratory(records, table, ("merged", "soup"), said)
+
+
+def _place_only(records: tables.Records, table: pd.DataFrame) -> list[str]:
+    """Where only the merge was searched, a sentence that reads both at 1 / N."""
+    if records.parameters["merge_weights"] != "search":
+        return []
+    said = (
+        f"The {records.titles['averaged']} had no search while {records.titles['merged']} had one; "
+        "with weights 1/N and no search on both sides"
+    )
+    return _exploratory(records, table, IN_PLACE_ONLY, said)
+
+
+def _exploratory(
+    records: tables.Records, table: pd.DataFrame, pair: tuple[str, str], said: str
+) -> list[str]:
+    """A sentence on a pair; nothing where it is primary or of the other ablation."""
+    found = table[[p == pair for p in zip(table["a"], table["b"], strict=True)]]
+    found = found[found["kind"] == "exploratory"]
     if found.empty:
         return []
     row = found.iloc[0]
     level = f"{100 * row['level']:.4g} % paired t interval, exploratory"
-    return [
-        "A single model over all timesteps lacks decoupling and the averaging of copies at once; "
-        f"with merging kept but ranges removed, {_measured(records, row, level)}."
-    ]
+    return [f"{said}, {_measured(records, row, level)}."]
 
 
 def metric(records: tables.Records) -> str:
@@ -228,7 +304,21 @@ def metric(records: tables.Records) -> str:
         f"{100 * seed_difference(fids):.2g} % (rms), so only differences on the same noise are "
         "compared."
     )
-    return " ".join([f"{text}.", noise, *_classifiers(records)])
+    return " ".join([f"{text}.", *_not_shown(a), noise, *_classifiers(records)])
+
+
+def _not_shown(acceptance: dict) -> list[str]:
+    """What an acceptance leaves open, with the smallest difference that it did rank."""
+    if not acceptance["accepted"]:
+        return []
+    if not acceptance["same_ranking"] or len(acceptance["ranking"]) < 2:
+        return ["Agreement of halves does not show that arms are ranked rightly."]
+    fids = sorted(row["fid"] for row in acceptance["ranking"])
+    gap = f"{np.diff(fids).min():.2g}"
+    return [
+        f"Agreement of halves and of {len(fids)} training lengths, whose FIDs lie {gap} or more "
+        "apart, does not show that arms which differ by less are ranked rightly."
+    ]
 
 
 def seed_difference(values: np.ndarray) -> float:

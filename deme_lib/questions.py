@@ -59,17 +59,35 @@ def answers(records: tables.Records, sweeps: Path) -> list[Answer]:
 
 def _finetuning(records: tables.Records) -> Answer:
     """The first pair decides: equal training, and a search on both sides."""
-    pairs = [("merged", "all_scaled"), ("merged", "all_same"), ("all_same", "pretrained")]
+    pairs = [("merged", "all_scaled"), ("merged", "all_same")]
+    pairs += [("all_same", "pretrained"), ("all_plain", "pretrained")]
     rows = [comparisons.between(records, a, b) for a, b in pairs]
-    beyond, gain = rows[0]["outcome"], rows[-1]["outcome"]
+    beyond, gain = rows[0]["outcome"], rows[2]["outcome"]
     lead = {"better": "not all of it", "worse": "the merge is worse than it"}.get(beyond)
     if lead is None and gain == "better":
-        lead = "it gains too, and no difference between it and the merge was found"
+        lead = "not decided: the control gains too, and no further gain of the merge was found"
+    text = _sentence(records, lead or "not decided", rows)
+    if beyond == comparisons.NONE_FOUND:
+        text += _allowed(records, rows[0])
     return Answer(
         "Does finetuning on all timesteps with the same number of steps, learning rate, EMA and "
         "consistency loss explain the gain?",
         _table(records, rows),
-        _sentence(records, lead or "not decided, as no difference was found", rows),
+        text,
+    )
+
+
+def _allowed(records: tables.Records, row: dict) -> str:
+    """How much of the merge's gain the interval of the deciding pair leaves to merging."""
+    gain = -comparisons.differences(records, "merged", "pretrained", "fid").mean()
+    if gain <= 0:
+        return ""
+    ends = [-(row["fid"] + sign * row["fid_halfwidth"]) / gain for sign in (1, -1)]
+    low, high = (f"{round(100 * share)} %".replace("-", "−") for share in ends)
+    pair = f"{records.titles[row['a']]} − {records.titles[row['b']]}"
+    return (
+        f" The interval of {pair} allows a further gain from {low} to {high} of the merge's whole "
+        f"gain over the pretrained model (the mean, {gain:.2g})."
     )
 
 
@@ -101,7 +119,7 @@ def _lead(outcomes: set[str]) -> str:
         return {
             "better": "yes",
             "worse": "no, it is worse",
-            "no difference": "not decided, as no difference was found",
+            comparisons.NONE_FOUND: "not decided",
         }[outcomes.pop()]
     if "worse" not in outcomes:
         return "in part"
@@ -110,7 +128,7 @@ def _lead(outcomes: set[str]) -> str:
 
 def _sentence(records: tables.Records, lead: str, rows: list[dict], where: str = "") -> str:
     outcomes = "; ".join(comparisons.against(records, row) for row in rows)
-    return f"By FID{where} and {records.scope}, {lead}: {outcomes}."
+    return f"By FID{where} and {records.scope}, {lead}. {outcomes}."
 
 
 def _table(records: tables.Records, rows: list[dict]) -> pd.DataFrame:

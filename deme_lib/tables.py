@@ -180,9 +180,19 @@ def scope(metrics: pd.DataFrame) -> str:
 
 def covers(records: Records) -> str:
     """What spreads and intervals cover, as said wherever one is printed."""
-    if len(records.training_seeds) > 1:
-        return "cover training, the search and sampling noise: not the data split or the classifier"
-    return "cover sampling noise only: not training, the search, the data split or the classifier"
+    if len(records.training_seeds) == 1:
+        left = "not training, the search, the data split or the classifier"
+        return f"cover sampling noise only: {left}"
+    given = "pretraining, " if records.parameters["pretrained"] else ""
+    return (
+        f"cover {_trained(records)}, the search and sampling noise: not {given}the data split or "
+        "the classifier"
+    )
+
+
+def _trained(records: Records) -> str:
+    """What several training seeds repeat: a model that was given is pretrained only once."""
+    return "finetuning" if records.parameters["pretrained"] else "training"
 
 
 def spread(records: Records) -> str:
@@ -195,8 +205,8 @@ def spread(records: Records) -> str:
     return (
         f"± sd is over the {training} training seeds (of each one's mean over {sampling} sampling "
         f"seeds) and in part shared between arms (same pretrained model): {paired}. The sd covers "
-        "training and the search alone, as training seeds share their sampling noise; the paired "
-        f"intervals {covers(records)}."
+        f"{_trained(records)} and the search alone, as training seeds share their sampling noise; "
+        f"the paired intervals {covers(records)}."
     )
 
 
@@ -280,6 +290,11 @@ def plus_minus(mean: float, spread: float, signed: bool = False) -> str:
         digits = int(np.clip(1 - np.floor(np.log10(spread)), 0, 8))
     sign = "+" if signed else ""
     return f"{mean:{sign}.{digits}f} ± {spread:.{digits}f}".replace("-", "−")
+
+
+def signed(x: float) -> str:
+    """Two digits with a sign; a true minus sign."""
+    return f"{x:+.2g}".replace("-", "−")
 
 
 def number(x: float) -> str:

@@ -227,7 +227,7 @@ def _dicts(training_seeds, seeds, n_ranges, second, merge) -> dict[str, dict]:
         "primary_decoupling": ["merged - all_scaled"],
         "primary_merging": ["merged - averaged", "merged - routed"], "loss_draws": 8,
         "num_train_timesteps": 1000, "test_images": 300, "search_images": 297,
-        "search_samples": 1500,
+        "search_samples": 1500, "pretrained": "",
     }  # fmt: skip
     halves = {"features": "digits-a", "n_half": 8000, "repeats": 8}
     ranking = [{"steps": s, "fid": 2 / s, "fid_second": 1.6 / s} for s in (5, 10, 20)]

@@ -32,7 +32,9 @@ def test_every_question_is_a_heading_with_an_answer(tmp_path, training_seeds):
     assert "nan" not in text
     assert ("for these weights" in text) == (len(training_seeds) == 1)
     assert ("over 3 training seeds" in text) == (len(training_seeds) == 3)
-    assert "DeMe merged (searched) against soup, searched: no difference (exploratory)" in text
+    assert (
+        "DeMe merged (searched) against soup, searched: no difference found (exploratory)" in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,14 +42,36 @@ def test_every_question_is_a_heading_with_an_answer(tmp_path, training_seeds):
     [
         ({"merged": 0.1}, "not all of it"),
         ({"merged": 0.9}, "the merge is worse than it"),
-        ({"merged": 0.45, "all_scaled": 0.45}, "it gains too, and no difference"),
-        ({"merged": 0.45, "all_scaled": 0.45, "all_same": 0.57}, "not decided"),
+        (
+            {"merged": 0.45, "all_scaled": 0.45},
+            "not decided: the control gains too, and no further gain",
+        ),
+        ({"merged": 0.45, "all_scaled": 0.45, "all_same": 0.57}, "not decided."),
     ],
 )
 def test_finetuning_alone(tmp_path, fid, said):
     text = answers(tmp_path, fid=fid)[0].text
     assert text.startswith(f"By FID and for these weights, {said}")
     assert "scale searched: " in text and "same techniques: " in text
+    assert "no technique against pretrained: " in text
+    assert ("allows a further gain" in text) == ("not decided" in said)
+
+
+def test_what_the_interval_allows_is_a_share_of_the_gain(tmp_path):
+    folder = synthetic.write(tmp_path)
+    metrics = pd.read_csv(folder / "metrics.csv")
+    base = metrics.loc[metrics["arm"] == "pretrained", "fid"].to_numpy()
+    noise = np.array([-1.0, 1.0, -1.0, 1.0, 0.0])
+    metrics.loc[metrics["arm"] == "merged", "fid"] = base - 0.2
+    metrics.loc[metrics["arm"] == "all_scaled", "fid"] = base - 0.1 + 0.1 * noise
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    half = comparisons.paired_interval(0.1 * noise, 0.95)[1]
+    low, high = (f"{round(100 * (0.1 + s * half) / 0.2)} %".replace("-", "−") for s in (-1, 1))
+    text = questions.answers(tables.read(folder), folder)[0].text
+    assert f"gain from {low} to {high} of the merge's whole gain" in text and "−" in low
+    metrics.loc[metrics["arm"] == "pretrained", "fid"] = base - 0.3
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    assert "whole gain" not in questions.answers(tables.read(folder), folder)[0].text
 
 
 @pytest.mark.parametrize(
@@ -55,17 +79,17 @@ def test_finetuning_alone(tmp_path, fid, said):
     [
         ({"better"}, "yes"),
         ({"worse"}, "no, it is worse"),
-        ({"better", "no difference"}, "in part"),
-        ({"worse", "no difference"}, "no"),
+        ({"better", "no difference found"}, "in part"),
+        ({"worse", "no difference found"}, "no"),
         ({"better", "worse"}, "it depends on the comparison"),
-        ({"no difference"}, "not decided, as no difference was found"),
+        ({"no difference found"}, "not decided"),
     ],
 )
 def test_what_outcomes_say_together(outcomes, said):
     assert questions._lead(outcomes) == said
 
 
-@pytest.mark.parametrize(("own", "said"), [(0.1, "yes:"), (0.9, "no, it is worse:")])
+@pytest.mark.parametrize(("own", "said"), [(0.1, "yes."), (0.9, "no, it is worse.")])
 def test_is_it_better_than_the_others(tmp_path, training_seeds, own, said):
     others = [("soup", "soup_uniform"), ("routed", "averaged"), ("one_scaled", "best_single")]
     fid = {"merged": own, "merged_uniform": own} | {b: 0.5 for pair in others for b in pair}
@@ -79,7 +103,7 @@ def test_is_it_better_than_the_others(tmp_path, training_seeds, own, said):
 
 def test_no_better_than_the_others(tmp_path):
     fid = {arm: 0.5 for arm in ("merged", "routed", "averaged")}
-    assert "not decided, as no difference was found: DeMe" in answers(tmp_path, fid=fid)[2].text
+    assert "not decided. DeMe" in answers(tmp_path, fid=fid)[2].text
 
 
 def test_rows_are_those_of_the_paired_tables(tmp_path):
@@ -93,7 +117,7 @@ def test_rows_are_those_of_the_paired_tables(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("uniform", "said"), [(0.9, "yes:"), (0.1, "no, it is worse:"), (0.46, "not decided")]
+    ("uniform", "said"), [(0.9, "yes."), (0.1, "no, it is worse."), (0.46, "not decided")]
 )
 def test_searched_weights(tmp_path, uniform, said):
     answer = answers(tmp_path, fid={"merged_uniform": uniform})[3]

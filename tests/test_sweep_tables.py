@@ -131,7 +131,7 @@ def test_rendering_writes_every_sweep_the_same_way_twice(tmp_path):
     assert (
         text.startswith("| the axis of techniques | arm | FID ↓ |") and "Sweep: the sweep" in text
     )
-    csv = pd.read_csv(written[4])
+    csv = pd.read_csv(tmp_path / "one" / "sweeps" / "techniques.csv")
     np.testing.assert_allclose(
         csv["fid_mean"], sweep_tables.table(techniques(tmp_path))["fid_mean"], rtol=1e-5
     )

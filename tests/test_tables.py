@@ -146,6 +146,14 @@ def test_texts_say_what_several_training_seeds_cover(tmp_path):
     assert all("(training seed 0)" in text for text in first)
 
 
+def test_training_seeds_of_a_given_model_do_not_cover_pretraining(tmp_path):
+    known = tables.read(synthetic.write(tmp_path, training_seeds=(0, 1)))
+    known.parameters["pretrained"] = "my-model"
+    covers = "cover finetuning, the search and sampling noise: not pretraining, the data split or"
+    assert covers in tables.covers(known) and covers in tables.spread(known)
+    assert "The sd covers finetuning and the search alone" in tables.spread(known)
+
+
 def test_weights_are_listed_per_training_seed(tmp_path):
     folder = synthetic.write(tmp_path, training_seeds=(0, 4))
     arms = pd.read_csv(folder / "arms.csv")
@@ -166,7 +174,7 @@ def test_rows_keep_the_order_of_arms(records):
 
 
 @pytest.mark.parametrize(
-    ("fid", "outcome"), [(0.1, "better"), (0.9, "worse"), (0.45, "no difference")]
+    ("fid", "outcome"), [(0.1, "better"), (0.9, "worse"), (0.45, "no difference found")]
 )
 def test_verdict_follows_the_numbers(tmp_path, fid, outcome):
     known = tables.read(synthetic.write(tmp_path, fid={"merged": fid, "all_scaled": 0.45}))
@@ -181,7 +189,7 @@ def test_words_at_the_edges():
     text = comparisons.in_words("a", "b", -0.1, 0.2, "here")
     assert text == "no difference in FID found (half-width 0.2)"
     assert comparisons.in_words("a", "b", 0.0, 0.0, "here") == "the same numbers for every seed"
-    assert comparisons.outcome_of(0.2, 0.2) == "no difference"
+    assert comparisons.outcome_of(0.2, 0.2) == "no difference found"
 
 
 def test_only_primaries_are_corrected_and_each_pair_stands_once(records):
@@ -253,7 +261,7 @@ def test_title_says_where_the_weights_come_from(tmp_path, merge, word):
 
 @pytest.mark.parametrize(
     ("shift", "outcome"),
-    [(-1.0, "better"), (1.0, "worse"), ([-1.0, 1.0, -1.0, 1.0, 0.0], "no difference")],
+    [(-1.0, "better"), (1.0, "worse"), ([-1.0, 1.0, -1.0, 1.0, 0.0], "no difference found")],
 )
 def test_verdict_says_what_each_other_measure_finds(records, shift, outcome):
     metrics = pd.read_csv(records / "metrics.csv")
@@ -264,7 +272,54 @@ def test_verdict_says_what_each_other_measure_finds(records, shift, outcome):
     opposite = {"better": "worse", "worse": "better"}.get(outcome, outcome)
     text = comparisons.verdict(tables.read(records), 1)
     assert f", {outcome}; by pixels " in text
-    assert text.partition("by pixels ")[2].partition(". A single")[0].endswith(f", {opposite}")
+    assert text.partition("by pixels ")[2].partition("; by KID")[0].endswith(f", {opposite}")
+
+
+def test_verdict_reads_kid_times_1000(records):
+    known = tables.read(records)
+    row = comparisons.paired(known, 1).iloc[0]
+    kid = tables.plus_minus(1000 * row["kid"], 1000 * row["kid_halfwidth"], signed=True)
+    said = f"by KID × 1000, the only one to test images, {kid}, {row['outcome']}."
+    assert said in comparisons.verdict(known, 1)
+
+
+@pytest.mark.parametrize(("loss", "said"), [(0.076, True), (0.078, False)])
+def test_verdict_says_where_fid_and_test_loss_disagree(tmp_path, loss, said):
+    folder = synthetic.write(tmp_path, fid={"merged": 0.1})
+    arms = pd.read_csv(folder / "arms.csv")
+    arms.loc[arms["arm"] == "all_scaled", "test_loss"] = loss
+    arms.to_csv(folder / "arms.csv", index=False)
+    text = comparisons.verdict(tables.read(folder), 1)
+    clause = "test loss is lower for all timesteps, scale searched: 0.07600 against 0.07700"
+    assert (clause in text) == ("test loss" in text) == said
+
+
+@pytest.mark.parametrize(("merge", "said"), [("search", True), ("uniform", False)])
+def test_verdict_of_ablation_2_reads_uniform_merge_against_average(tmp_path, merge, said):
+    known = tables.read(synthetic.write(tmp_path, merge=merge))
+    row = comparisons.paired(known, 2).query("a == 'merged_uniform' and b == 'averaged'").iloc[0]
+    text = comparisons.verdict(known, 2).partition("no search on both sides, ")[2]
+    assert bool(text) == (row["verdict"] in text) == said
+    assert "on both sides" not in comparisons.verdict(known, 1)
+
+
+@pytest.mark.parametrize(
+    ("fid", "said"),
+    [(0.1, "is −0.025, of the same sign"), (0.9, "is −0.025, of the other sign")],
+)
+def test_searched_pairs_are_compared_on_the_searches_noise_too(tmp_path, fid, said):
+    folder = synthetic.write(tmp_path, fid={"merged": fid})
+    found = pd.read_csv(folder / "search.csv")
+    for name, value in (("merge", 0.25), ("scale", 0.275)):
+        found.loc[(found["search"] == name) & (found["chosen"] == 1), "fid"] = value
+    found.to_csv(folder / "search.csv", index=False)
+    known = tables.read(folder)
+    assert said in comparisons.verdict(known, 1)
+    assert "own noise" not in comparisons.verdict(known, 2)  # averaged, routed: no search
+    known.parameters["primary_merging"] = ["merged - best_single"]  # not the candidate chosen
+    assert "own noise" not in comparisons.verdict(known, 2)
+    known.parameters["primary_merging"] = ["merged - one_scaled"]
+    assert "own noise (one stream, n = 1,500" in comparisons.verdict(known, 2)
 
 
 def test_caption_says_what_was_measured(records):
@@ -303,7 +358,11 @@ def test_the_metric_paragraph_follows_the_records(records, tmp_path):
     assert "(n = 2,000)" in text and f"{100 * 0.4**0.5:.2g} % (rms)" in text  # 4 of 10 pairs
     assert "rank correlation −1.00" in text
     assert 'of "all timesteps, no technique" by digits-a and of "pretrained" by digits-b' in text
+    assert "and of 3 training lengths, whose FIDs lie 0.1 or more apart, does not show" in text
     odd = tables.read(synthetic.write(tmp_path / "odd", second=False))
+    assert "Agreement of halves does not show that arms" in comparisons.metric(odd)
+    odd.acceptance["accepted"] = False
+    assert "Agreement" not in comparisons.metric(odd)
     assert "Spearman" not in comparisons.metric(odd)
 
 

@@ -89,7 +89,7 @@ def _panel_title(ax: plt.Axes, records: tables.Records, number: int) -> None:
         names = f"{records.titles[row['a']]} − {records.titles[row['b']]}"
         difference = tables.plus_minus(row["fid"], row["fid_halfwidth"], signed=True)
         decided = row["outcome"] in ("better", "worse")
-        said = f"{row['outcome']} {records.scope}" if decided else "no difference in FID found"
+        said = f"{row['outcome']} {records.scope}" if decided else row["outcome"]
         lines.append(f"{names}: {difference} ({100 * row['level']:.4g} %), {said}")
     ax.text(0, 1.02, "\n".join(lines), transform=ax.transAxes, va="bottom", fontsize=9)
     heading = f"Ablation {number}: {tables.ABLATIONS[number]}"

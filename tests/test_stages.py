@@ -11,7 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from deme_lib import data, metrics, parameters, recipes, stages
+from deme_lib import data, metrics, parameters, recipes, records, report, stages, tables
 from deme_lib.analysis import FixedNoise
 from deme_lib.arms import ARMS, present
 from deme_lib.models import ModelError, load_pipeline, load_unet
@@ -135,6 +135,20 @@ def test_every_artefact_of_an_experiment_can_be_made(experiment):
     assert made["images-merged"].results["calls_per_image"] == p.sampling_steps
     assert made["images-output_merge"].results["weights"] == made["merged"].results["weights"]
     json.dumps([a.results for a in made.values()], allow_nan=False)  # nothing is nan
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [0, 1]}, {"loss_weighting": "p2", "n_ranges": 1}])
+def test_tables_and_figures_of_other_experiments(experiment, changes):
+    """Several training seeds; a re-weighted arm; one range alone."""
+    p = experiment(**changes)
+    folder = records.collect(p)
+    known = tables.read(folder / "records")
+    assert known.training_seeds == p.seeds
+    assert set(known.arms["arm"]) == {arm.name for arm in present(p.loss_weighting)}
+    report.render(folder / "records", folder)
+    text = (folder / "ablation1.md").read_text()
+    assert ("2 training seeds" in text) == (len(p.seeds) == 2)
+    assert ("all timesteps, re-weighted" in text) == (p.loss_weighting != "none")
 
 
 # killed and resumed

@@ -45,7 +45,7 @@ def upstream(recipe):
 
 
 def accepted(name):
-    """A preset trains no arm before its metric was judged; a sweep's base was."""
+    """No copy is trained before the metric was judged on the pretrained model."""
     recipe, p = PLAN[name]
     acceptance = recipes.acceptance(p).name
     return [flag(acceptance)] if recipe.stage == "finetune" and acceptance in JOBS else []

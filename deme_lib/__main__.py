@@ -66,8 +66,9 @@ def _list(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     from deme_lib import sweep_records, sweep_tables, sweeps
 
-    folder = sweep_records.collect(sweeps.load(options.file))
-    sweep_tables.render(folder / "records", folder)
+    sweep = sweeps.load(options.file)
+    folder = sweep_records.collect(sweep)
+    sweep_tables.render(folder / "records", folder, sweep.sweep)
     print(folder / "sweeps")
 
 

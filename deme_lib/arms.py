@@ -56,6 +56,9 @@ ARMS = {
     )
 }
 
+BASE = "base"
+"""What records of a sweep call the preset that its cells differ from."""
+
 SEARCHES = {
     "merge": "weights of the experts' task vectors",
     "soup": "weights of the soup members' task vectors",

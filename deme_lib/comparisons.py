@@ -379,7 +379,7 @@ def _no_merge(records: tables.Records, known: pd.DataFrame) -> list[str]:
     merged = known[known["arm"] == "merged"]
     few = [np.count_nonzero(json.loads(w)) < 2 for w in merged["weights"]]
     seeds = ", ".join(map(str, merged.loc[few, "training_seed"]))
-    if not seeds:
+    if not seeds or records.parameters["n_ranges"] < 2:
         return []
     where = f" (training seed {seeds})" if len(records.training_seeds) > 1 else ""
     searched = records.parameters["merge_weights"] == "search"

@@ -14,6 +14,8 @@ def gradients(df: pd.DataFrame, num_train_timesteps: int) -> str:
     """Fig. 1a: do gradients of near timesteps agree more than those of distant ones?"""
     found = {m: _near_and_far(part, num_train_timesteps) for m, part in df.groupby("model")}
     near, far, _ = found["pretrained"]
+    if np.isnan(near):
+        return "The paper's observation (Fig. 1a) needs timesteps less than T/4 apart."
     numbers = "; ".join(
         f"{model} {a:.2f} of pairs less than T/4 apart and {b:.2f} of the others, "
         f"{share:.0%} of which are negative"
@@ -102,7 +104,7 @@ def task_vectors(df: pd.DataFrame) -> str:
         return "The paper's observation (Fig. 6b) is on ranges of each half of the timesteps."
     larger = spread[late].mean(axis=1) > spread[early].mean(axis=1)
     return _sentence(
-        "Fig. 6b: task vectors are larger for t ≥ T/2",
+        "Fig. 6b: task vectors of the later half of the ranges are larger",
         larger.mean() > 0.5,
         f"their quartiles lie farther apart there in {larger.sum()} of {len(larger)} blocks",
         "if in more than half of them",

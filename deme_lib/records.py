@@ -241,7 +241,7 @@ def _write_samples(folder: Path, made: dict[str, Artefact]) -> None:
     arms_made = [name for name in ARMS if f"images-{name}" in made]
     shown = {name: images(made[f"images-{name}"])[:SAMPLES_SHOWN] for name in arms_made}
     real = load_file(made["data"].path / "images.safetensors")["train"]
-    shown["real"] = real[:SAMPLES_SHOWN].numpy()
+    shown["real"] = real[: min(map(len, shown.values()))].numpy()
     save_file(shown, folder / "samples.tmp")
     (folder / "samples.tmp").replace(folder / "samples.safetensors")
 

@@ -8,19 +8,18 @@ from typing import Any
 
 import pandas as pd
 import torch
+from diffusers import DDPMScheduler
 
-from deme_lib import parameters, recipes, records
-from deme_lib.arms import ARMS, search_of
+from deme_lib import ROOT, parameters, recipes, records, sweeps
+from deme_lib.arms import ARMS, BASE, search_of
 from deme_lib.cuts import routing_ranges
-from deme_lib.models import load_pipeline
 from deme_lib.parameters import Parameters
 from deme_lib.sampling import ddim_scheduler
 from deme_lib.stages import make_all
-from deme_lib.store import Artefact, write_text
+from deme_lib.stages.estimate import announce
+from deme_lib.store import Artefact, Store, write_text
 from deme_lib.sweeps import Sweep
 from deme_lib.timesteps import route
-
-BASE = "base"
 
 
 def collect(sweep: Sweep) -> Path:
@@ -31,6 +30,7 @@ def collect(sweep: Sweep) -> Path:
     """
     base = parameters.load(sweep.base)
     cells = sweep.experiments()
+    _announce(sweep, base)
     made = {BASE: _make(base, sweep.beside)}
     made |= {cell: _make(p, sweep.arms) for cell, p in cells.items()}
     of = {BASE: base, **cells}
@@ -38,21 +38,20 @@ def collect(sweep: Sweep) -> Path:
         records.metrics(found, of[cell].seed).assign(cell=cell) for cell, found in made.items()
     ]
     document = {
-        **sweep.model_dump(include={"sweep", "title", "axis", "base", "against", "note"}),
+        **sweep.model_dump(include={"title", "axis", "base", "against", "note"}),
         "arms": {arm: ARMS[arm].title for arm in sweep.arms},
         "beside": {arm: ARMS[arm].title for arm in sweep.beside},
-        "set": sweep.set,
         "cells": [
             {
                 **cell.model_dump(),
-                **_ranges(cells[cell.cell], base),
+                **_ranges(cells[cell.cell]),
                 **_cell(cells[cell.cell], made[cell.cell], sweep.arms),
             }
             for cell in sweep.cells
         ],
         "parameters": base.model_dump(),
     }
-    out = records.figures_folder(base)
+    out = _folder(sweep, base)
     folder = out / "records" / "sweeps"
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.concat(frames)
@@ -63,10 +62,30 @@ def collect(sweep: Sweep) -> Path:
     return out
 
 
-def _ranges(p: Parameters, base: Parameters) -> dict[str, Any]:
+def _folder(sweep: Sweep, base: Parameters) -> Path:
+    """Figures of the base for a shipped sweep as it stands; a trial's go under runs."""
+    shipped = parameters.PRESETS / "sweeps" / f"{sweep.sweep}.yaml"
+    if shipped.is_file() and sweeps.load(shipped) == sweep:
+        return records.figures_folder(base)
+    return ROOT / base.runs_dir / "figures" / base.folder_name()
+
+
+def _announce(sweep: Sweep, base: Parameters) -> None:
+    """One estimate for all cells, before the first is begun."""
+    make_all([recipes.data(base)], base)
+    store = Store(base.runs_dir)
+    wanted = [
+        recipes.metrics(p, ARMS[arm]) for p in sweep.experiments().values() for arm in sweep.arms
+    ]
+    wanted += [recipes.metrics(base, ARMS[arm]) for arm in sweep.beside]
+    missing = {r.key: r for recipe in wanted for r in store.missing(recipe)}
+    announce(list(missing.values()), store, base)
+
+
+def _ranges(p: Parameters) -> dict[str, Any]:
     """How a cell cuts [0, T), and how many sampling steps fall into each range."""
-    stored = make_all([recipes.baseline(base)], base)["baseline"]
-    scheduler = load_pipeline(stored.path / "pipeline").scheduler
+    stored = Store(p.runs_dir).load(recipes.baseline(p))
+    scheduler = DDPMScheduler.from_pretrained(stored.path / "pipeline", subfolder="scheduler")
     ranges = routing_ranges(p.range_cut, p.n_ranges, scheduler)
     steps = ddim_scheduler(scheduler, p.sampling_steps, p.timestep_spacing).timesteps
     calls = torch.bincount(route(steps, ranges), minlength=len(ranges)).tolist()
@@ -99,6 +118,5 @@ def _cell(p: Parameters, made: dict[str, Artefact], arms: list[str]) -> dict[str
         }
     return {
         "training_steps": p.n_ranges * p.finetune_steps,
-        "seconds": round(sum(artefact.record["seconds"] for artefact in made.values()), 1),
         "results": results,
     }

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from deme_lib import comparisons, plots, tables
-from deme_lib.arms import ARMS
+from deme_lib.arms import ARMS, BASE
 from deme_lib.formats import latex, markdown, save, write
 
 COLUMNS = "cell arm training_seed seed n features steps fid"
@@ -22,7 +22,6 @@ TABLE = (
     "cell arm title fid_mean fid_sd difference difference_halfwidth merging merging_halfwidth "
     "training_steps weights paper"
 )
-BASE = "base"
 NOT_COMPARABLE = "the paper's FID (CIFAR10, Inception: not comparable)"
 
 
@@ -91,7 +90,7 @@ def read(folder: Path, name: str) -> Sweep:
         ValueError: a column or a row is missing, or rows cannot be compared.
     """
     path = Path(folder) / "sweeps" / f"{name}.csv"
-    metrics = pd.read_csv(path, dtype={"cell": str})
+    metrics = pd.read_csv(path, dtype={"cell": str}, keep_default_na=False, na_values=[""])
     if missing := [c for c in COLUMNS.split() if c not in metrics]:
         raise ValueError(f"{path} lacks the columns {missing}")
     for column in ("n", "features", "steps", "training_seed"):
@@ -251,9 +250,9 @@ def _between(counts: list[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def render(records: Path, out: Path) -> None:
-    """Write ``sweeps/<name>.{csv,md,tex,png}`` and its comparisons for every sweep recorded."""
-    for found in sorted((Path(records) / "sweeps").glob("*.json")):
+def render(records: Path, out: Path, name: str = "*") -> None:
+    """Write ``sweeps/<name>.{csv,md,tex,png}`` and its comparisons: of one sweep, or of all."""
+    for found in sorted((Path(records) / "sweeps").glob(f"{name}.json")):
         sweep = read(records, found.stem)
         path = Path(out) / "sweeps" / sweep.name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deme_lib import parameters, recipes
-from deme_lib.arms import ARMS
+from deme_lib.arms import ARMS, BASE
 from deme_lib.parameters import ParameterError, Parameters
 from deme_lib.store import Recipe
 
@@ -100,23 +100,54 @@ def load(path: str | Path) -> Sweep:
             f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
         )
         raise ParameterError(f"{path} is no sweep:\n{problems}") from None
-    names = [cell.cell for cell in sweep.cells]
-    if len(set(names)) < len(names) or "base" in names:
-        raise ParameterError(f"{path}: cells need names of their own, other than base: {names}")
+    _check_names(sweep, path)
+    _check_cells(sweep, path)
+    return sweep
+
+
+def _check_names(sweep: Sweep, path: str | Path) -> None:
+    names, arms = [cell.cell for cell in sweep.cells], (*sweep.arms, *sweep.beside)
+    if odd := [arm for arm in arms if arm not in ARMS]:
+        raise ParameterError(f"{path}: no arm {odd}; there are {', '.join(ARMS)}")
+    if len(set(sweep.arms)) < len(sweep.arms) or "pretrained" not in sweep.beside:
+        raise ParameterError(f"{path}: name every arm once, and pretrained in beside")
+    odd = [name for name in names if name in {BASE, *ARMS} or " / " in name]
+    if odd or len(set(names)) < len(names):
+        raise ParameterError(
+            f"{path}: cells need names of their own, other than {BASE} or an arm's and without "
+            f"' / ': {names}"
+        )
     known = {*sweep.beside, *names, *(f"{name} / {arm}" for name in names for arm in sweep.arms)}
     named = {*sweep.against, *(name for cell in sweep.cells for name in cell.against)}
     if unknown := sorted(named - known):
         raise ParameterError(f"{path}: against names {unknown}: no cell, cell / arm, or arm beside")
-    if odd := [arm for arm in (*sweep.arms, *sweep.beside) if arm not in ARMS]:
-        raise ParameterError(f"{path}: no arm {odd}; there are {', '.join(ARMS)}")
-    experiments = {**sweep.experiments(), "the base": parameters.load(sweep.base)}
-    for cell, p in experiments.items():
-        arms = sweep.beside if cell == "the base" else sweep.arms
+    if all({*sweep.against, *cell.against} <= {cell.cell} for cell in sweep.cells):
+        raise ParameterError(f"{path}: against compares no cell with anything else: name another")
+
+
+def _check_cells(sweep: Sweep, path: str | Path) -> None:
+    """Cells may differ from the base in finetuning, merging and search alone."""
+    base, cells = parameters.load(sweep.base), sweep.experiments()
+    same = recipes.metrics(base, ARMS["pretrained"]).key
+    for cell, p in {**cells, BASE: base}.items():
+        arms = sweep.beside if cell == BASE else sweep.arms
         if "reweighted" in arms and p.loss_weighting == "none":
             raise ParameterError(f"{path}: the arm reweighted needs loss_weighting in {cell}")
         if len(p.seeds) > 1:
             raise ParameterError(f"{path}: a sweep is over one training seed, not seeds {p.seeds}")
-    return sweep
+        moved = recipes.metrics(p, ARMS["pretrained"]).key != same or p.runs_dir != base.runs_dir
+        if moved:
+            raise ParameterError(
+                f"{path}: cell {cell!r} changes the pretrained model, its evaluation or runs_dir; "
+                "a sweep varies finetuning, merging and search: set the rest in its base"
+            )
+    trained = base.n_ranges * base.finetune_steps
+    total = {p.n_ranges * p.finetune_steps for p in cells.values()}
+    if total != {trained} and set(sweep.beside) != {"pretrained"}:
+        raise ParameterError(
+            f"{path}: cells train for {total} steps and the arms beside them for {trained}: set "
+            "finetune_steps so that they are equal, or name pretrained alone in beside"
+        )
 
 
 def plan(path: str | Path) -> Plan:
@@ -125,8 +156,10 @@ def plan(path: str | Path) -> Plan:
         p = parameters.load(path)
         wanted = [(r, q) for q in p.per_seed() for r in recipes.everything(q).values()]
     else:
-        sweep, base = load(path), parameters.load(load(path).base)
-        wanted = [(recipes.metrics(base, ARMS[arm]), base) for arm in sweep.beside]
+        sweep = load(path)
+        base = parameters.load(sweep.base)
+        wanted = [(recipes.acceptance(base), base)]
+        wanted += [(recipes.metrics(base, ARMS[arm]), base) for arm in sweep.beside]
         wanted += [
             (recipes.metrics(p, ARMS[arm]), p)
             for p in sweep.experiments().values()

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from deme_lib.arms import BASE
 from deme_lib.plots.style import STYLES, captioned, subplots, unknown_style
 
 
@@ -17,7 +18,7 @@ def sweep(df: pd.DataFrame, axis: str, caption: str = "") -> Figure:
         df: from ``sweep_tables.table``.
         axis: what differs between the cells.
     """
-    base, cells = df[df["cell"] == "base"], df[df["cell"] != "base"]
+    base, cells = df[df["cell"] == BASE], df[df["cell"] != BASE]
     names, arms = list(cells["cell"].unique()), list(cells["arm"].unique())
     figure, axes = subplots(1, 1, (10, 5.2))
     ax = axes.flat[0]

@@ -71,5 +71,9 @@ def test_links_and_figures_exist():
 
 def test_makefile_has_the_targets_named():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make (reproduce|check|test|lab)\b", README)):
+    targets = set(re.findall(r"(?:`|^)make ([a-z]+)", README, flags=re.MULTILINE))
+    assert {"reproduce", "sweep", "check", "test"} <= targets
+    for target in targets:
         assert f"\n{target}:" in makefile
+    files = set(re.findall(r"(?:PARAMS|SWEEP)=(params/\S+\.yaml)", README)) - {"params/mine.yaml"}
+    assert len(files) > 5 and all((ROOT / file).is_file() for file in files)

@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from deme_lib import classifier, data, metrics, models, recipes
+from deme_lib import classifier, data, idx, metrics, models, recipes
 from deme_lib.parameters import Parameters
 from deme_lib.store import Recipe, Store, StoreError
 
@@ -162,11 +162,21 @@ def _dataset(p: Parameters):
     if p.dataset == "digits" or Store(p.runs_dir).holds(recipes.data(p)):
         yield OK, f"{p.dataset}, here already"
     elif folder := data.local_folder(p.dataset):
-        yield OK, f"{folder}, {datasets.load_dataset_builder(str(folder)).dataset_name}"
+        yield _local_dataset(folder)
     else:
         cached = Path(datasets.config.HF_DATASETS_CACHE, p.dataset.replace("/", "___")).is_dir()
         ask = partial(HfApi().dataset_info, p.dataset, timeout=NETWORK_TIMEOUT_S)
         yield _reachable(f"huggingface.co/datasets/{p.dataset}", cached, ask, "dataset")
+
+
+def _local_dataset(folder: Path) -> tuple[str, ...]:
+    if not idx.is_folder(folder):
+        return OK, f"{folder}, {datasets.load_dataset_builder(str(folder)).dataset_name}"
+    try:
+        counts = [f"{len(idx.load(folder, part)[1])} {part}" for part in idx.FILES]
+    except idx.IdxError as error:
+        return PROBLEM, str(error), f"copy the four files of Fashion-MNIST to {folder} again"
+    return OK, f"{folder}, Fashion-MNIST's files: {' and '.join(counts)} images"
 
 
 def _pretrained(p: Parameters):

@@ -82,6 +82,15 @@ def test_classifiers_of_another_split_are_a_problem(experiment, change):
     assert statuses == {"problem"}
 
 
+def test_the_four_files_of_fashion_mnist_are_known(experiment, idx_folder):
+    folder = idx_folder()
+    found = only(experiment(dataset=str(folder)), "dataset")
+    assert found.status == "ok" and "20 train and 12 test images" in found.found
+    (folder / "t10k-labels-idx1-ubyte.gz").unlink()
+    found = only(experiment(dataset=str(folder)), "dataset")
+    assert found.status == "problem" and "t10k-labels" in found.found and "copy" in found.remedy
+
+
 def test_a_store_is_read_and_its_damage_named(experiment, capsys, tmp_path):
     p = experiment()
     store, recipe = Store(p.runs_dir), recipes.data(p)

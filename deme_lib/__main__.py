@@ -75,9 +75,8 @@ def _sweep(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> int:
     from deme_lib import doctor, sweeps
 
-    file = sweeps.load(options.file).base if sweeps.is_sweep(options.file) else options.file
     found = []
-    for finding in doctor.examine(parameters.load(file)):
+    for finding in doctor.examine(sweeps.plan(options.file)):
         print(finding, flush=True)
         found.append(finding.status)
     return int(doctor.PROBLEM in found)

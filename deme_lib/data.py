@@ -50,7 +50,8 @@ def is_local(source: str) -> bool:
 def fingerprint(source: str) -> str:
     """Hash of what stands behind a data set or pretrained model, for artefact keys.
 
-    Digits and local files are hashed by content, hub ids by name.
+    Digits and local files are hashed by content (a folder's with their paths in it), hub ids by
+    name.
     """
     if source == "digits":
         data = digits()
@@ -60,7 +61,7 @@ def fingerprint(source: str) -> str:
     path = local_folder(source) or Path(source)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return _content_hash(tuple(stats))
+    return _content_hash(path.parent if path.is_file() else path, tuple(stats))
 
 
 def classifier_hash(name: str) -> str:
@@ -70,10 +71,10 @@ def classifier_hash(name: str) -> str:
 
 
 @cache  # by size and time of change, so that a file is read once a process and change
-def _content_hash(files: tuple[tuple[str, int, int], ...]) -> str:
+def _content_hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
     total = hashlib.sha256()
     for name, *_ in files:
-        total.update(f"{Path(name).name}\0".encode())
+        total.update(f"{Path(name).relative_to(folder).as_posix()}\0".encode())
         with open(name, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]

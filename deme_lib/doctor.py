@@ -1,6 +1,6 @@
 """What would stop a run, or make it fail late, asked before it starts.
 
-Each check is a function of the parameters that yields findings; none writes into the store.
+Each check is a function of a file's plan, of a preset or of a sweep, that yields findings.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ import shutil
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
 import datasets
+import numpy as np
 import psutil
 import torch
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, try_to_load_from_cache
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from safetensors.numpy import load_file
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from deme_lib import classifier, data, metrics, models, recipes
+from deme_lib import classifier, data, idx, metrics, models, recipes
 from deme_lib.parameters import Parameters
 from deme_lib.store import Recipe, Store, StoreError
+from deme_lib.sweeps import Plan
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 NETWORK_TIMEOUT_S = 5.0
@@ -48,17 +51,32 @@ class Finding:
         return f"{self.status:8} {self.about:12} {self.found}{remedy}"
 
 
-def examine(p: Parameters) -> Iterator[Finding]:
-    """Every check of an experiment, in order; one that fails itself is a problem."""
+def examine(plan: Plan) -> Iterator[Finding]:
+    """Every check of what a file asks for, in order; one that fails itself is a problem."""
     for about, check in CHECKS.items():
         try:
-            for status, found, *remedy in check(p):
+            for status, found, *remedy in check(plan):
                 yield Finding(status, about, found, *remedy)
         except Exception as error:  # a doctor reports whatever goes wrong
             yield Finding(PROBLEM, about, f"{type(error).__name__}: {error}")
 
 
-def _python(p: Parameters):
+def _experiments(plan: Plan, *names: str) -> list[Parameters]:
+    """The plan's experiments, one for every choice of these parameters."""
+    found: dict[str, Parameters] = {}
+    for _, p in plan.values():
+        found.setdefault(repr(p.pick(*names)), p)
+    return list(found.values())
+
+
+def _stores(plan: Plan) -> Iterator[tuple[Store, Plan]]:
+    """Every store that the plan writes to, with what belongs there."""
+    for owner in _experiments(plan, "runs_dir"):
+        entries = {n: e for n, e in plan.items() if e[1].runs_dir == owner.runs_dir}
+        yield Store(owner.runs_dir), entries
+
+
+def _python(plan: Plan):
     wanted, found = metadata.metadata("deme")["Requires-Python"], platform.python_version()
     if SpecifierSet(wanted).contains(found, prereleases=True):
         yield OK, found
@@ -66,7 +84,7 @@ def _python(p: Parameters):
         yield PROBLEM, found, f"install Python {wanted}, delete .venv and run make again"
 
 
-def _packages(p: Parameters):
+def _packages(plan: Plan):
     wanted = [r for r in map(Requirement, metadata.requires("deme")) if r.marker is None]
     wrong = [line for line in map(_wrong, wanted) if line]
     if wrong:
@@ -84,38 +102,42 @@ def _wrong(wanted: Requirement) -> str:
     return "" if fits else f"{wanted.name} is {found}, not {wanted.specifier}"
 
 
-def _device(p: Parameters):
-    try:
-        yield OK, f"{models.accelerator(p.device).device}, torch {torch.__version__}"
-    except models.ModelError as error:
-        yield PROBLEM, str(error)
+def _device(plan: Plan):
+    for p in _experiments(plan, "device"):
+        try:
+            yield OK, f"{models.accelerator(p.device).device}, torch {torch.__version__}"
+        except models.ModelError as error:
+            yield PROBLEM, str(error)
 
 
-def _disk(p: Parameters):
-    root = Store(p.runs_dir).root
-    there = next(folder for folder in root.parents if folder.exists())
+def _disk(plan: Plan):
+    for store, entries in _stores(plan):
+        yield _room(store, entries)
+
+
+def _room(store: Store, plan: Plan) -> tuple[str, ...]:
+    there = next(folder for folder in store.root.parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        yield PROBLEM, f"cannot write to {there}", "set runs_dir to a folder that you may write to"
-        return
-    free, need = shutil.disk_usage(there).free, _bytes_needed(p)
+        return PROBLEM, f"cannot write to {there}", "set runs_dir to a folder that you may write to"
+    free, need = shutil.disk_usage(there).free, _bytes_needed(store, plan)
     if need is None:
-        yield OK, f"{_mib(free)} free; the need is known once the data and the model are here"
-    else:
-        status = OK if free > 2 * need else WARNING if free > need else PROBLEM
-        found = f"{_mib(free)} free in {there}, about {_mib(need)} needed"
-        yield (status, found) if status == OK else (status, found, "free some space")
+        return OK, f"{_mib(free)} free; the need is known once the data and the model are here"
+    status = OK if free > 2 * need else WARNING if free > need else PROBLEM
+    found = f"{_mib(free)} free in {there}, about {_mib(need)} needed"
+    return (status, found) if status == OK else (status, found, "free some space")
 
 
-def _bytes_needed(p: Parameters) -> int | None:
+def _bytes_needed(store: Store, plan: Plan) -> int | None:
     """A rough count of what is still to be stored: models, images and Inception's features."""
-    store = Store(p.runs_dir)
-    shape, model = _shape(p, store), _model_bytes(p, store)
-    if shape is None or model is None:
+    experiments = {id(p): p for _, p in plan.values()}
+    shapes = {key: _shape(p, store) for key, p in experiments.items()}
+    sizes = {key: _model_bytes(p, shapes[key], store) for key, p in experiments.items()}
+    if None in shapes.values() or None in sizes.values():
         return None
-    pixels, total = math.prod(shape), 4 * model  # the checkpoint: weights, EMA and two moments
-    for recipe in recipes.everything(p).values():
+    total = 4 * max(sizes.values())  # the checkpoint: weights, EMA and two moments
+    for recipe, p in plan.values():
         if not store.holds(recipe):
-            total += _bytes_of(recipe, p, pixels, model)
+            total += _bytes_of(recipe, p, math.prod(shapes[id(p)]), sizes[id(p)])
     return total
 
 
@@ -131,25 +153,37 @@ def _bytes_of(recipe: Recipe, p: Parameters, pixels: int, model: int) -> int:
 
 
 def _shape(p: Parameters, store: Store) -> tuple[int, ...] | None:
+    """The images' shape: as stored, or as it will be; in colour where that cannot be told."""
     if store.holds(recipes.data(p)):
         return tuple(store.load(recipes.data(p)).results["shape"])
+    folder = data.local_folder(p.dataset)
+    grey = p.dataset == "digits" or (folder is not None and idx.is_folder(folder))
+    if p.image_size:
+        return 1 if grey else 3, p.image_size, p.image_size
     return data.digits().images.shape[1:] if p.dataset == "digits" else None
 
 
-def _model_bytes(p: Parameters, store: Store) -> int | None:
+def _model_bytes(p: Parameters, shape: tuple[int, ...] | None, store: Store) -> int | None:
     folder = data.local_folder(p.pretrained)
     if store.holds(recipes.baseline(p)):
         folder = store.folder(recipes.baseline(p)) / "pipeline"
     if folder is not None:
         return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    shape = _shape(p, store)
     if p.pretrained or shape is None:
         return None
-    unet = models.new_unet(shape[0], shape[-1], p.model_channels, p.layers_per_block, 0)
+    return _new_model_bytes(shape, tuple(p.model_channels), p.layers_per_block, p.attention)
+
+
+@cache
+def _new_model_bytes(shape: tuple, channels: tuple, layers_per_block: int, attention: bool) -> int:
+    with torch.device("meta"):  # counted, not allocated
+        unet = models.new_unet(
+            shape[0], shape[-1], list(channels), layers_per_block, 0, attention=attention
+        )
     return 4 * unet.num_parameters()
 
 
-def _memory(p: Parameters):
+def _memory(plan: Plan):
     free = psutil.virtual_memory().available
     if free >> 20 >= LEAST_MEMORY_MIB:
         yield OK, f"{_mib(free)} free"
@@ -158,51 +192,97 @@ def _memory(p: Parameters):
         yield WARNING, f"{_mib(free)} free, a process takes about {LEAST_MEMORY_MIB} MiB", remedy
 
 
-def _dataset(p: Parameters):
+def _datasets(plan: Plan):
+    for p in _experiments(plan, "dataset", "runs_dir"):
+        yield _dataset(p)
+
+
+def _dataset(p: Parameters) -> tuple[str, ...]:
     if p.dataset == "digits" or Store(p.runs_dir).holds(recipes.data(p)):
-        yield OK, f"{p.dataset}, here already"
-    elif folder := data.local_folder(p.dataset):
-        yield OK, f"{folder}, {datasets.load_dataset_builder(str(folder)).dataset_name}"
-    else:
-        cached = Path(datasets.config.HF_DATASETS_CACHE, p.dataset.replace("/", "___")).is_dir()
-        ask = partial(HfApi().dataset_info, p.dataset, timeout=NETWORK_TIMEOUT_S)
-        yield _reachable(f"huggingface.co/datasets/{p.dataset}", cached, ask, "dataset")
+        return OK, f"{p.dataset}, here already"
+    if folder := data.local_folder(p.dataset):
+        return _local_dataset(folder)
+    cached = Path(datasets.config.HF_DATASETS_CACHE, p.dataset.replace("/", "___")).is_dir()
+    ask = partial(HfApi().dataset_info, p.dataset, timeout=NETWORK_TIMEOUT_S)
+    return _reachable(f"huggingface.co/datasets/{p.dataset}", cached, ask, "dataset")
 
 
-def _pretrained(p: Parameters):
+def _local_dataset(folder: Path) -> tuple[str, ...]:
+    if not idx.is_folder(folder):
+        return OK, f"{folder}, {datasets.load_dataset_builder(str(folder)).dataset_name}"
+    try:
+        counts = [f"{len(idx.load(folder, part)[1])} {part}" for part in idx.FILES]
+    except idx.IdxError as error:
+        return PROBLEM, str(error), f"copy the four files of Fashion-MNIST to {folder} again"
+    return OK, f"{folder}, Fashion-MNIST's files: {' and '.join(counts)} images"
+
+
+def _pretrained_models(plan: Plan):
+    for p in _experiments(plan, "pretrained", "runs_dir"):
+        yield _pretrained(p)
+
+
+def _pretrained(p: Parameters) -> tuple[str, ...]:
     if not p.pretrained:
-        yield OK, "trained here"
-    elif Store(p.runs_dir).holds(recipes.baseline(p)):
-        yield OK, f"{p.pretrained}, here already"
-    elif folder := data.local_folder(p.pretrained):
+        return OK, "trained here"
+    if Store(p.runs_dir).holds(recipes.baseline(p)):
+        return OK, f"{p.pretrained}, here already"
+    if folder := data.local_folder(p.pretrained):
         models.load_pipeline(folder)
-        yield OK, f"{folder} loads"
-    else:
-        cached = isinstance(try_to_load_from_cache(p.pretrained, "model_index.json"), str)
-        ask = partial(HfApi().model_info, p.pretrained, timeout=NETWORK_TIMEOUT_S)
-        yield _reachable(f"huggingface.co/{p.pretrained}", cached, ask, "pretrained")
+        return OK, f"{folder} loads"
+    cached = isinstance(try_to_load_from_cache(p.pretrained, "model_index.json"), str)
+    ask = partial(HfApi().model_info, p.pretrained, timeout=NETWORK_TIMEOUT_S)
+    return _reachable(f"huggingface.co/{p.pretrained}", cached, ask, "pretrained")
 
 
-def _features(p: Parameters):
-    for name in sorted({p.features, p.second_features} - {"", metrics.INCEPTION}):
-        card = classifier.card_of(name)
-        same = (card["dataset"] == "digits") == (p.dataset == "digits")
-        if same and (card["split_seed"], card["train_images"]) == (p.split_seed, p.train_images):
-            yield OK, f"{name} fits the data"
-        else:
-            found = f"{name} was trained on {card['train_images']} images of {card['dataset']}"
-            yield PROBLEM, found, "set features to inception and second_features to ''"
-    if metrics.INCEPTION not in (p.features, p.second_features):
-        return
+SPLIT = ("dataset", "train_images", "search_images", "test_images", "split_seed", "image_size")
+
+
+def _features(plan: Plan):
+    for p in _experiments(plan, "features", "second_features", "runs_dir", *SPLIT):
+        for name in sorted({p.features, p.second_features} - {"", metrics.INCEPTION}):
+            yield _fits(name, p)
+    for p in _experiments(plan, "features", "second_features", "inception_weights"):
+        if metrics.INCEPTION in (p.features, p.second_features):
+            yield _inception(p)
+
+
+def _fits(name: str, p: Parameters) -> tuple[str, ...]:
+    """Whether a classifier trained on the train images, as far as they are here to compare."""
+    card, images = classifier.card_of(name), _train_images(p)
+    trained_on = f"{card['train_images']} images of {card['dataset']}"
+    remedy = "set features to inception and second_features to ''"
+    same = images is None or data.content_hash(images) == card["train_hash"]
+    if not same or card["train_images"] != p.train_images:
+        found = f"{name} was trained on {trained_on} (split_seed {card['split_seed']}), not on this"
+        return PROBLEM, found, remedy
+    if images is not None:
+        return OK, f"{name} fits the data"
+    found = f"{name} was trained on {trained_on}; whether on these shows once the data is here"
+    likely = card["dataset"] != "digits" and card["split_seed"] == p.split_seed
+    return (OK, found) if likely else (WARNING, found, f"if they are others, {remedy}")
+
+
+def _train_images(p: Parameters) -> np.ndarray | None:
+    """The train images [n, C, H, W], if they are stored or at hand."""
+    store, recipe = Store(p.runs_dir), recipes.data(p)
+    if store.holds(recipe):
+        return load_file(store.load(recipe).path / "images.safetensors")["train"]
+    if p.dataset != "digits":
+        return None
+    sizes = (p.train_images, p.search_images, p.test_images)
+    return data.split(p.dataset, *sizes, p.split_seed, p.image_size)["train"].images
+
+
+def _inception(p: Parameters) -> tuple[str, ...]:
     if p.inception_weights:
         one = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
         metrics.extract(one, metrics.INCEPTION, p.inception_weights)
-        yield OK, f"Inception's weights: {p.inception_weights}"
-    else:
-        cached = Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name).is_file()
-        request = urllib.request.Request(URL_INCEPTION_V3, method="HEAD")
-        ask = partial(urllib.request.urlopen, request, timeout=NETWORK_TIMEOUT_S)
-        yield _reachable(URL_INCEPTION_V3, cached, ask, "inception_weights")
+        return OK, f"Inception's weights: {p.inception_weights}"
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name).is_file()
+    request = urllib.request.Request(URL_INCEPTION_V3, method="HEAD")
+    ask = partial(urllib.request.urlopen, request, timeout=NETWORK_TIMEOUT_S)
+    return _reachable(URL_INCEPTION_V3, cached, ask, "inception_weights")
 
 
 def _reachable(where: str, cached: bool, ask, parameter: str) -> tuple[str, ...]:
@@ -217,9 +297,9 @@ def _reachable(where: str, cached: bool, ask, parameter: str) -> tuple[str, ...]
         return PROBLEM, found, f"connect to the network, or name a local copy in {parameter}"
 
 
-def _locks(p: Parameters):
-    held = [f.stem for f in sorted(Store(p.runs_dir).root.glob(".locks/*.lock")) if _is_held(f)]
-    if held:
+def _locks(plan: Plan):
+    files = [f for store, _ in _stores(plan) for f in sorted(store.root.glob(".locks/*.lock"))]
+    if held := [file.stem for file in files if _is_held(file)]:
         yield WARNING, f"being made now: {', '.join(held)}", "other runs that need them wait"
     else:
         yield OK, "no other process makes anything here"
@@ -234,29 +314,30 @@ def _is_held(path: Path) -> bool:
         return True
 
 
-def _interrupted(p: Parameters):
-    ours = {recipe.name for recipe in recipes.everything(p).values()}
-    left = sorted(Store(p.runs_dir).root.glob(".partial/*"))
-    if resumable := [folder.name for folder in left if folder.name in ours]:
+def _interrupted(plan: Plan):
+    left = [
+        folder for store, _ in _stores(plan) for folder in sorted(store.root.glob(".partial/*"))
+    ]
+    if resumable := [folder.name for folder in left if folder.name in plan]:
         yield OK, f"goes on where it stopped: {', '.join(resumable)}"
-    if foreign := [folder for folder in left if folder.name not in ours]:
-        found = f"begun under other parameters: {', '.join(folder.name for folder in foreign)}"
+    if foreign := [folder for folder in left if folder.name not in plan]:
+        names = ", ".join(folder.name for folder in foreign)
+        found = f"begun by another file or under other parameters: {names}"
         yield WARNING, found, f"delete them in {foreign[0].parent} if you will not go on"
     if not left:
         yield OK, "nothing was left half made"
 
 
-def _artefacts(p: Parameters):
-    store, every = Store(p.runs_dir), recipes.everything(p).values()
-    stored = [recipe for recipe in every if store.holds(recipe)]
+def _artefacts(plan: Plan):
     whole = 0
-    for recipe in stored:
+    for recipe, p in plan.values():
         try:
-            store.load(recipe)
-            whole += 1
+            if Store(p.runs_dir).holds(recipe):
+                Store(p.runs_dir).load(recipe)
+                whole += 1
         except StoreError as error:
             yield PROBLEM, str(error)
-    yield OK, f"{whole} of {len(every)} stored and whole"
+    yield OK, f"{whole} of {len(plan)} stored and whole"
 
 
 def _mib(count: int) -> str:
@@ -269,8 +350,8 @@ CHECKS = {
     "device": _device,
     "disk": _disk,
     "memory": _memory,
-    "dataset": _dataset,
-    "pretrained": _pretrained,
+    "dataset": _datasets,
+    "pretrained": _pretrained_models,
     "features": _features,
     "locks": _locks,
     "interrupted": _interrupted,

@@ -304,6 +304,32 @@ def test_fingerprints_follow_the_content(tmp_path):
     assert fingerprint("digits") not in prints
 
 
+def test_a_fingerprint_knows_the_folders_of_files(tmp_path):
+    """The same names and contents, once of one part and once of two."""
+    prints = []
+    for name, parts in (
+        ("one", ("test/a.png", "test/b.png")),
+        ("two", ("test/a.png", "train/b.png")),
+    ):
+        for part in parts:
+            path = tmp_path / name / part
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(path.name)
+        prints.append(fingerprint(str(tmp_path / name)))
+    assert prints[0] != prints[1]
+    moved = (tmp_path / "one").rename(tmp_path / "elsewhere")
+    assert fingerprint(str(moved)) == prints[0]
+
+
+def test_a_file_alone_has_its_name_in_its_fingerprint(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            (tmp_path / folder / name).write_text("1")
+    first, again = (fingerprint(str(tmp_path / folder / "a")) for folder in ("one", "two"))
+    assert first == again != fingerprint(str(tmp_path / "one" / "b"))
+
+
 def test_a_folder_that_changes_changes_its_fingerprint(tmp_path):
     """Also in one process: a notebook's kernel outlives the files."""
     (tmp_path / "file").write_text("1")

@@ -22,6 +22,7 @@ TABLE = (
     "cell arm title fid_mean fid_sd difference difference_halfwidth merging merging_halfwidth "
     "training_steps weights paper"
 )
+NO_MERGE = "Where weights are all 0 the search chose no merge: such a row is the pretrained model. "
 NOT_COMPARABLE = "the paper's FID (CIFAR10, Inception: not comparable)"
 
 
@@ -237,6 +238,7 @@ def _searches(sweep: Sweep) -> str:
     return (
         "Every cell's weights were searched anew, with "
         f"{_between(losses)} losses tried and {_between(images)} images made. "
+        + (NO_MERGE if any(r["search_losses"] and not any(r["weights"]) for r in results) else "")
     )
 
 

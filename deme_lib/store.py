@@ -126,7 +126,13 @@ class Store:
         return list(found.values())
 
     def load(self, recipe: Recipe) -> Artefact:
-        """Load and check an artefact.
+        """Load and check an artefact, and remove what a maker killed at the very end left there."""
+        artefact = self.check(recipe)
+        _tidy(artefact.path)
+        return artefact
+
+    def check(self, recipe: Recipe) -> Artefact:
+        """``load`` that changes nothing.
 
         Raises:
             StoreError: it is missing, a file was changed, truncated or put there by others, or the
@@ -156,7 +162,6 @@ class Store:
         for name, expected in files.items():
             if _sha256(folder / name) != expected:
                 raise StoreError(f"{folder / name} was changed or truncated; {remedy}")
-        _tidy(folder)
         return Artefact(folder, record)
 
     def make(

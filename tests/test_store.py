@@ -272,6 +272,8 @@ def test_what_a_stage_resumes_from_is_no_part_of_the_artefact(store):
     made = store.make(EXPERT, build)
     assert CHECKPOINT not in made.record["files"] and not (made.path / CHECKPOINT).exists()
     (made.path / CHECKPOINT).write_text("a kill came between the rename and its removal")
+    assert store.check(EXPERT) == made
+    assert (made.path / CHECKPOINT).exists()
     assert store.load(EXPERT) == made
     assert not (made.path / CHECKPOINT).exists()
 

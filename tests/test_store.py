@@ -323,6 +323,18 @@ def test_other_errors_are_left_alone(store):
         assert not isinstance(caught.value, ResourceError)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOTDIR])
+def test_only_a_refusal_inside_the_store_is_put_down_to_it(store, tmp_path, number):
+    def fail(path):
+        raise OSError(number, "refused", str(path))
+
+    with pytest.raises(ResourceError, match=r"cannot write to .*set runs_dir"):
+        store.make(EXPERT, lambda folder: fail(folder / "weights.bin"))
+    with pytest.raises(OSError, match="refused") as caught:
+        store.make(EXPERT, lambda folder: fail(tmp_path / "data" / "images.png"))
+    assert not isinstance(caught.value, ResourceError)
+
+
 @pytest.mark.parametrize("runs", ["a-file/runs", "a-file", "/proc/deme", "/dev/null/runs"])
 def test_a_runs_folder_that_cannot_be_is_explained(tmp_path, runs):
     (tmp_path / "a-file").touch()

@@ -1,10 +1,12 @@
 """What would stop a run, or make it fail late, asked before it starts.
 
 Each check is a function of a file's plan, of a preset or of a sweep, that yields findings.
+None changes the store; a lock file is only tried for a moment, to see whether it is held.
 """
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import platform
@@ -20,7 +22,6 @@ import datasets
 import numpy as np
 import psutil
 import torch
-from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, try_to_load_from_cache
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -155,7 +156,7 @@ def _bytes_of(recipe: Recipe, p: Parameters, pixels: int, model: int) -> int:
 def _shape(p: Parameters, store: Store) -> tuple[int, ...] | None:
     """The images' shape: as stored, or as it will be; in colour where that cannot be told."""
     if store.holds(recipes.data(p)):
-        return tuple(store.load(recipes.data(p)).results["shape"])
+        return tuple(store.check(recipes.data(p)).results["shape"])
     folder = data.local_folder(p.dataset)
     grey = p.dataset == "digits" or (folder is not None and idx.is_folder(folder))
     if p.image_size:
@@ -267,7 +268,7 @@ def _train_images(p: Parameters) -> np.ndarray | None:
     """The train images [n, C, H, W], if they are stored or at hand."""
     store, recipe = Store(p.runs_dir), recipes.data(p)
     if store.holds(recipe):
-        return load_file(store.load(recipe).path / "images.safetensors")["train"]
+        return load_file(store.check(recipe).path / "images.safetensors")["train"]
     if p.dataset != "digits":
         return None
     sizes = (p.train_images, p.search_images, p.test_images)
@@ -307,11 +308,12 @@ def _locks(plan: Plan):
 
 def _is_held(path: Path) -> bool:
     """A lock file without a holder is harmless: the lock is the operating system's."""
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _interrupted(plan: Plan):
@@ -333,7 +335,7 @@ def _artefacts(plan: Plan):
     for recipe, p in plan.values():
         try:
             if Store(p.runs_dir).holds(recipe):
-                Store(p.runs_dir).load(recipe)
+                Store(p.runs_dir).check(recipe)
                 whole += 1
         except StoreError as error:
             yield PROBLEM, str(error)

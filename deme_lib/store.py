@@ -126,7 +126,13 @@ class Store:
         return list(found.values())
 
     def load(self, recipe: Recipe) -> Artefact:
-        """Load and check an artefact.
+        """Load and check an artefact, and remove what a maker killed at the very end left there."""
+        artefact = self.check(recipe)
+        _tidy(artefact.path)
+        return artefact
+
+    def check(self, recipe: Recipe) -> Artefact:
+        """``load`` that changes nothing.
 
         Raises:
             StoreError: it is missing, a file was changed, truncated or put there by others, or the
@@ -156,7 +162,6 @@ class Store:
         for name, expected in files.items():
             if _sha256(folder / name) != expected:
                 raise StoreError(f"{folder / name} was changed or truncated; {remedy}")
-        _tidy(folder)
         return Artefact(folder, record)
 
     def make(
@@ -235,7 +240,8 @@ def _remedy(error: Exception, root: Path) -> str | None:
         number = int(found.group(1))
     if number in FULL:
         return f"no room left for it in {root} ({text}); free some disk space"
-    if number in READ_ONLY or (isinstance(error, OSError) and not root.is_dir()):
+    refused = number in READ_ONLY and _is_within(getattr(error, "filename", None), root)
+    if refused or (isinstance(error, OSError) and not root.is_dir()):
         return f"cannot write to {root} ({text}); set runs_dir to a folder that you may write to"
     memory = isinstance(error, MemoryError) or number == errno.ENOMEM
     if memory or any(words in text.lower() for words in NO_MEMORY):
@@ -244,6 +250,13 @@ def _remedy(error: Exception, root: Path) -> str | None:
             "run fewer jobs at once (CORES=1)"
         )
     return None
+
+
+def _is_within(path: Any, root: Path) -> bool:
+    """Whether an error is about the store: its path lies there, or it names none."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        return True
+    return Path(os.path.abspath(os.fsdecode(path))).is_relative_to(os.path.abspath(root))
 
 
 @cache

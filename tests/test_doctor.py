@@ -11,7 +11,7 @@ from test_stages import TINY
 
 from deme_lib import data, doctor, parameters, recipes, stages, sweeps
 from deme_lib.__main__ import main
-from deme_lib.store import Store
+from deme_lib.store import CHECKPOINT, Store
 
 
 @pytest.fixture
@@ -114,6 +114,13 @@ def test_a_store_is_read_and_its_damage_named(experiment, capsys, tmp_path):
     ours, foreign = findings(p, "interrupted")
     assert ours.status == "ok" and recipes.baseline(p).name in ours.found
     assert foreign.status == "warning" and "baseline-0123" in foreign.found
+
+    (path / CHECKPOINT).write_text("a kill came between the rename and its removal")
+    for lock in store.root.glob(".locks/*"):
+        lock.chmod(0o400)
+    before = snapshot(store.root)
+    assert not [f for f in doctor.examine(plan_of(p)) if f.status == doctor.PROBLEM]
+    assert snapshot(store.root) == before
 
     (path / "images.safetensors").write_bytes(b"cut")
     before = snapshot(store.root)

@@ -272,6 +272,8 @@ def test_what_a_stage_resumes_from_is_no_part_of_the_artefact(store):
     made = store.make(EXPERT, build)
     assert CHECKPOINT not in made.record["files"] and not (made.path / CHECKPOINT).exists()
     (made.path / CHECKPOINT).write_text("a kill came between the rename and its removal")
+    assert store.check(EXPERT) == made
+    assert (made.path / CHECKPOINT).exists()
     assert store.load(EXPERT) == made
     assert not (made.path / CHECKPOINT).exists()
 
@@ -319,6 +321,18 @@ def test_other_errors_are_left_alone(store):
         with pytest.raises(type(error), match=str(error.args[-1])) as caught:
             store.make(EXPERT, lambda folder, error=error: (_ for _ in ()).throw(error))
         assert not isinstance(caught.value, ResourceError)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOTDIR])
+def test_only_a_refusal_inside_the_store_is_put_down_to_it(store, tmp_path, number):
+    def fail(path):
+        raise OSError(number, "refused", str(path))
+
+    with pytest.raises(ResourceError, match=r"cannot write to .*set runs_dir"):
+        store.make(EXPERT, lambda folder: fail(folder / "weights.bin"))
+    with pytest.raises(OSError, match="refused") as caught:
+        store.make(EXPERT, lambda folder: fail(tmp_path / "data" / "images.png"))
+    assert not isinstance(caught.value, ResourceError)
 
 
 @pytest.mark.parametrize("runs", ["a-file/runs", "a-file", "/proc/deme", "/dev/null/runs"])

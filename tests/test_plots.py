@@ -211,7 +211,7 @@ def test_a_sweep_with_a_broken_cell_is_drawn_on_a_wider_scale(tmp_path):
 def test_a_report_includes_its_sweeps(tmp_path):
     records = synthetic.write_sweep(synthetic.write(tmp_path / "records"))
     report.render(records, tmp_path)
-    assert len(list((tmp_path / "sweeps").iterdir())) == 4
+    assert len(list((tmp_path / "sweeps").iterdir())) == 5
 
 
 def test_a_flat_plane_and_an_outlier_draw(tmp_path):

@@ -135,9 +135,11 @@ def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, whole):
 
 @pytest.mark.stress
 def test_many_runs_killed_at_random_moments_end_the_same(tmp_path, whole, capsys):
-    kills = [check_killed(tmp_path / f"runs{seed}", seed, whole, ENOUGH) for seed in range(1, 11)]
-    with capsys.disabled():
-        print(f"\n{sum(kills)} kills over {len(kills)} runs survived")
+    kills = []
+    for seed in range(1, 11):
+        kills.append(check_killed(tmp_path / f"runs{seed}", seed, whole, ENOUGH))
+        with capsys.disabled():
+            print(f"\n{sum(kills)} kills over {len(kills)} runs survived", flush=True)
     assert sum(kills) >= 50
 
 

@@ -79,6 +79,10 @@ def test_a_landscape_compares_distances_of_minima():
     assert not seen(observations.landscape(bowls(0.1, 0.05, 0.05)))
 
 
+def test_minima_finer_than_the_grid_can_tell_are_not_resolved():
+    assert "Not resolved here: " in observations.landscape(bowls(0.001, 0.005, 0.005))
+
+
 def test_a_saddle_has_no_minimum():
     saddle = bowls(0, 0).assign(loss=lambda df: df["loss"].where(df["range"] == 0, df["a"] ** 2))
     saddle.loc[saddle["range"] == 1, "loss"] -= saddle["b"] ** 2

@@ -18,7 +18,7 @@ PARAMS = config.get("params", "params/digits.yaml")
 SWEEP = sweeps.load(PARAMS) if sweeps.is_sweep(PARAMS) else None
 P = parameters.load(SWEEP.base if SWEEP else PARAMS)
 FLAGS = f"{P.runs_dir}/flags"
-os.environ.setdefault("OMP_NUM_THREADS", str(min(P.threads, os.cpu_count() or 1)))
+os.environ.setdefault("OMP_NUM_THREADS", str(P.usable_threads))
 
 ALONG_THE_WAY = ("data", "reference", "images-", "gradients", "task-vectors", "range-", "merged")
 ALONG_THE_WAY += ("activations",)

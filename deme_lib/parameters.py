@@ -10,6 +10,7 @@ import ast
 import difflib
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,6 +223,11 @@ class Parameters(BaseModel):
     def seed(self) -> int:
         """The training seed; of several, the first."""
         return self.seeds[0]
+
+    @property
+    def usable_threads(self) -> int:
+        """``threads``, but no more than this machine has cores."""
+        return min(self.threads, os.cpu_count() or 1)
 
     def per_seed(self) -> list[Parameters]:
         """One experiment for every training seed."""

@@ -235,8 +235,7 @@ def _choices(folder: Path) -> Answer:
 
 def _against(sweep: sweep_tables.Sweep) -> str:
     """The cell of lowest FID, and which comparisons of the sweep find a difference."""
-    rows = sweep.rows[len(sweep.document["beside"]) :]
-    means = {row: sweep.fid(*row).mean() for row in rows}
+    means = {row: sweep.fid(*row).mean() for row in sweep.cell_rows}
     lowest = min(means, key=means.get)
     level = 1 - (1 - sweep.parameters["confidence"]) / len(sweep.changes)
     found = []

@@ -26,9 +26,13 @@ from deme_lib.store import Artefact, provenance, write_text
 SAMPLES_SHOWN = 16
 
 
-def figures_folder(p: Parameters) -> Path:
-    """``figures/<experiment>`` where every parameter equals the preset's file, else under runs."""
-    return (ROOT if p.is_preset() else ROOT / p.runs_dir) / "figures" / p.folder_name()
+def figures_folder(p: Parameters, as_shipped: bool = True) -> Path:
+    """``figures/<experiment>`` where every parameter equals the preset's file, else under runs.
+
+    ``as_shipped=False`` says that something besides the parameters is not what was committed.
+    """
+    shipped = as_shipped and p.is_preset()
+    return (ROOT if shipped else ROOT / p.runs_dir) / "figures" / p.folder_name()
 
 
 def history(artefacts: Iterable[Artefact]) -> pd.DataFrame:

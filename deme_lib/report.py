@@ -164,11 +164,11 @@ def _printed_paired(known: tables.Records, part: pd.DataFrame) -> pd.DataFrame:
             "a − b": part["a"].map(titles) + " − " + part["b"].map(titles),
             "kind": part["kind"],
             "level": part["level"].map(lambda level: f"{100 * level:.4g} %"),
-            "FID": _mean_halfwidth(part, "fid"),
-            f"FID ({second})": _mean_halfwidth(part, "fid_second"),
-            "pixel distance": _mean_halfwidth(part, "pixel"),
-            "KID × 1000": _mean_halfwidth(scaled, "kid"),
-            "IS (higher is better)": _mean_halfwidth(part, "inception_score"),
+            "FID": tables.differences(part, "fid"),
+            f"FID ({second})": tables.differences(part, "fid_second"),
+            "pixel distance": tables.differences(part, "pixel"),
+            "KID × 1000": tables.differences(scaled, "kid"),
+            "IS (higher is better)": tables.differences(part, "inception_score"),
             "verdict": part["verdict"],
         }
     )
@@ -209,11 +209,6 @@ def _kid(table: pd.DataFrame) -> list[str]:
     scaled = 1000 * table[["kid_mean", "kid_sd"]].astype(float)
     cells = [" ± ".join(f"{x:.1f}" for x in row if not pd.isna(x)) for row in scaled.to_numpy()]
     return [cell.replace("-", "−") or "–" for cell in cells]
-
-
-def _mean_halfwidth(table: pd.DataFrame, name: str) -> list[str]:
-    pairs = zip(table[name], table[f"{name}_halfwidth"], strict=True)
-    return ["–" if pd.isna(m) else tables.plus_minus(m, h, signed=True) for m, h in pairs]
 
 
 def _pair(row: pd.Series) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from diffusers import DDPMScheduler
 
-from deme_lib import ROOT, parameters, recipes, records, sweeps
+from deme_lib import parameters, recipes, records, sweeps
 from deme_lib.arms import ARMS, BASE, search_of
 from deme_lib.cuts import routing_ranges
 from deme_lib.parameters import Parameters
@@ -26,7 +26,7 @@ def collect(sweep: Sweep) -> Path:
     """Make whatever is missing, then write the records of a sweep.
 
     Returns:
-        The folder of the base preset's figures; the records are in its ``records/sweeps/``.
+        The folder of its figures; the records are in ``records/sweeps/`` there.
     """
     base = parameters.load(sweep.base)
     cells = sweep.experiments()
@@ -65,20 +65,14 @@ def collect(sweep: Sweep) -> Path:
 def _folder(sweep: Sweep, base: Parameters) -> Path:
     """Figures of the base for a shipped sweep as it stands; a trial's go under runs."""
     shipped = parameters.PRESETS / "sweeps" / f"{sweep.sweep}.yaml"
-    if shipped.is_file() and sweeps.load(shipped) == sweep:
-        return records.figures_folder(base)
-    return ROOT / base.runs_dir / "figures" / base.folder_name()
+    return records.figures_folder(base, shipped.is_file() and sweeps.load(shipped) == sweep)
 
 
 def _announce(sweep: Sweep, base: Parameters) -> None:
     """One estimate for all cells, before the first is begun."""
     make_all([recipes.data(base)], base)
     store = Store(base.runs_dir)
-    wanted = [
-        recipes.metrics(p, ARMS[arm]) for p in sweep.experiments().values() for arm in sweep.arms
-    ]
-    wanted += [recipes.metrics(base, ARMS[arm]) for arm in sweep.beside]
-    missing = {r.key: r for recipe in wanted for r in store.missing(recipe)}
+    missing = {r.key: r for recipe, _ in sweep.wanted() for r in store.missing(recipe)}
     announce(list(missing.values()), store, base)
 
 
@@ -104,7 +98,7 @@ def _make(p: Parameters, arms: list[str]) -> dict[str, Artefact]:
 
 
 def _cell(p: Parameters, made: dict[str, Artefact], arms: list[str]) -> dict[str, Any]:
-    """What a cell trained and searched, and for how long."""
+    """What a cell trained and searched."""
     results = {}
     for arm in (ARMS[name] for name in arms):
         name = search_of(arm, p.merge_weights)

@@ -42,9 +42,22 @@ class Sweep:
     @property
     def rows(self) -> list[tuple[str, str]]:
         """(cell, arm): arms of the base, then those of every cell."""
-        cells = [cell["cell"] for cell in self.document["cells"]]
-        beside = [(BASE, arm) for arm in self.document["beside"]]
-        return beside + [(cell, arm) for cell in cells for arm in self.document["arms"]]
+        return [(BASE, arm) for arm in self.document["beside"]] + self.cell_rows
+
+    @property
+    def cell_rows(self) -> list[tuple[str, str]]:
+        """(cell, arm) without those of the base."""
+        return [(cell, arm) for cell in self.cells for arm in self.document["arms"]]
+
+    @property
+    def cells(self) -> dict[str, dict]:
+        """What was recorded of every cell, by its name."""
+        return {cell["cell"]: cell for cell in self.document["cells"]}
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Arm -> title as printed."""
+        return {**self.document["beside"], **self.document["arms"]}
 
     def fid(self, cell: str, arm: str) -> np.ndarray:
         """[S] FID by ascending sampling seed."""
@@ -61,10 +74,10 @@ class Sweep:
     @property
     def changes(self) -> list[tuple[tuple[str, str], tuple[str, str]]]:
         """Pairs of a cell's row and a row that it is compared with."""
-        own = {cell["cell"]: cell.get("against", []) for cell in self.document["cells"]}
-        every, pairs = self.document["against"], {}
-        for row in self.rows[len(self.document["beside"]) :]:
-            others = [self._named(name, row[1]) for name in (*every, *own[row[0]])]
+        cells, every, pairs = self.cells, self.document["against"], {}
+        for row in self.cell_rows:
+            names = (*every, *cells[row[0]].get("against", []))
+            others = [self._named(name, row[1]) for name in names]
             pairs |= {(row, other): None for other in others if other != row}
         return list(pairs)
 
@@ -78,10 +91,9 @@ class Sweep:
     def label(self, row: tuple[str, str], arm: str = "") -> str:
         """A row as printed; without its arm where that is ``arm``."""
         cell, other = row
-        titles = {**self.document["beside"], **self.document["arms"]}
         if cell == BASE:
-            return titles[other]
-        return cell if other == arm else f"{cell} ({titles[other]})"
+            return self.titles[other]
+        return cell if other == arm else f"{cell} ({self.titles[other]})"
 
 
 def read(folder: Path, name: str) -> Sweep:
@@ -112,10 +124,7 @@ def table(sweep: Sweep) -> pd.DataFrame:
 
     ``difference`` is to the base's pretrained model, ``merging`` that of merged to routed.
     """
-    document, p = sweep.document, sweep.parameters
-    cells = {cell["cell"]: cell for cell in document["cells"]}
-    titles = {**document["beside"], **document["arms"]}
-    rows = []
+    p, cells, titles, rows = sweep.parameters, sweep.cells, sweep.titles, []
     for cell, arm in sweep.rows:
         fid = sweep.fid(cell, arm)
         row = {"cell": cell, "arm": arm, "title": titles[arm]}
@@ -164,7 +173,7 @@ def _differences(sweep: Sweep, row: tuple[str, str]) -> str:
 
 def _cut(sweep: Sweep, cell: str) -> str:
     """Bounds of the ranges and sampling steps in each, where the sweep varies them."""
-    known = {c["cell"]: c for c in sweep.document["cells"]}.get(cell, {})
+    known = sweep.cells.get(cell, {})
     if "range_cut" not in known.get("set", {}):
         return "–"
     parts = zip(known["ranges"], known["sampling_steps"], strict=True)
@@ -181,9 +190,9 @@ def printed(sweep: Sweep) -> pd.DataFrame:
             sweep.document["axis"]: cells,
             "arm": rows["title"],
             "FID ↓": [f"{tables.number(mean)} ± {tables.number(sd)}" for mean, sd in fids],
-            "FID − pretrained": _signed(rows, "difference"),
+            "FID − pretrained": tables.differences(rows, "difference"),
             "FID compared": [_differences(sweep, row) for row in sweep.rows],
-            "FID merged − routed": _signed(rows, "merging"),
+            "FID merged − routed": tables.differences(rows, "merging"),
             "weights": rows["weights"],
             "timesteps routed to each range: sampling steps": [
                 _cut(sweep, c) for c, _ in sweep.rows
@@ -193,11 +202,6 @@ def printed(sweep: Sweep) -> pd.DataFrame:
         }
     )
     return found.loc[:, (found != "–").any()]
-
-
-def _signed(rows: pd.DataFrame, name: str) -> list[str]:
-    pairs = zip(rows[name], rows[f"{name}_halfwidth"], strict=True)
-    return ["–" if pd.isna(m) else tables.plus_minus(m, h, signed=True) for m, h in pairs]
 
 
 def caption(sweep: Sweep) -> str:
@@ -228,7 +232,7 @@ def _steps(rows: pd.DataFrame) -> str:
 
 def _searches(sweep: Sweep) -> str:
     """The budget of the searches within cells; nothing where there are none."""
-    results = [r for cell in sweep.document["cells"] for r in cell["results"].values()]
+    results = [r for cell in sweep.cells.values() for r in cell["results"].values()]
     losses, images = (
         [r[name] for r in results if r["search_losses"]]
         for name in ("search_losses", "search_images")
@@ -258,12 +262,11 @@ def render(records: Path, out: Path, name: str = "*") -> None:
         sweep = read(records, found.stem)
         path = Path(out) / "sweeps" / sweep.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows, text = printed(sweep), caption(sweep)
-        numbers = table(sweep).to_csv(index=False, float_format="%.6g")
-        write(path.with_suffix(".csv"), numbers)
+        numbers, rows, text = table(sweep), printed(sweep), caption(sweep)
+        write(path.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
         compared = differences(sweep).to_csv(index=False, float_format="%.6g")
         write(path.with_name(f"{sweep.name}-compared.csv"), compared)
         write(path.with_suffix(".md"), f"{markdown(rows)}\n\n{text}\n")
         write(path.with_suffix(".tex"), latex(rows, text, f"sweep-{sweep.name}") + "\n")
-        figure = plots.sweep(table(sweep), sweep.document["axis"], text)
+        figure = plots.sweep(numbers, sweep.document["axis"], text)
         save(figure, path.with_suffix(".png"))

@@ -59,6 +59,15 @@ class Sweep(BaseModel):
     note: str = ""
     cells: list[Cell] = Field(min_length=1)
 
+    def wanted(self) -> list[tuple[Recipe, Parameters]]:
+        """The metrics of the base's arms, then of the arms of every cell."""
+        base = parameters.load(self.base)
+        return [(recipes.metrics(base, ARMS[arm]), base) for arm in self.beside] + [
+            (recipes.metrics(p, ARMS[arm]), p)
+            for p in self.experiments().values()
+            for arm in self.arms
+        ]
+
     def experiments(self) -> dict[str, Parameters]:
         """The parameters of every cell.
 
@@ -158,13 +167,7 @@ def plan(path: str | Path) -> Plan:
     else:
         sweep = load(path)
         base = parameters.load(sweep.base)
-        wanted = [(recipes.acceptance(base), base)]
-        wanted += [(recipes.metrics(base, ARMS[arm]), base) for arm in sweep.beside]
-        wanted += [
-            (recipes.metrics(p, ARMS[arm]), p)
-            for p in sweep.experiments().values()
-            for arm in sweep.arms
-        ]
+        wanted = [(recipes.acceptance(base), base), *sweep.wanted()]
     found: Plan = {}
     for recipe, p in wanted:
         for each in recipes.upstream_first(recipe):

@@ -292,6 +292,12 @@ def plus_minus(mean: float, spread: float, signed: bool = False) -> str:
     return f"{mean:{sign}.{digits}f} ± {spread:.{digits}f}".replace("-", "−")
 
 
+def differences(table: pd.DataFrame, name: str) -> list[str]:
+    """A column of signed means ± half-widths; a dash where nothing is known."""
+    pairs = zip(table[name], table[f"{name}_halfwidth"], strict=True)
+    return ["–" if pd.isna(m) else plus_minus(m, h, signed=True) for m, h in pairs]
+
+
 def signed(x: float) -> str:
     """Two digits with a sign; a true minus sign."""
     return f"{x:+.2g}".replace("-", "−")

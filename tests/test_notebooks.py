@@ -107,23 +107,17 @@ def test_the_true_cifar_path_on_local_files(tmp_path, inception_weights):
     sizes = {"train_images": 16, "search_images": 5, "test_images": 5, "samples": 4}
     sizes |= {"search_samples": 4, "search_candidates": 5, "search_losses": 4, "plane_points": 2}
     sizes |= {"acceptance_samples": 8, "kid_subset_size": 4, "is_splits": 2, "sampling_steps": 2}
-    executed = run(
-        ROOT / "notebooks" / "03_merge.ipynb",
-        tmp_path / "out.ipynb",
-        tmp_path / "runs",
+    executed, pipeline = merge_on_cpu(
+        tmp_path,
         preset="cifar",
         dataset=str(tmp_path / "data"),
         pretrained=str(tmp_path / "model"),
         inception_weights=inception_weights,
         finetune_steps=8,
         ema_decay=0.5,
-        batch_size=4,
-        device="cpu",
-        threads=1,
         **sizes,
     )
-    merged = next((tmp_path / "runs" / "store").glob("merged-*")) / "pipeline"
-    assert load_pipeline(merged).unet.config.in_channels == 3
+    assert pipeline.unet.config.in_channels == 3
     assert "5 scored by images" in json.dumps(executed)
 
 
@@ -131,10 +125,8 @@ def test_fashion_from_its_four_files(tmp_path, idx_folder, inception_weights):
     """params/fashion.yaml but for sizes: idx files, padding, attention, bf16, from scratch."""
     sizes = {"train_images": 20, "search_images": 5, "test_images": 6, "samples": 4}
     sizes |= {"kid_subset_size": 4, "is_splits": 2, "sampling_steps": 2, "plane_points": 2}
-    run(
-        ROOT / "notebooks" / "03_merge.ipynb",
-        tmp_path / "out.ipynb",
-        tmp_path / "runs",
+    _, pipeline = merge_on_cpu(
+        tmp_path,
         preset="fashion",
         dataset=str(idx_folder()),
         merge_weights="uniform",
@@ -145,15 +137,19 @@ def test_fashion_from_its_four_files(tmp_path, idx_folder, inception_weights):
         pretrain_steps=4,
         finetune_steps=4,
         ema_decay=0.0,
-        batch_size=4,
-        device="cpu",
-        threads=1,
         **sizes,
     )
-    merged = next((tmp_path / "runs" / "store").glob("merged-*")) / "pipeline"
-    unet = load_pipeline(merged).unet
+    unet = pipeline.unet
     assert (unet.config.in_channels, unet.config.sample_size) == (1, 32)
     assert unet.config.down_block_types[-1] == "AttnDownBlock2D"
+
+
+def merge_on_cpu(tmp_path, **overrides):
+    """The executed 03_merge of a large preset cut to size, and the pipeline that it made."""
+    here = {"batch_size": 4, "device": "cpu", "threads": 1}
+    notebook, runs = ROOT / "notebooks" / "03_merge.ipynb", tmp_path / "runs"
+    executed = run(notebook, tmp_path / "out.ipynb", runs, **here, **overrides)
+    return executed, load_pipeline(next((runs / "store").glob("merged-*")) / "pipeline")
 
 
 def papermill(folder: Path, *arguments: str, fails: bool = False):

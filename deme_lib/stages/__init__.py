@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def make_all(wanted: Sequence[Recipe], p: Parameters) -> dict[str, Artefact]:
     store = Store(p.runs_dir)
     missing = {r.label: r for recipe in wanted for r in store.missing(recipe)}
     if missing:
-        torch.set_num_threads(min(p.threads, os.cpu_count() or 1))
+        torch.set_num_threads(p.usable_threads)
         if "data" in missing:
             _build(missing.pop("data"), store, p)
         with explained("an estimate of the time", store.root):
@@ -72,7 +71,7 @@ def _build(recipe: Recipe, store: Store, p: Parameters) -> Artefact:
     device = models.accelerator(p.device).device
 
     def run(folder: Path) -> dict[str, Any]:
-        torch.set_num_threads(min(p.threads, os.cpu_count() or 1))
+        torch.set_num_threads(p.usable_threads)
         job = Job(
             recipe.parameters,
             recipe.locations,

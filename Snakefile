@@ -12,7 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-from deme_lib import ROOT, parameters, recipes, sweeps
+from deme_lib import ROOT
+from deme_lib.experiment import parameters, recipes, sweeps
 
 PARAMS = config.get("params", "params/digits.yaml")
 SWEEP = sweeps.load(PARAMS) if sweeps.is_sweep(PARAMS) else None

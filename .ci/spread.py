@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import yaml
-
-from deme_lib import ROOT, parameters, recipes, records, stages
 from deme_lib.arms import ARMS, present
 from deme_lib.parameters import DEFAULTS
+
+from deme_lib import ROOT, parameters, recipes, records, stages
 
 REPEATS = {"rounding": {"init_roundings": 1}, "threads": {"threads": 2}}
 OUT = Path(__file__).parent / "spread"

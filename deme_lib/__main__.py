@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from deme_lib import ROOT, parameters
-from deme_lib.parameters import ParameterError
+from deme_lib import ROOT
+from deme_lib.experiment import parameters
+from deme_lib.experiment.parameters import ParameterError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _make(options: argparse.Namespace) -> None:
-    from deme_lib import stages, sweeps
+    from deme_lib.experiment import stages, sweeps
 
     plan = sweeps.plan(options.file)
     for wanted in options.names:
@@ -56,15 +57,16 @@ def _make(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from deme_lib import sweeps
-    from deme_lib.store import Store
+    from deme_lib.experiment import sweeps
+    from deme_lib.experiment.store import Store
 
     for name, (recipe, p) in sweeps.plan(options.file).items():
         print(f"{'stored ' if Store(p.runs_dir).holds(recipe) else 'missing'} {name}")
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from deme_lib import sweep_records, sweep_tables, sweeps
+    from deme_lib.experiment import sweep_records, sweeps
+    from deme_lib.report import sweep_tables
 
     sweep = sweeps.load(options.file)
     folder = sweep_records.collect(sweep)
@@ -73,7 +75,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from deme_lib import doctor, sweeps
+    from deme_lib.experiment import doctor, sweeps
 
     found = []
     for finding in doctor.examine(sweeps.plan(options.file)):
@@ -83,19 +85,19 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _render(options: argparse.Namespace) -> None:
-    from deme_lib import report
+    from deme_lib.report import render
 
-    report.render(options.folder / "records", options.folder)
+    render.render(options.folder / "records", options.folder)
 
 
 def _readme(options: argparse.Namespace) -> None:
-    from deme_lib import report
+    from deme_lib.report import render
 
-    report.update_readme(ROOT / "README.md", options.folder)
+    render.update_readme(ROOT / "README.md", options.folder)
 
 
 def _classifier(options: argparse.Namespace) -> None:
-    from deme_lib import classifier, data
+    from deme_lib.diffusion import classifier, data
 
     p = parameters.load(options.file)
     sizes = (p.train_images, p.search_images, p.test_images)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from deme_lib import arms as known
-from deme_lib.arms import SEARCHES, present, search_of
+from deme_lib.experiment import arms as known
+from deme_lib.experiment.arms import SEARCHES, present, search_of
 
 ARMS = {arm.name: arm for arm in present("none")}
 

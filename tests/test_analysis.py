@@ -8,13 +8,13 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from deme_lib import analysis
-from deme_lib.analysis import FixedNoise
-from deme_lib.merging import task_vector
-from deme_lib.projection import ProjectedUNet2DModel
-from deme_lib.randomness import generator
-from deme_lib.timesteps import split_timesteps
-from deme_lib.training import to_model_range
+from deme_lib.diffusion import analysis
+from deme_lib.diffusion.analysis import FixedNoise
+from deme_lib.diffusion.randomness import generator
+from deme_lib.diffusion.training import to_model_range
+from deme_lib.method.merging import task_vector
+from deme_lib.method.projection import ProjectedUNet2DModel
+from deme_lib.method.timesteps import split_timesteps
 
 SCHEDULER = DDPMScheduler(1000)
 

@@ -19,17 +19,20 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_stages import TINY
 
-from deme_lib import ROOT, data, metrics, models, parameters, recipes, report, sampling, stages
+from deme_lib import ROOT
 from deme_lib.__main__ import main
-from deme_lib.data import DataError
-from deme_lib.decouple_merge import decouple, merge_experts
-from deme_lib.ensembles import RoutedEnsemble, WeightedEnsemble, averaged_ensemble
-from deme_lib.metrics import MetricError
-from deme_lib.models import ModelError
-from deme_lib.parameters import ParameterError
-from deme_lib.store import CHECKPOINT, Recipe, Store, StoreError
-from deme_lib.timesteps import split_timesteps
-from deme_lib.training import Training, TrainingError, TrainingSpec
+from deme_lib.diffusion import data, metrics, models, sampling
+from deme_lib.diffusion.data import DataError
+from deme_lib.diffusion.decouple_merge import decouple, merge_experts
+from deme_lib.diffusion.metrics import MetricError
+from deme_lib.diffusion.models import ModelError
+from deme_lib.diffusion.training import Training, TrainingError, TrainingSpec
+from deme_lib.experiment import parameters, recipes, stages
+from deme_lib.experiment.parameters import ParameterError
+from deme_lib.experiment.store import CHECKPOINT, Recipe, Store, StoreError
+from deme_lib.method.ensembles import RoutedEnsemble, WeightedEnsemble, averaged_ensemble
+from deme_lib.method.timesteps import split_timesteps
+from deme_lib.report import render
 
 
 class CommandFailed(Exception):
@@ -467,7 +470,7 @@ def _(place):
 
 @row("readme: no tables", FileNotFoundError, "ablation1.md", "deme_lib render")
 def _(place):
-    report.update_readme(place.file("README.md"), place.own)
+    render.update_readme(place.file("README.md"), place.own)
 
 
 def line(name, *words, arguments):

@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from deme_lib import classifier, data
-from deme_lib.parameters import load
+from deme_lib.diffusion import classifier, data
+from deme_lib.experiment.parameters import load
 
 NAMES = ("digits-a", "digits-b")
 FILES = os.environ.get("FASHION_MNIST")  # a folder with the four original files

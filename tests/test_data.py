@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deme_lib import data, idx
-from deme_lib.data import DataError, fingerprint, split
+from deme_lib.diffusion import data, idx
+from deme_lib.diffusion.data import DataError, fingerprint, split
 
 SIZES = {"train_images": 1200, "search_images": 297, "test_images": 300}
 ROLES = ("train", "search", "test")

@@ -9,9 +9,10 @@ import yaml
 from filelock import FileLock
 from test_stages import TINY
 
-from deme_lib import data, doctor, parameters, recipes, stages, sweeps
 from deme_lib.__main__ import main
-from deme_lib.store import CHECKPOINT, Store
+from deme_lib.diffusion import data
+from deme_lib.experiment import doctor, parameters, recipes, stages, sweeps
+from deme_lib.experiment.store import CHECKPOINT, Store
 
 
 @pytest.fixture

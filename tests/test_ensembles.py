@@ -7,13 +7,13 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 from torch import nn
 
-from deme_lib.ensembles import (
+from deme_lib.method.ensembles import (
     RoutedEnsemble,
     WeightedEnsemble,
     averaged_ensemble,
     output_space_merge,
 )
-from deme_lib.timesteps import split_timesteps
+from deme_lib.method.timesteps import split_timesteps
 
 RANGES = split_timesteps(4, 1000)
 

@@ -19,9 +19,10 @@ import yaml
 from safetensors import safe_open
 from test_stages import TINY
 
-from deme_lib import ROOT, parameters, recipes, stages
-from deme_lib.store import CHECKPOINT, Store
-from deme_lib.training import Training
+from deme_lib import ROOT
+from deme_lib.diffusion.training import Training
+from deme_lib.experiment import parameters, recipes, stages
+from deme_lib.experiment.store import CHECKPOINT, Store
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ENOUGH = 40  # restarts after which a run that never ends is a failure

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deme_lib.decouple_merge import merge_experts
-from deme_lib.merging import merge, task_vector
-from deme_lib.projection import ProjectedUNet2DModel, is_projection
+from deme_lib.diffusion.decouple_merge import merge_experts
+from deme_lib.method.merging import merge, task_vector
+from deme_lib.method.projection import ProjectedUNet2DModel, is_projection
 
 SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "scale": ()}
 weight_lists = st.lists(st.floats(-2, 2), min_size=1, max_size=5)

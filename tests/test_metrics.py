@@ -8,8 +8,8 @@ import scipy.linalg
 import torch
 import torch_fidelity
 
-from deme_lib import data, metrics
-from deme_lib.metrics import Features, MetricError
+from deme_lib.diffusion import data, metrics
+from deme_lib.diffusion.metrics import Features, MetricError
 
 
 @pytest.fixture(scope="module")

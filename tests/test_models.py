@@ -5,9 +5,9 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from deme_lib import models
-from deme_lib.models import ModelError
-from deme_lib.projection import ProjectedUNet2DModel
+from deme_lib.diffusion import models
+from deme_lib.diffusion.models import ModelError
+from deme_lib.method.projection import ProjectedUNet2DModel
 
 
 def small(seed=0, roundings=0):

@@ -17,8 +17,8 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.inspection import inspect_notebook
 
 from deme_lib import ROOT
-from deme_lib.models import load_pipeline, new_scheduler, new_unet, save_pipeline
-from deme_lib.parameters import DEFAULTS, EXECUTION, Parameters
+from deme_lib.diffusion.models import load_pipeline, new_scheduler, new_unet, save_pipeline
+from deme_lib.experiment.parameters import DEFAULTS, EXECUTION, Parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 

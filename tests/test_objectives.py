@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from deme_lib.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
-from deme_lib.timesteps import split_timesteps
+from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
+from deme_lib.method.timesteps import split_timesteps
 
 ALPHAS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
 SNR = (ALPHAS.double() / (1 - ALPHAS.double())).tolist()

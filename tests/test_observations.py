@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from deme_lib import observations
+from deme_lib.report import observations
 
 
 def seen(text):

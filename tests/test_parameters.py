@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 
-from deme_lib.parameters import (
+from deme_lib.experiment.parameters import (
     EXECUTION,
     PRESETS,
     ParameterError,

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import synthetic
 
-from deme_lib import comparisons, plots, report, sweep_tables, tables
-from deme_lib.arms import ARMS, of_ablation
+from deme_lib.experiment.arms import ARMS, of_ablation
+from deme_lib.report import comparisons, plots, render, sweep_tables, tables
 
 matplotlib.use("Agg")
 
@@ -41,7 +41,7 @@ def _close_figures():
 def test_rendering_twice_gives_the_same_bytes(tmp_path):
     records = synthetic.write(tmp_path / "records")
     for out in ("one", "two"):
-        report.render(records, tmp_path / out)
+        render.render(records, tmp_path / out)
     assert {p.name for p in (tmp_path / "one").iterdir()} == EXPECTED
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
@@ -54,7 +54,7 @@ def test_small_and_odd_records_render(tmp_path):
     records = synthetic.write(tmp_path / "records", **odd, points=2, bins=2, merge="uniform")
     search = pd.read_csv(records / "search.csv")
     search.iloc[:0].to_csv(records / "search.csv", index=False)
-    report.render(records, tmp_path / "out")
+    render.render(records, tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == EXPECTED
     assert "nan" not in (tmp_path / "out" / "paired.md").read_text()
     assert "FID (" not in (tmp_path / "out" / "ablation1.md").read_text()
@@ -64,7 +64,7 @@ def test_small_and_odd_records_render(tmp_path):
 
 def test_tables_show_the_numbers_of_the_records(tmp_path):
     records = synthetic.write(tmp_path / "records")
-    report.render(records, tmp_path)
+    render.render(records, tmp_path)
     known = tables.ablation(tables.read(records), 1).set_index("arm")
     csv = pd.read_csv(tmp_path / "ablation1.csv").set_index("arm")
     np.testing.assert_allclose(csv["fid_mean"], known["fid_mean"].astype(float), rtol=1e-5)
@@ -210,7 +210,7 @@ def test_a_sweep_with_a_broken_cell_is_drawn_on_a_wider_scale(tmp_path):
 
 def test_a_report_includes_its_sweeps(tmp_path):
     records = synthetic.write_sweep(synthetic.write(tmp_path / "records"))
-    report.render(records, tmp_path)
+    render.render(records, tmp_path)
     assert len(list((tmp_path / "sweeps").iterdir())) == 5
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from deme_lib.projection import (
+from deme_lib.method.projection import (
     ProjectedUNet2DModel,
     is_projection,
     plain_or_projected,

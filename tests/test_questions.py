@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import synthetic
 
-from deme_lib import comparisons, questions, report, tables
+from deme_lib.report import comparisons, questions, render, tables
 
 
 def answers(folder, **options):
@@ -26,7 +26,7 @@ def training_seeds(request):
 
 def test_every_question_is_a_heading_with_an_answer(tmp_path, training_seeds):
     folder = synthetic.write(tmp_path, training_seeds=training_seeds)
-    text = report.questions_markdown(tables.read(folder), folder / "sweeps")
+    text = render.questions_markdown(tables.read(folder), folder / "sweeps")
     assert re.findall(r"^## (\d)\. ", text, re.MULTILINE) == list("12345678")
     assert text.count("| :-- |") == 7  # none for sweeps that were not run
     assert "nan" not in text

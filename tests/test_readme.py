@@ -9,9 +9,10 @@ import yaml
 from diffusers import DDPMPipeline
 from safetensors.torch import save_file
 
-from deme_lib import ROOT, parameters
-from deme_lib.models import load_pipeline, new_scheduler, new_unet, save_pipeline
-from deme_lib.projection import ProjectedUNet2DModel
+from deme_lib import ROOT
+from deme_lib.diffusion.models import load_pipeline, new_scheduler, new_unet, save_pipeline
+from deme_lib.experiment import parameters
+from deme_lib.method.projection import ProjectedUNet2DModel
 
 README = (ROOT / "README.md").read_text()
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)

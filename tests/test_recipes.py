@@ -4,9 +4,9 @@ import inspect
 
 import pytest
 
-from deme_lib import recipes, stages
-from deme_lib.arms import SEARCHES, present
-from deme_lib.parameters import EXECUTION, Parameters, load
+from deme_lib.experiment import recipes, stages
+from deme_lib.experiment.arms import SEARCHES, present
+from deme_lib.experiment.parameters import EXECUTION, Parameters, load
 
 P = load("params/digits.yaml")
 SHOW = {"experiment", "primary_decoupling", "primary_merging", "confidence"}

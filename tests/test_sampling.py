@@ -8,12 +8,12 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import nn
 
-from deme_lib.analysis import FixedNoise
-from deme_lib.ensembles import RoutedEnsemble, averaged_ensemble
-from deme_lib.randomness import generator, seed_of
-from deme_lib.sampling import ddim_scheduler, initial_noise, sample, to_uint8
-from deme_lib.timesteps import split_timesteps
-from deme_lib.training import Training, TrainingSpec, to_model_range
+from deme_lib.diffusion.analysis import FixedNoise
+from deme_lib.diffusion.randomness import generator, seed_of
+from deme_lib.diffusion.sampling import ddim_scheduler, initial_noise, sample, to_uint8
+from deme_lib.diffusion.training import Training, TrainingSpec, to_model_range
+from deme_lib.method.ensembles import RoutedEnsemble, averaged_ensemble
+from deme_lib.method.timesteps import split_timesteps
 
 SCHEDULER = DDPMScheduler(1000)
 PURPOSE = ("evaluation", 3)

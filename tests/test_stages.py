@@ -11,13 +11,15 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from deme_lib import data, metrics, parameters, recipes, records, report, stages, tables
-from deme_lib.analysis import FixedNoise
-from deme_lib.arms import ARMS, present
-from deme_lib.models import ModelError, load_pipeline, load_unet
-from deme_lib.stages import estimate
-from deme_lib.store import Store
-from deme_lib.training import Training
+from deme_lib.diffusion import data, metrics
+from deme_lib.diffusion.analysis import FixedNoise
+from deme_lib.diffusion.models import ModelError, load_pipeline, load_unet
+from deme_lib.diffusion.training import Training
+from deme_lib.experiment import parameters, recipes, records, stages
+from deme_lib.experiment.arms import ARMS, present
+from deme_lib.experiment.stages import estimate
+from deme_lib.experiment.store import Store
+from deme_lib.report import render, tables
 
 
 class Killed(BaseException):
@@ -145,7 +147,7 @@ def test_tables_and_figures_of_other_experiments(experiment, changes):
     known = tables.read(folder / "records")
     assert known.training_seeds == p.seeds
     assert set(known.arms["arm"]) == {arm.name for arm in present(p.loss_weighting)}
-    report.render(folder / "records", folder)
+    render.render(folder / "records", folder)
     text = (folder / "ablation1.md").read_text()
     assert ("2 training seeds" in text) == (len(p.seeds) == 2)
     assert ("all timesteps, re-weighted" in text) == (p.loss_weighting != "none")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from deme_lib.store import CHECKPOINT, Recipe, ResourceError, Store, StoreError
+from deme_lib.experiment.store import CHECKPOINT, Recipe, ResourceError, Store, StoreError
 
 DATA = Recipe("data", "data", {"seed": 0}, {})
 EXPERT = Recipe("expert", "expert-2of4", {"lr": 0.1, "steps": 10}, {"data": DATA})
@@ -359,7 +359,7 @@ def test_a_file_that_outgrows_its_limit_is_explained(store):
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from deme_lib.store import Recipe, Store
+from deme_lib.experiment.store import Recipe, Store
 
 root, mode = Path(sys.argv[1]), sys.argv[2]
 data = Recipe("data", "data", {"seed": 0}, {})

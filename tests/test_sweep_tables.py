@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import synthetic
 
-from deme_lib import comparisons, sweep_tables
-from deme_lib.sweep_tables import NOT_COMPARABLE
+from deme_lib.report import comparisons, sweep_tables
+from deme_lib.report.sweep_tables import NOT_COMPARABLE
 
 
 def reweighting(folder):

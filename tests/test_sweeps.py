@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from deme_lib import ROOT, parameters, recipes, sweep_records, sweep_tables, sweeps
-from deme_lib.arms import ARMS
-from deme_lib.parameters import ParameterError
+from deme_lib import ROOT
+from deme_lib.experiment import parameters, recipes, sweep_records, sweeps
+from deme_lib.experiment.arms import ARMS
+from deme_lib.experiment.parameters import ParameterError
+from deme_lib.report import sweep_tables
 
 SHIPPED = sorted((ROOT / "params" / "sweeps").glob("*.yaml"))
 TINY = {

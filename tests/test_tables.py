@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import synthetic
 
-from deme_lib import comparisons, report, tables
+from deme_lib.report import comparisons, render, tables
 
 
 @pytest.fixture
@@ -134,9 +134,9 @@ def test_differences_pair_training_and_sampling_seeds(tmp_path):
 def test_texts_say_what_several_training_seeds_cover(tmp_path):
     known = tables.read(synthetic.write(tmp_path, training_seeds=(0, 1, 2), fid={"merged": 0.1}))
     covers = "cover training, the search and sampling noise: not the data split or the classifier"
-    said = [comparisons.verdict(known, 1), report.limits(known), tables.caption(known)]
+    said = [comparisons.verdict(known, 1), render.limits(known), tables.caption(known)]
     assert all(covers in text for text in said)
-    said += [comparisons.in_short(known), report.paired_markdown(known, 1)]
+    said += [comparisons.in_short(known), render.paired_markdown(known, 1)]
     assert not any("these weights" in text or "one training seed" in text for text in said)
     assert "better than all timesteps, scale searched over 3 training seeds" in said[0]
     assert "sampling seeds times 3 training seeds" in said[0]
@@ -223,7 +223,7 @@ def test_inception_score_is_compared(records):
     half = comparisons.paired_interval(d, row["level"])[1]
     assert row["inception_score"] == pytest.approx(d.mean())
     assert row["inception_score_halfwidth"] == pytest.approx(half)
-    text = report.paired_markdown(known, 2)
+    text = render.paired_markdown(known, 2)
     assert "| IS (higher is better) |" in text and "only in where the experts" in text
 
 
@@ -337,7 +337,7 @@ def test_what_intervals_cover_is_said_everywhere(records):
     known = tables.read(records)
     covers = "cover sampling noise only: not training, the search, the data split or the classifier"
     said = [
-        report.limits(known),
+        render.limits(known),
         tables.caption(known),
         *(comparisons.verdict(known, n) for n in (1, 2)),
     ]
@@ -444,11 +444,11 @@ def test_readme_parts_are_replaced_and_nothing_else(tmp_path):
     )
     readme.write_text(f"# title\n{old}\n")
     with pytest.raises(ValueError, match="no <!-- ablation2 -->"):
-        report.update_readme(readme, tmp_path)
+        render.update_readme(readme, tmp_path)
     readme.write_text(f"# title\n{old}\n<!-- ablation2 --><!-- /ablation2 -->\nend\n")
-    report.update_readme(readme, tmp_path)
+    render.update_readme(readme, tmp_path)
     first = readme.read_text()
     assert "old" not in first and "new ablation2 \\1" in first
     assert first.startswith("# title\n") and first.endswith("\nend\n") and "kept verdicts" in first
-    report.update_readme(readme, tmp_path)
+    render.update_readme(readme, tmp_path)
     assert readme.read_text() == first

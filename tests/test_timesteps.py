@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deme_lib.timesteps import (
+from deme_lib.method.timesteps import (
     draw_timesteps,
     route,
     split_log_snr,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from deme_lib import training
-from deme_lib.training import Training, TrainingError, TrainingSpec, to_model_range
+from deme_lib.diffusion import training
+from deme_lib.diffusion.training import Training, TrainingError, TrainingSpec, to_model_range
 
 SCHEDULER = DDPMScheduler(1000)
 SPEC = TrainingSpec(

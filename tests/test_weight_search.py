@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from deme_lib.weight_search import Candidate, Space, one_hot, propose, search, shortlist
+from deme_lib.diffusion.weight_search import Candidate, Space, one_hot, propose, search, shortlist
 
 CUBE = Space(3, 0.0, 1.5, 0.05)
 OPTIMUM = (0.3, 0.9, 1.2)

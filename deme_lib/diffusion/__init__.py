@@ -1,0 +1,1 @@
+"""The method done with diffusers, accelerate, torch-fidelity and optuna."""

@@ -1,0 +1,268 @@
+"""What the figures look at: losses, gradients, activations, task vectors, the loss landscape."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import nn
+
+from deme_lib.diffusion.randomness import generator
+from deme_lib.diffusion.training import to_model_range
+from deme_lib.method.merging import State, merge
+from deme_lib.method.objectives import squared_error
+from deme_lib.method.projection import is_projection
+
+BATCH = 500  # of images up to 32x32; of larger ones fewer, so that memory stays the same
+GRADIENT_BATCH = 64
+
+
+class FixedNoise:
+    """Noisy versions of images under timesteps and noise that are the same for every model.
+
+    Args:
+        images: uint8 [n, C, H, W].
+        draws: (timestep, noise) pairs an image; the timesteps are spread evenly over [0, T).
+    """
+
+    def __init__(self, images: torch.Tensor, scheduler: DDPMScheduler, draws: int, seed: int):
+        g, total = generator(seed, "fixed noise"), len(images) * draws
+        num_train_timesteps = scheduler.config.num_train_timesteps
+        spread = torch.arange(total) * num_train_timesteps // total
+        self.timesteps = spread[torch.randperm(total, generator=g)]  # [n * draws] int64
+        clean = to_model_range(images).repeat(draws, 1, 1, 1)
+        self.noise = torch.randn(clean.shape, generator=g)
+        self.noisy = scheduler.add_noise(clean, self.noise, self.timesteps)
+
+    @torch.inference_mode()
+    def errors(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Squared error per draw (Eq. 2), float32 [n * draws]."""
+        batch = _batch(BATCH, self.noisy)
+        parts = zip(
+            self.noisy.split(batch),
+            self.timesteps.split(batch),
+            self.noise.split(batch),
+            strict=True,
+        )
+        return torch.cat(
+            [
+                squared_error(
+                    denoiser(x.to(device), t.to(device), return_dict=False)[0], e.to(device)
+                ).cpu()
+                for x, t, e in parts
+            ]
+        )
+
+    def loss(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> float:
+        """Mean denoising loss over all draws."""
+        return self.errors(denoiser, device).double().mean().item()
+
+    def mean_in(self, errors: torch.Tensor, timesteps: range) -> float:
+        """Mean of ``errors`` over the draws whose timestep lies in a range."""
+        inside = (self.timesteps >= timesteps.start) & (self.timesteps < timesteps.stop)
+        return errors[inside].double().mean().item()
+
+
+def _batch(most: int, images: torch.Tensor) -> int:
+    return max(1, most * 32**2 // max(32**2, images[0, 0].numel()))
+
+
+def gradient_similarity(
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    images: torch.Tensor,
+    timesteps: Sequence[int],
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Fig. 1a: cosine similarity between the gradients of the denoising loss at timesteps.
+
+    The gradient at a timestep is the mean over all ``images`` (uint8 [n, C, H, W]) with the same
+    noise at every timestep; ``seed`` draws that noise. It leaves out projections, so that a
+    merged model is seen in the pretrained model's coordinates.
+
+    Returns:
+        [len(timesteps), len(timesteps)] float64 in [-1, 1].
+    """
+    clean = to_model_range(images)
+    noise = torch.randn(clean.shape, generator=generator(seed, "gradients"))
+    batch = _batch(GRADIENT_BATCH, clean)
+    named = unet.to(device).named_parameters()
+    weights = [w for name, w in named if not is_projection(name)]
+    rows = []
+    for t in timesteps:
+        total = torch.zeros(sum(w.numel() for w in weights), dtype=torch.float64)
+        for x, e in zip(clean.split(batch), noise.split(batch), strict=True):
+            timestep = torch.full((len(x),), int(t))
+            noisy = scheduler.add_noise(x, e, timestep).to(device)
+            prediction = unet(noisy, timestep.to(device), return_dict=False)[0]
+            loss = squared_error(prediction, e.to(device)).sum()
+            gradient = torch.autograd.grad(loss, weights)
+            total += torch.cat([g.flatten() for g in gradient]).double().cpu()
+        rows.append(total / total.norm())
+    stacked = torch.stack(rows)
+    return (stacked @ stacked.T).numpy()
+
+
+QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+
+
+def quantiles(values: torch.Tensor) -> dict[str, float]:
+    """5, 25, 50, 75 and 95 % quantiles."""
+    found = np.quantile(values.double().numpy(), list(QUANTILES.values()))
+    return dict(zip(QUANTILES, found.tolist(), strict=True))
+
+
+def task_vector_quantiles(vector: State) -> dict[str, dict[str, float]]:
+    """Fig. 6b: quantiles of a task vector's values per part of the UNet."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    for name, tensor in vector.items():
+        parts.setdefault(_part(name), []).append(tensor.flatten())
+    return {part: quantiles(torch.cat(tensors)) for part, tensors in parts.items()}
+
+
+def _part(name: str) -> str:
+    if is_projection(name):
+        return "projection"
+    first = name.split(".")[0]
+    blocks = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
+    return blocks.get(first, "conv_out" if first.startswith("conv_norm") else first)
+
+
+@torch.inference_mode()
+def activation_differences(
+    base: UNet2DModel,
+    expert: UNet2DModel,
+    scheduler: DDPMScheduler,
+    images: torch.Tensor,
+    own_range: range,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> list[dict]:
+    """Fig. 2: where the blocks' outputs change by finetuning, per channel and per position.
+
+    D [C, H, W] is expert minus base, averaged over ``images`` (uint8 [n, C, H, W]), each noised at
+    a timestep drawn from ``own_range``; both models see the same inputs.
+
+    Returns:
+        Two rows a block: quantiles of |mean of D| per channel ("channel") or position ("spatial")
+        over the root mean square of the base's output, and the share of D's variance that these
+        means explain. A convolution changes all positions alike, so compare that share with the
+        one of ``random_step``.
+    """
+    g = generator(seed, "activations")
+    clean = to_model_range(images)
+    noise = torch.randn(clean.shape, generator=g)
+    timesteps = torch.randint(own_range.start, own_range.stop, (len(images),), generator=g)
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    difference, square, batch = {}, {}, _batch(BATCH, noisy)
+    for x, t in zip(noisy.split(batch), timesteps.split(batch), strict=True):
+        before, after = (_block_outputs(m.to(device), x.to(device), t) for m in (base, expert))
+        for block, f in before.items():
+            difference[block] = difference.get(block, 0) + (after[block] - f).sum(dim=0)
+            square[block] = square.get(block, 0) + f.square().mean(dim=(1, 2, 3)).sum().item()
+    rows = []
+    for block, total in difference.items():
+        rms = (square[block] / len(images)) ** 0.5
+        rows += [{"block": block, **row} for row in _by_dimension(total / len(images), rms)]
+    return rows
+
+
+def _blocks(unet: UNet2DModel) -> Iterator[tuple[str, nn.Module]]:
+    yield from ((f"down {i}", b) for i, b in enumerate(unet.down_blocks, start=1))
+    if unet.mid_block is not None:
+        yield "mid", unet.mid_block
+    yield from ((f"up {i}", b) for i, b in enumerate(unet.up_blocks, start=1))
+
+
+def _block_outputs(unet: UNet2DModel, x: torch.Tensor, timesteps: torch.Tensor) -> State:
+    """The hidden state after every block, and its projection where it has one, in float64."""
+    outputs, hooks = {}, []
+    for name, block in _blocks(unet):
+
+        def keep(_block, _inputs, output, name=name):  # runs after the projection's own hook
+            hidden = output[0] if isinstance(output, tuple) else output
+            outputs[name] = hidden.double().cpu()
+
+        hooks.append(block.register_forward_hook(keep))
+    try:
+        unet(x, timesteps.to(x.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
+
+def _by_dimension(difference: torch.Tensor, rms: float) -> Iterator[dict]:
+    """Two-way decomposition of [C, H, W] into main effects of channels and of positions."""
+    d = difference.flatten(start_dim=1)  # [C, H W]
+    centred = d - d.mean()
+    variance = centred.square().mean().item()
+    for dimension, over in (("channel", 1), ("spatial", 0)):
+        means, effects = d.mean(dim=over), centred.mean(dim=over)
+        yield {
+            "dimension": dimension,
+            "count": len(means),
+            **quantiles(means.abs() / rms),
+            "share": effects.square().mean().item() / variance if variance else 0.0,
+        }
+
+
+def random_step(unet: UNet2DModel, norm: float, g: torch.Generator) -> UNet2DModel:
+    """A copy whose weights moved by ``norm`` in a random, filter-normalised direction."""
+    base, moved = unet.state_dict(), copy.deepcopy(unet)
+    direction = filter_normalised(base, g)
+    length = sum(d.square().sum().item() for d in direction.values()) ** 0.5
+    moved.load_state_dict(merge(base, [direction], [norm / length]))
+    return moved
+
+
+def landscape(
+    unet: UNet2DModel,
+    noise: FixedNoise,
+    ranges: Sequence[range],
+    radius: float,
+    points: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    on_point: Callable[[], object] = lambda: None,
+) -> list[dict]:
+    """Fig. 4: the loss around ``unet``'s weights, for all timesteps (range 0) and per range.
+
+    The plane is spanned by two random directions, filter-normalised (Li et al. 2018): a step of 1
+    along one changes every filter by its own norm. ``points`` per axis reach from -radius to
+    radius and must be odd, so that the weights themselves are one of them. The loss of the digits'
+    model about doubles at a radius of 0.25.
+    """
+    if points % 2 == 0:
+        raise ValueError(f"{points} points per axis leave out the centre: choose an odd number")
+    base, model = unet.state_dict(), copy.deepcopy(unet).eval().to(device)
+    directions = [filter_normalised(base, generator(seed, "landscape", i)) for i in (1, 2)]
+    axis = np.linspace(-radius, radius, points).round(6).tolist()
+    every = [range(ranges[0].start, ranges[-1].stop), *ranges]
+    rows = []
+    for a, b in itertools.product(axis, axis):
+        model.load_state_dict(merge(base, directions, [a, b]))
+        errors = noise.errors(model, device)
+        for k, r in enumerate(every):
+            place = {"range": k, "start": r.start, "stop": r.stop, "a": a, "b": b}
+            rows.append({**place, "loss": noise.mean_in(errors, r)})
+        on_point()
+    return rows
+
+
+def filter_normalised(base: State, g: torch.Generator) -> State:
+    """A random direction whose filters have the norms of ``base``'s; 0 for biases and norms."""
+    direction = {}
+    for name, weight in base.items():
+        w = weight.cpu().double().reshape(len(weight), -1)  # [filters, the rest]
+        d = torch.zeros_like(w)
+        if weight.dim() > 1:
+            d.normal_(generator=g)
+            d *= w.norm(dim=1, keepdim=True) / d.norm(dim=1, keepdim=True)
+        direction[name] = d.view(weight.shape).to(weight.device)
+    return direction

@@ -1,0 +1,271 @@
+"""Images: scikit-learn's digits, Fashion-MNIST's own files, or any Hugging Face data set.
+
+Images are uint8 ``[n, C, H, W]``; models see them as float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from deme_lib import ROOT
+from deme_lib.diffusion import idx
+
+CLASSIFIERS = ROOT / "deme_lib" / "shipped" / "classifiers"
+
+
+class DataError(RuntimeError):
+    """Images cannot be had, or are not what the experiment needs."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """uint8 images [n, C, H, W] and int64 labels [n] (all 0 where the data has none)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def local_folder(source: str) -> Path | None:
+    """``source`` as an existing folder, from the working directory or the repository's root."""
+    return next((p for p in (Path(source), ROOT / source) if source and p.is_dir()), None)
+
+
+def is_lost(source: str) -> bool:
+    """Whether ``source`` is written as a path, which no hub id is, but leads to no folder."""
+    path = source.startswith(("/", ".", "~")) or Path(source).is_file()
+    return path and local_folder(source) is None
+
+
+def is_local(source: str) -> bool:
+    """Whether ``source`` is a folder or file of this machine, rather than a name."""
+    return bool(source) and (local_folder(source) is not None or Path(source).is_file())
+
+
+def fingerprint(source: str) -> str:
+    """Hash of what stands behind a data set or pretrained model, for artefact keys.
+
+    Digits and local files are hashed by content (a folder's with their paths in it), hub ids by
+    name.
+    """
+    if source == "digits":
+        data = digits()
+        return hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()[:16]
+    if not is_local(source):
+        return f"hub:{source}"
+    path = local_folder(source) or Path(source)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return _content_hash(path.parent if path.is_file() else path, tuple(stats))
+
+
+def classifier_hash(name: str) -> str:
+    """Hash of a shipped classifier's weights; of other features (Inception's) their name."""
+    weights = CLASSIFIERS / f"{name}.safetensors"
+    return fingerprint(str(weights)) if weights.is_file() else name
+
+
+@cache  # by size and time of change, so that a file is read once a process and change
+def _content_hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    total = hashlib.sha256()
+    for name, *_ in files:
+        total.update(f"{Path(name).relative_to(folder).as_posix()}\0".encode())
+        with open(name, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+@cache
+def digits() -> Images:
+    """scikit-learn's 1,797 digits, 8x8, 17 grey levels spread over 0..255."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.round(data.images / 16 * 255).astype(np.uint8)[:, None]
+    return Images(images, data.target.astype(np.int64))
+
+
+def content_hash(images: np.ndarray) -> str:
+    """Hash of uint8 images [n, C, H, W]: the same wherever they come from."""
+    return hashlib.sha256(f"{images.shape}".encode() + images.tobytes()).hexdigest()[:16]
+
+
+def split(
+    source: str,
+    train_images: int,
+    search_images: int,
+    test_images: int,
+    seed: int,
+    image_size: int = 0,
+) -> dict[str, Images]:
+    """Load a data set and give each image one role: ``train``, ``search`` or ``test``.
+
+    A data set with a test split gives search and test images from there; otherwise one split is
+    cut. Both are stratified by label. The writers of the digits are shared between the roles: the
+    files do not name them.
+
+    Args:
+        source: ``digits``, a hub id, or a folder: Fashion-MNIST's four files, parquet, or images.
+        image_size: height and width to ``fit`` the images to; 0: as they are.
+
+    Raises:
+        DataError: the data cannot be reached, cannot be read, or holds too few images.
+    """
+    sizes = {"train": train_images, "search": search_images, "test": test_images}
+    roles: dict[str, Images] = {}
+    parts = _load(source)
+    for part, names in _parts_to_roles(parts).items():
+        labels, read = parts[part]
+        wanted = {name: sizes[name] for name in names}
+        roles |= _cut(labels, wanted, seed, source, partial(read, size=image_size))
+    shapes = {name: images.images.shape[1:] for name, images in roles.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(
+            f"{source}: train and test images differ in size: {shapes}; make them alike"
+        )
+    return roles
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """A uint8 image [C, H, W] as a square of ``size`` pixels a side; 0: as it is.
+
+    Shrunk until its shorter side fits, then cut or padded with black evenly on both sides.
+    """
+    if not size:
+        return image
+    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    shrink = max(1.0, min(picture.size) / size)
+    if shrink > 1:
+        shape = [round(side / shrink) for side in picture.size]
+        picture = picture.resize(shape, Image.Resampling.BICUBIC)  # antialiased
+    left, top = ((side - size) // 2 for side in picture.size)
+    array = np.asarray(picture.crop((left, top, left + size, top + size)))  # black outside
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _cut(labels, sizes, seed, source, read) -> dict[str, Images]:
+    """Disjoint stratified subsets; ``read`` turns indices into uint8 images [n, C, H, W]."""
+    from sklearn.model_selection import train_test_split
+
+    if sum(sizes.values()) > len(labels):
+        asked = " + ".join(f"{size} {name}" for name, size in sizes.items())
+        raise DataError(
+            f"{source} holds {len(labels)} images where {asked} are asked for: lower "
+            + ", ".join(f"{name}_images" for name in sizes)
+        )
+    left, roles = np.arange(len(labels)), {}
+    for name, size in sizes.items():
+        chosen = left
+        if size < len(left):
+            _, counts = np.unique(labels[left], return_counts=True)
+            possible = counts.min() >= 2 and len(counts) <= min(size, len(left) - size)
+            chosen, left = train_test_split(
+                left,
+                train_size=size,
+                stratify=labels[left] if possible else None,
+                random_state=seed,
+            )
+        roles[name] = Images(read(chosen), labels[chosen].astype(np.int64))
+    return roles
+
+
+def _load(source: str) -> dict[str, tuple[np.ndarray, Callable]]:
+    """Of each part: its labels, and a function from indices and a size to its images."""
+    folder = local_folder(source)
+    if source == "digits":
+        return {"train": (digits().labels, partial(_take, digits().images))}
+    if folder and idx.is_folder(folder):
+        return _load_idx(folder)
+    return {name: _part(data, source) for name, data in _load_dataset(source).items()}
+
+
+def _load_idx(folder: Path) -> dict[str, tuple[np.ndarray, Callable]]:
+    try:
+        parts = {part: idx.load(folder, part) for part in idx.FILES}
+    except idx.IdxError as error:
+        raise DataError(
+            f"{error}: copy the four files of Fashion-MNIST (train-images-idx3-ubyte.gz and so on) "
+            f"to {folder} again, or name the hub id zalando-datasets/fashion_mnist in the "
+            "parameter `dataset`"
+        ) from error
+    return {part: (labels, partial(_take, images)) for part, (images, labels) in parts.items()}
+
+
+def _part(data, source: str) -> tuple[np.ndarray, Callable]:
+    image, label = _columns(data, source)
+    labels = np.asarray(data[label]) if label else np.zeros(len(data), np.int64)
+    return labels, partial(_decode, data, image, source)
+
+
+def _take(images: np.ndarray, indices: np.ndarray, size: int) -> np.ndarray:
+    return np.stack([fit(image, size) for image in images[indices]])
+
+
+def _load_dataset(source: str):
+    import datasets
+
+    folder = local_folder(source)
+    if is_lost(source):
+        raise DataError(
+            f"there is no folder {source}: name an existing folder of images or parquet files, or "
+            "a hub id, in the parameter `dataset`"
+        )
+    try:
+        return datasets.load_dataset(str(folder) if folder else source)
+    except Exception as error:  # the library raises dozens of types, its HTTP client's too
+        reason = f"({type(error).__name__}: {str(error)[:200]})"
+        layout = "parquet files, or images sorted into train/ and test/, and no code"
+        if folder:
+            raise DataError(f"cannot load {folder} {reason}. It should hold {layout}") from error
+        raise DataError(
+            f"cannot load the Hugging Face data set {source!r} {reason}. With a network, "
+            f"huggingface.co/datasets/{source} is fetched by itself; without, copy it to a folder "
+            f"({layout}) and name that folder in the parameter `dataset`"
+        ) from error
+
+
+def _parts_to_roles(parts) -> dict[str, tuple[str, ...]]:
+    train = "train" if "train" in parts else next(iter(parts))
+    held_out = next((p for p in ("test", "validation") if p in parts and p != train), None)
+    if held_out is None:
+        return {train: ("train", "search", "test")}
+    return {train: ("train",), held_out: ("search", "test")}
+
+
+def _columns(data, source: str) -> tuple[str, str | None]:
+    import datasets
+
+    image = [n for n, f in data.features.items() if isinstance(f, datasets.Image)]
+    label = [n for n, f in data.features.items() if isinstance(f, datasets.ClassLabel)]
+    if not image:
+        raise DataError(f"{source} has no image column, only {sorted(data.features)}: give it one")
+    return image[0], (label[0] if label else None)
+
+
+def _decode(data, column: str, source: str, indices: np.ndarray, size: int) -> np.ndarray:
+    images = None
+    for k, i in enumerate(indices.tolist()):
+        try:
+            picture = data[i][column]
+        except Exception as error:  # whatever the image decoder raises
+            raise DataError(f"{source}: image {i} cannot be read ({error}): replace it") from error
+        if picture.mode == "I;16":  # convert() would clip at 255
+            array = (np.asarray(picture) >> 8).astype(np.uint8)
+        else:
+            array = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+        array = fit(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), size)
+        if images is None:
+            images = np.empty((len(indices), *array.shape), np.uint8)
+        if array.shape != images.shape[1:]:
+            raise DataError(
+                f"{source}: image {i} is {array.shape}, the first is {images.shape[1:]}: make "
+                "them alike, or set image_size"
+            )
+        images[k] = array
+    return images

@@ -1,0 +1,296 @@
+"""One finetuning or pretraining run: a generator of steps, exactly resumable.
+
+Data, timesteps and noise of a step are drawn from (seed, purpose, step); a checkpoint is one
+safetensors file, replaced atomically, that holds weights, EMA, AdamW moments and the position.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from deme_lib.diffusion import models
+from deme_lib.diffusion.randomness import generator
+from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
+from deme_lib.method.timesteps import draw_timesteps, split_timesteps
+
+UNCERTAINTY = "uncertainty"
+LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hardly leave 1
+
+MOST_SKIPPED = 50  # fp16 skips a step whose gradients overflow, lowers its scale and goes on
+
+
+class TrainingError(RuntimeError):
+    """Training went wrong in a way that more steps will not mend."""
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """Everything a run depends on, besides the model, the images and the teacher.
+
+    Attributes:
+        purpose: names the stream of random draws, such as ("expert", 2).
+        own_range: timesteps to train on (Eq. 3); all of [0, T) for controls.
+        probability: p of Eq. 6.
+        consistency_weight: weight of Eq. 4; used where a teacher is given.
+        loss_weighting: of the denoising loss: "none", a name that ``objectives.snr_weights`` knows,
+            or "uncertainty", which learns a weight for each of ``n_tasks`` ranges.
+        ema_warmup: let diffusers' EMA start short, for training from scratch. Without, runs of
+            any length average over the same horizon, 1 / (1 - ema_decay) steps.
+        final_learning_rate: reached by a cosine after 80 % of the steps, then held. Equal to
+            ``learning_rate`` for a constant rate.
+    """
+
+    steps: int
+    purpose: tuple[int | str, ...]
+    own_range: range
+    learning_rate: float
+    final_learning_rate: float
+    batch_size: int
+    probability: float = 0.0
+    consistency_weight: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    ema_warmup: bool = False
+    precision: str = "no"
+    loss_weighting: str = "none"
+    min_snr_gamma: float = 5.0
+    p2_gamma: float = 1.0
+    n_tasks: int = 1
+
+    def __post_init__(self):
+        allowed = {
+            "steps": self.steps >= 1,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": 0 <= self.learning_rate < math.inf,
+            "probability": 0 <= self.probability <= 1,
+            "consistency_weight": 0 <= self.consistency_weight < math.inf,
+            "ema_decay": 0 <= self.ema_decay < 1,
+        }
+        for name, good in allowed.items():
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range: give another")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        progress = min(1.0, step / max(1, 0.8 * self.steps))
+        share = (1 + math.cos(math.pi * progress)) / 2
+        return self.final_learning_rate + share * (self.learning_rate - self.final_learning_rate)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step reports; ``step`` counts from 1."""
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+class Training:
+    """A run over uint8 images [n, C, H, W]; iterate over it to train.
+
+    Args:
+        unet: trained in place; afterwards ask for ``ema_unet()``.
+        teacher: frozen pretrained model of the consistency loss (Eq. 4), or None.
+        checkpoint: file to resume from if it is there, and to write to.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: DDPMScheduler,
+        images: torch.Tensor,
+        spec: TrainingSpec,
+        teacher: UNet2DModel | None = None,
+        device: str = "auto",
+        checkpoint: Path | None = None,
+        checkpoint_every: int = 1000,
+    ):
+        self.spec, self.scheduler, self.checkpoint = spec, scheduler, checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.images = images
+        self.accelerator = models.accelerator(device, spec.precision)
+        optimiser = torch.optim.AdamW(
+            unet.parameters(),
+            lr=spec.learning_rate,
+            betas=(spec.adam_beta1, spec.adam_beta2),
+            weight_decay=spec.weight_decay,
+            fused=True,
+        )
+        self.weights, self.uncertainty = self._weighting()
+        if self.uncertainty is not None:
+            learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
+            optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
+        self.unet, self.optimiser = self.accelerator.prepare(unet.train(), optimiser)
+        floor = 0.0 if spec.ema_warmup else spec.ema_decay
+        self.ema = EMAModel(unet.parameters(), decay=spec.ema_decay, min_decay=floor)
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = teacher.eval().requires_grad_(False).to(self.accelerator.device)
+        self.position = self._skipped = 0
+        if checkpoint is not None and checkpoint.is_file():
+            self._restore()
+
+    def __iter__(self) -> Iterator[Step]:
+        while self.position < self.spec.steps:
+            loss, rate = self._step(self.position), self.spec.learning_rate_at(self.position)
+            self.position += 1
+            if self.checkpoint is not None and self.position % self.checkpoint_every == 0:
+                self._save()
+            yield Step(self.position, loss, rate)
+        self._check_weights()
+
+    def ema_unet(self) -> UNet2DModel:
+        """A new model on the CPU holding the EMA weights, free of what accelerate wraps."""
+        trained = self.accelerator.unwrap_model(self.unet)
+        unet = type(trained).from_config(trained.config)
+        unet.load_state_dict(trained.state_dict())
+        self.ema.copy_to(unet.parameters())
+        return unet.eval()
+
+    def _weighting(self) -> tuple[torch.Tensor | None, UncertaintyWeighting | None]:
+        """Weights per timestep [T] that are fixed, or the module that learns them."""
+        spec, device = self.spec, self.accelerator.device
+        if spec.loss_weighting == "none":
+            return None, None
+        alphas_cumprod = self.scheduler.alphas_cumprod
+        if spec.loss_weighting == UNCERTAINTY:
+            ranges = split_timesteps(spec.n_tasks, len(alphas_cumprod))
+            return None, UncertaintyWeighting(ranges).to(device)
+        gammas = {"min_snr_gamma": spec.min_snr_gamma, "p2_gamma": spec.p2_gamma}
+        return snr_weights(spec.loss_weighting, alphas_cumprod, **gammas).to(device), None
+
+    def _loss(
+        self, denoising: torch.Tensor, consistency: torch.Tensor | None, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        cw = self.spec.consistency_weight
+        if self.uncertainty is not None:
+            loss = deme_loss(denoising, consistency, cw, self.uncertainty.weights()[timesteps])
+            return loss + self.uncertainty(denoising, timesteps)
+        weights = None if self.weights is None else self.weights[timesteps]
+        return deme_loss(denoising, consistency, cw, weights)
+
+    def _step(self, step: int) -> float:
+        spec, device = self.spec, self.accelerator.device
+        g = generator(*spec.purpose, step)
+        chosen = torch.randint(len(self.images), (spec.batch_size,), generator=g)
+        timesteps = draw_timesteps(
+            spec.batch_size,
+            spec.own_range,
+            self.scheduler.config.num_train_timesteps,
+            spec.probability,
+            g,
+        ).to(device)
+        clean = to_model_range(self.images[chosen]).to(device)
+        noise = torch.randn(clean.shape, generator=g).to(device)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+
+        self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
+        with self.accelerator.autocast():
+            prediction = self.unet(noisy, timesteps, return_dict=False)[0]
+            if self.teacher is not None:
+                with torch.no_grad():
+                    target = self.teacher(noisy, timesteps, return_dict=False)[0]
+        consistency = None if self.teacher is None else squared_error(prediction, target)
+        loss = self._loss(squared_error(prediction, noise), consistency, timesteps)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._error(f"the loss is {value}", step + 1)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm).item()
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        if self._skipped > (MOST_SKIPPED if self.accelerator.scaler else 0):
+            raise self._error(f"the norm of the gradients is {norm}", step + 1)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.ema.step(self.unet.parameters())
+        return value
+
+    def _error(self, what: str, step: int) -> TrainingError:
+        own = self.spec.own_range
+        return TrainingError(
+            f"{'-'.join(map(str, self.spec.purpose))}: {what} at step {step} (timesteps "
+            f"{own.start} to {own.stop - 1}). The last good checkpoint is kept. Lower the "
+            "learning rate (finetune_lr, or pretrain_lr in pretraining), or set precision to 'no'"
+        )
+
+    def _check_weights(self) -> None:
+        """Neither a checkpoint nor a result may hold weights that are not finite."""
+        for weights in (*self.unet.parameters(), *self.ema.shadow_params):
+            if not weights.isfinite().all():
+                raise self._error("a weight is not finite", self.position)
+
+    def _save(self) -> None:
+        self._check_weights()
+        unet, optimiser = self.accelerator.unwrap_model(self.unet), self.optimiser.state_dict()
+        tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
+        tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
+        tensors |= {f"adam.{i}.{k}": v for i, s in optimiser["state"].items() for k, v in s.items()}
+        if self.uncertainty is not None:
+            tensors["uncertainty.log_variances"] = self.uncertainty.log_variances
+        scaler = self.accelerator.scaler
+        metadata = {
+            "position": str(self.position),
+            "ema_step": str(self.ema.optimization_step),
+            "scaler": json.dumps(scaler.state_dict() if scaler else {}),
+        }
+        temporary = self.checkpoint.with_name(self.checkpoint.name + ".tmp")
+        contiguous = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+        save_file(contiguous, temporary, metadata)
+        os.replace(temporary, self.checkpoint)
+
+    def _restore(self) -> None:
+        try:
+            with safe_open(self.checkpoint, "pt") as file:
+                metadata = file.metadata()
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self._take_up(metadata, tensors)
+        except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"{self.checkpoint} is damaged or of another model ({reason}); delete it to start "
+                "this run again"
+            ) from error
+
+    def _take_up(self, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> None:
+        kinds = ("unet", "ema", "adam", "uncertainty")
+        groups: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
+        for key, tensor in tensors.items():
+            kind, name = key.split(".", 1)
+            groups[kind][name] = tensor
+        device = self.accelerator.device
+        self.accelerator.unwrap_model(self.unet).load_state_dict(groups["unet"])
+        if self.uncertainty is not None:
+            self.uncertainty.load_state_dict(groups["uncertainty"])
+        self.ema.shadow_params = [
+            groups["ema"][str(i)].to(device) for i in range(len(groups["ema"]))
+        ]
+        self.ema.optimization_step = int(metadata["ema_step"])
+        state = self.optimiser.state_dict()
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in groups["adam"].items():
+            index, kind = name.split(".", 1)
+            moments.setdefault(int(index), {})[kind] = tensor
+        self.optimiser.load_state_dict({**state, "state": moments})
+        if scale := json.loads(metadata["scaler"]):
+            self.accelerator.scaler.load_state_dict(scale)
+        self.position = int(metadata["position"])
+
+
+def to_model_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images to the float32 in [-1, 1] that denoisers see."""
+    return images.float() / 127.5 - 1

@@ -1,0 +1,1 @@
+"""The experiment as a graph of stages, each made once and kept."""

@@ -1,0 +1,127 @@
+"""What the figures look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+
+from deme_lib.diffusion import analysis, models
+from deme_lib.diffusion.cuts import routing_ranges
+from deme_lib.diffusion.decouple_merge import Merger
+from deme_lib.diffusion.progress import bar
+from deme_lib.diffusion.randomness import generator, seed_of
+from deme_lib.experiment.stages.job import Job
+from deme_lib.method.timesteps import split_timesteps
+
+GRADIENT_IMAGES = 256
+GRADIENT_DRAWS = 5  # of noise, for the interval of a difference
+ACTIVATION_IMAGES = 1000
+RANDOM_STEPS = 3
+LANDSCAPE_RADIUS = 0.25  # of each filter's norm: the loss on digits doubles about there
+
+
+def make_gradients(job: Job) -> dict[str, Any]:
+    """Of the pretrained model, or of the merged one where that is an input."""
+    source = job.inputs.get("merged", job.inputs["baseline"])
+    pipeline = models.load_pipeline(source.path / "pipeline")
+    unet = pipeline.unet.eval().to(job.device)
+    bins = split_timesteps(job["gradient_bins"], pipeline.scheduler.config.num_train_timesteps)
+    timesteps = [(b.start + b.stop - 1) // 2 for b in bins]
+    images = job.images("train")[:GRADIENT_IMAGES]
+    draws = []
+    with bar(GRADIENT_DRAWS, job.label, "draw") as progress:
+        for draw in range(GRADIENT_DRAWS):
+            seed = seed_of(job["seed"], "draw", draw) % 2**32
+            cosines = analysis.gradient_similarity(
+                unet, pipeline.scheduler, images, timesteps, seed, job.device
+            )
+            draws.append(cosines.tolist())
+            progress.update(1)
+    return {"timesteps": timesteps, "draws": draws, "n": len(images)}
+
+
+def make_activations(job: Job) -> dict[str, Any]:
+    """Of every expert, beside random weight changes as long as its task vector."""
+    scheduler, members = job.pipeline.scheduler, job.members()
+    ranges = routing_ranges(job["range_cut"], len(members), scheduler)
+    images, base = job.images("train")[:ACTIVATION_IMAGES], job.pipeline.unet.eval()
+    vectors = Merger(base, members).vectors
+    rows = []
+    with bar(len(members) * (1 + RANDOM_STEPS), job.label, "model") as progress:
+
+        def differences(model: UNet2DModel, own: range) -> list[dict]:
+            progress.update(1)
+            return analysis.activation_differences(
+                base, model.eval(), scheduler, images, own, job["seed"], job.device
+            )
+
+        for k, (expert, own, vector) in enumerate(zip(members, ranges, vectors, strict=True)):
+            norm = sum(t.square().sum().item() for t in vector.values()) ** 0.5
+            steps = [generator(job["seed"], "random step", k, i + 1) for i in range(RANDOM_STEPS)]
+            random = [differences(analysis.random_step(base, norm, g), own) for g in steps]
+            for i, row in enumerate(differences(expert, own)):
+                share = sum(found[i]["share"] for found in random) / RANDOM_STEPS
+                rows.append({"range": k + 1, "n": len(images), **row, "share_at_random": share})
+    return {"rows": rows}
+
+
+def make_landscape(job: Job) -> dict[str, Any]:
+    scheduler, points = job.pipeline.scheduler, job["plane_points"] | 1  # odd: with the centre
+    noise = job.fixed_noise("search", scheduler)
+    with bar(points**2, job.label, "point") as progress:
+        rows = analysis.landscape(
+            job.pipeline.unet.eval(),
+            noise,
+            routing_ranges(job["range_cut"], job["n_ranges"], scheduler),
+            LANDSCAPE_RADIUS,
+            points,
+            job["seed"],
+            job.device,
+            lambda: progress.update(1),
+        )
+    return {"points": rows}
+
+
+def make_task_vectors(job: Job) -> dict[str, Any]:
+    vectors = Merger(job.pipeline.unet, job.members()).vectors
+    flat = torch.stack([torch.cat([t.flatten() for t in v.values()]) for v in vectors])
+    unit = flat / flat.norm(dim=1, keepdim=True)
+    return {
+        "quantiles": [analysis.task_vector_quantiles(v) for v in vectors],
+        "norms": flat.norm(dim=1).tolist(),
+        "cosines": (unit @ unit.T).tolist(),
+    }
+
+
+def make_range_losses(job: Job) -> dict[str, Any]:
+    scheduler = job.pipeline.scheduler
+    ranges = routing_ranges(job["range_cut"], job["n_ranges"], scheduler)
+    noise = job.fixed_noise("search", scheduler)
+    rows = []
+    for label, model in zip(job["labels"], [job.pipeline.unet, *job.members()], strict=True):
+        errors = noise.errors(model.eval().to(job.device), job.device)
+        for k, own in enumerate(ranges, start=1):
+            loss = noise.mean_in(errors, own)
+            rows.append({"model": label, "range": k, "held_out_loss": loss})
+    return {"losses": rows}
+
+
+def make_plane(job: Job) -> dict[str, Any]:
+    pipeline, device = job.pipeline, job.device
+    merger = Merger(pipeline.unet, job.members())
+    noise = job.fixed_noise("search", pipeline.scheduler)
+    axis = np.linspace(-0.2, 1.2, job["plane_points"]).round(6).tolist()
+    last, points = len(merger.vectors) - 1, []
+    with bar(len(axis) ** 2, job.label, "point") as progress:
+        for w1 in axis:
+            for w2 in axis:
+                weights = [0.0] * (last + 1)
+                weights[0] += w1
+                weights[last] += w2
+                loss = noise.loss(merger.merged(weights).to(device), device)
+                points.append({"w1": w1, "w2": w2, "loss": loss})
+                progress.update(1)
+    return {"points": points, "experts": [1, last + 1]}

@@ -1,0 +1,175 @@
+"""Sweeps: one preset with a list of overrides, a cell of a table each.
+
+A sweep file names its base, the arms to judge in every cell, and the arms of the base to show
+beside them. Cells share whatever stages are equal, with each other and with the base.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deme_lib.experiment import parameters, recipes
+from deme_lib.experiment.arms import ARMS, BASE
+from deme_lib.experiment.parameters import ParameterError, Parameters
+from deme_lib.experiment.store import Recipe
+
+Plan = dict[str, tuple[Recipe, Parameters]]
+
+
+class Cell(BaseModel):
+    """One cell: what differs from the base, the paper's number where it has one.
+
+    ``against`` names what this cell alone is compared with.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    cell: str = Field(min_length=1)
+    set: dict[str, Any]
+    paper: float | None = None
+    against: list[str] = []
+
+
+class Sweep(BaseModel):
+    """A sweep file, as it stands.
+
+    Attributes:
+        axis: what differs between cells, in words.
+        set: overrides of all cells.
+        arms: names of ``ARMS`` judged in every cell.
+        beside: names of ``ARMS`` of the base, shown with them.
+        against: what every cell is compared with: an arm of ``beside``, a cell (arm by arm), or
+            "cell / arm".
+        note: what a reader of the table must know.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    sweep: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    title: str
+    axis: str
+    base: str
+    set: dict[str, Any] = {}
+    arms: list[str] = Field(min_length=1)
+    beside: list[str] = Field(min_length=1)
+    against: list[str] = Field(min_length=1)
+    note: str = ""
+    cells: list[Cell] = Field(min_length=1)
+
+    def wanted(self) -> list[tuple[Recipe, Parameters]]:
+        """The metrics of the base's arms, then of the arms of every cell."""
+        base = parameters.load(self.base)
+        return [(recipes.metrics(base, ARMS[arm]), base) for arm in self.beside] + [
+            (recipes.metrics(p, ARMS[arm]), p)
+            for p in self.experiments().values()
+            for arm in self.arms
+        ]
+
+    def experiments(self) -> dict[str, Parameters]:
+        """The parameters of every cell.
+
+        Raises:
+            ParameterError: a cell sets an unknown or ill-typed parameter, or trains longer than
+                another: cells are compared at equal total optimiser steps.
+        """
+        found = {}
+        for cell in self.cells:
+            try:
+                found[cell.cell] = parameters.load(self.base, **{**self.set, **cell.set})
+            except ParameterError as error:
+                message = f"sweep {self.sweep}, cell {cell.cell!r}: {error}"
+                raise ParameterError(message) from None
+        totals = {name: p.n_ranges * p.finetune_steps for name, p in found.items()}
+        if len(set(totals.values())) > 1:
+            raise ParameterError(
+                f"sweep {self.sweep}: cells train for different totals of n_ranges * "
+                f"finetune_steps, {totals}: set finetune_steps so that they are equal"
+            )
+        return found
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Whether a file is a sweep rather than a parameter file."""
+    return "sweep" in parameters.read(path)
+
+
+def load(path: str | Path) -> Sweep:
+    """Read and check a sweep file and all its cells.
+
+    Raises:
+        ParameterError: something in it is unknown, ill-typed or twice there.
+    """
+    try:
+        sweep = Sweep(**parameters.read(path))
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+        )
+        raise ParameterError(f"{path} is no sweep:\n{problems}") from None
+    _check_names(sweep, path)
+    _check_cells(sweep, path)
+    return sweep
+
+
+def _check_names(sweep: Sweep, path: str | Path) -> None:
+    names, arms = [cell.cell for cell in sweep.cells], (*sweep.arms, *sweep.beside)
+    if odd := [arm for arm in arms if arm not in ARMS]:
+        raise ParameterError(f"{path}: no arm {odd}; there are {', '.join(ARMS)}")
+    if len(set(sweep.arms)) < len(sweep.arms) or "pretrained" not in sweep.beside:
+        raise ParameterError(f"{path}: name every arm once, and pretrained in beside")
+    odd = [name for name in names if name in {BASE, *ARMS} or " / " in name]
+    if odd or len(set(names)) < len(names):
+        raise ParameterError(
+            f"{path}: cells need names of their own, other than {BASE} or an arm's and without "
+            f"' / ': {names}"
+        )
+    known = {*sweep.beside, *names, *(f"{name} / {arm}" for name in names for arm in sweep.arms)}
+    named = {*sweep.against, *(name for cell in sweep.cells for name in cell.against)}
+    if unknown := sorted(named - known):
+        raise ParameterError(f"{path}: against names {unknown}: no cell, cell / arm, or arm beside")
+    if all({*sweep.against, *cell.against} <= {cell.cell} for cell in sweep.cells):
+        raise ParameterError(f"{path}: against compares no cell with anything else: name another")
+
+
+def _check_cells(sweep: Sweep, path: str | Path) -> None:
+    """Cells may differ from the base in finetuning, merging and search alone."""
+    base, cells = parameters.load(sweep.base), sweep.experiments()
+    same = recipes.metrics(base, ARMS["pretrained"]).key
+    for cell, p in {**cells, BASE: base}.items():
+        arms = sweep.beside if cell == BASE else sweep.arms
+        if "reweighted" in arms and p.loss_weighting == "none":
+            raise ParameterError(f"{path}: the arm reweighted needs loss_weighting in {cell}")
+        if len(p.seeds) > 1:
+            raise ParameterError(f"{path}: a sweep is over one training seed, not seeds {p.seeds}")
+        moved = recipes.metrics(p, ARMS["pretrained"]).key != same or p.runs_dir != base.runs_dir
+        if moved:
+            raise ParameterError(
+                f"{path}: cell {cell!r} changes the pretrained model, its evaluation or runs_dir; "
+                "a sweep varies finetuning, merging and search: set the rest in its base"
+            )
+    trained = base.n_ranges * base.finetune_steps
+    total = {p.n_ranges * p.finetune_steps for p in cells.values()}
+    if total != {trained} and set(sweep.beside) != {"pretrained"}:
+        raise ParameterError(
+            f"{path}: cells train for {total} steps and the arms beside them for {trained}: set "
+            "finetune_steps so that they are equal, or name pretrained alone in beside"
+        )
+
+
+def plan(path: str | Path) -> Plan:
+    """Everything that a file asks for, preset or sweep, by name, upstream first."""
+    if not is_sweep(path):
+        p = parameters.load(path)
+        wanted = [(r, q) for q in p.per_seed() for r in recipes.everything(q).values()]
+    else:
+        sweep = load(path)
+        base = parameters.load(sweep.base)
+        wanted = [(recipes.acceptance(base), base), *sweep.wanted()]
+    found: Plan = {}
+    for recipe, p in wanted:
+        for each in recipes.upstream_first(recipe):
+            found.setdefault(each.name, (each, p))
+    return found

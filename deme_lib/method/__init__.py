@@ -1,0 +1,1 @@
+"""The paper, one file a section: tensors in, tensors out."""

@@ -1,4 +1,4 @@
-"""Images: scikit-learn's digits, Fashion-MNIST's own files, or any Hugging Face data set.
+"""Images: two built-in data sets, Fashion-MNIST's own files, or any Hugging Face data set.
 
 Images are uint8 ``[n, C, H, W]``; models see them as float32 in [-1, 1].
 """
@@ -6,10 +6,12 @@ Images are uint8 ``[n, C, H, W]``; models see them as float32 in [-1, 1].
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -17,7 +19,15 @@ from PIL import Image
 from deme_lib import ROOT
 from deme_lib.diffusion import idx
 
-CLASSIFIERS = ROOT / "deme_lib" / "shipped" / "classifiers"
+SHIPPED = ROOT / "deme_lib" / "shipped"
+CLASSIFIERS = SHIPPED / "classifiers"
+FASHION8 = SHIPPED / "datasets" / "fashion8.npz"  # made by fashion8.py
+FASHION8_HASHES = {
+    "train_images": "a23e7e069558b677",
+    "train_labels": "3a5a898e8a129e05",
+    "test_images": "ed261e2eb3d50068",
+    "test_labels": "b943cf13d75a9c05",
+}
 
 
 class DataError(RuntimeError):
@@ -51,12 +61,13 @@ def is_local(source: str) -> bool:
 def fingerprint(source: str) -> str:
     """Hash of what stands behind a data set or pretrained model, for artefact keys.
 
-    Digits and local files are hashed by content (a folder's with their paths in it), hub ids by
+    Built-in and local data are hashed by content (a folder's with the paths in it), hub ids by
     name.
     """
-    if source == "digits":
-        data = digits()
-        return hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest()[:16]
+    if source in BUILT_IN:
+        parts = BUILT_IN[source]().values()
+        content = b"".join(part.images.tobytes() + part.labels.tobytes() for part in parts)
+        return hashlib.sha256(content).hexdigest()[:16]
     if not is_local(source):
         return f"hub:{source}"
     path = local_folder(source) or Path(source)
@@ -91,9 +102,33 @@ def digits() -> Images:
     return Images(images, data.target.astype(np.int64))
 
 
-def content_hash(images: np.ndarray) -> str:
-    """Hash of uint8 images [n, C, H, W]: the same wherever they come from."""
-    return hashlib.sha256(f"{images.shape}".encode() + images.tobytes()).hexdigest()[:16]
+@cache
+def fashion8() -> dict[str, Images]:
+    """Fashion-MNIST at 8x8: 60,000 images in ``train``, 10,000 in ``test``, ten classes.
+
+    Raises:
+        DataError: the file is not the one that was shipped.
+    """
+    remedy = "install the package again, or run python -m deme_lib fashion8 FOLDER"
+    try:
+        with np.load(FASHION8) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise DataError(f"{FASHION8} cannot be read ({error}): {remedy}") from error
+    if {name: content_hash(array) for name, array in arrays.items()} != FASHION8_HASHES:
+        raise DataError(f"{FASHION8} differs from the data that were shipped: {remedy}")
+    return {
+        part: Images(arrays[f"{part}_images"], arrays[f"{part}_labels"].astype(np.int64))
+        for part in ("train", "test")
+    }
+
+
+BUILT_IN = {"digits": lambda: {"train": digits()}, "fashion8": fashion8}
+
+
+def content_hash(array: np.ndarray) -> str:
+    """Hash of a uint8 array, such as images [n, C, H, W]: the same wherever they come from."""
+    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
 
 
 def split(
@@ -106,12 +141,13 @@ def split(
 ) -> dict[str, Images]:
     """Load a data set and give each image one role: ``train``, ``search`` or ``test``.
 
-    A data set with a test split gives search and test images from there; otherwise one split is
-    cut. Both are stratified by label. The writers of the digits are shared between the roles: the
-    files do not name them.
+    Of a data set with a test part, test images come from there, and search images from what
+    training leaves of the other part; where that is too little they come from the test part too.
+    A data set with one part is cut in three. Cuts are stratified by label. The writers of the
+    digits are shared between the roles: the files do not name them.
 
     Args:
-        source: ``digits``, a hub id, or a folder: Fashion-MNIST's four files, parquet, or images.
+        source: ``digits``, ``fashion8``, a hub id, or a folder: Fashion-MNIST's four files, parquet, or images.
         image_size: height and width to ``fit`` the images to; 0: as they are.
 
     Raises:
@@ -120,7 +156,7 @@ def split(
     sizes = {"train": train_images, "search": search_images, "test": test_images}
     roles: dict[str, Images] = {}
     parts = _load(source)
-    for part, names in _parts_to_roles(parts).items():
+    for part, names in _parts_to_roles(parts, train_images + search_images).items():
         labels, read = parts[part]
         wanted = {name: sizes[name] for name in names}
         roles |= _cut(labels, wanted, seed, source, partial(read, size=image_size))
@@ -178,8 +214,9 @@ def _cut(labels, sizes, seed, source, read) -> dict[str, Images]:
 def _load(source: str) -> dict[str, tuple[np.ndarray, Callable]]:
     """Of each part: its labels, and a function from indices and a size to its images."""
     folder = local_folder(source)
-    if source == "digits":
-        return {"train": (digits().labels, partial(_take, digits().images))}
+    if source in BUILT_IN:
+        parts = BUILT_IN[source]().items()
+        return {part: (data.labels, partial(_take, data.images)) for part, data in parts}
     if folder and idx.is_folder(folder):
         return _load_idx(folder)
     return {name: _part(data, source) for name, data in _load_dataset(source).items()}
@@ -230,11 +267,13 @@ def _load_dataset(source: str):
         ) from error
 
 
-def _parts_to_roles(parts) -> dict[str, tuple[str, ...]]:
+def _parts_to_roles(parts, train_and_search: int) -> dict[str, tuple[str, ...]]:
     train = "train" if "train" in parts else next(iter(parts))
     held_out = next((p for p in ("test", "validation") if p in parts and p != train), None)
     if held_out is None:
         return {train: ("train", "search", "test")}
+    if train_and_search <= len(parts[train][0]):
+        return {train: ("train", "search"), held_out: ("test",)}
     return {train: ("train",), held_out: ("search", "test")}
 
 

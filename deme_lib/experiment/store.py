@@ -2,9 +2,9 @@
 
 An artefact is a folder ``<label>-<key>`` of files beside a ``record.json``. It is prepared under
 ``.partial/`` while a lock is held, and renamed into place when everything is on disk, so that a
-half-written one is never taken for a whole one; what an interrupted maker left there (checkpoints)
-is found again by the next, and goes only after the rename. The lock is the operating system's and
-dies with its process.
+half-written one is never taken for a whole one; what an interrupted maker keeps in ``working/``
+(checkpoints) is found again by the next, and goes only after the rename. The lock is the operating
+system's and dies with its process.
 """
 
 from __future__ import annotations
@@ -18,51 +18,58 @@ import platform
 import re
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from deme_lib import ROOT
+from deme_lib.errors import Explained
 
 RECORD = "record.json"
-CHECKPOINT, HISTORY = WORKING = ("checkpoint.safetensors", "history.json")
-"""Files that a stage resumes from, in its folder beside what it makes; no part of the artefact."""
+WORKING = "working"
+"""Folder of what a stage resumes from, beside what it makes; no part of the artefact."""
+CHECKPOINT, HISTORY = f"{WORKING}/checkpoint.safetensors", f"{WORKING}/history.json"
+
+STEP_S, CALL_S = 0.04, 1.5e-4
+"""Seconds of a training step of 64 8x8 images (0.16 M parameters) and of one image through that
+model, on one core; for estimates before anything was recorded."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 
 
-class StoreError(RuntimeError):
+class StoreError(Explained, RuntimeError):
     """A stored artefact is missing, damaged or foreign."""
 
 
-class ResourceError(RuntimeError):
+class ResourceError(Explained, RuntimeError):
     """Disk, memory or the right to write gave out; what was made so far is intact."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an artefact is made from; its key is a hash of all of it.
+    """What an artefact is made from; its key is a hash of stage, version, parameters and inputs.
 
     Attributes:
-        stage: name of the function in ``deme_lib.stages`` that makes it.
+        stage: name of the function in ``deme_lib.experiment.stages`` that makes it.
         label: readable name, unique within an experiment.
         parameters: all parameters that the stage reads (JSON values).
         inputs: the recipes it is made from, by role.
         locations: parameters that name local files, by their paths; the key has their content.
         version: raised when the stage's results change.
         training_steps, denoiser_calls: its work, in optimiser steps and in images through a
-            denoiser; for estimates of time, not in the key.
+            denoiser, for estimates of time.
+        job: name of the group of stages that share a process.
     """
 
     stage: str
@@ -73,6 +80,7 @@ class Recipe:
     locations: dict[str, str] = field(default_factory=dict)
     training_steps: int = 0
     denoiser_calls: int = 0
+    job: str = ""
 
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.-]*", self.label):
@@ -82,8 +90,9 @@ class Recipe:
 
     @cached_property
     def key(self) -> str:
-        inputs = {role: recipe.key for role, recipe in self.inputs.items()}
-        return _key(self.stage, self.version, self.parameters, inputs)
+        content = {"stage": self.stage, "version": self.version, "parameters": self.parameters}
+        content["inputs"] = {role: recipe.key for role, recipe in self.inputs.items()}
+        return _hash(content)[:12]
 
     @property
     def name(self) -> str:
@@ -107,10 +116,14 @@ class Store:
     """The folder of artefacts under ``runs_dir`` (relative to the repository's root)."""
 
     def __init__(self, runs_dir: str | Path = "runs"):
-        self.root = (ROOT / runs_dir) / "store"
+        self.root = (ROOT / Path(runs_dir).expanduser()) / "store"
 
     def folder(self, recipe: Recipe) -> Path:
         return self.root / recipe.name
+
+    def partial(self, recipe: Recipe) -> Path:
+        """Where an artefact is prepared."""
+        return self.root / ".partial" / recipe.name
 
     def holds(self, recipe: Recipe) -> bool:
         return (self.folder(recipe) / RECORD).is_file()
@@ -128,7 +141,8 @@ class Store:
     def load(self, recipe: Recipe) -> Artefact:
         """Load and check an artefact, and remove what a maker killed at the very end left there."""
         artefact = self.check(recipe)
-        _tidy(artefact.path)
+        with suppress(OSError):  # a store may be read-only
+            remove(artefact.path / WORKING)
         return artefact
 
     def check(self, recipe: Recipe) -> Artefact:
@@ -136,32 +150,23 @@ class Store:
 
         Raises:
             StoreError: it is missing, a file was changed, truncated or put there by others, or the
-                record is not of this recipe.
+                record was changed or is another artefact's.
         """
         folder = self.folder(recipe)
-        remedy = f"delete {folder} and run again to make it anew"
-        try:
-            record = json.loads((folder / RECORD).read_text())
-            key, files, told = record["key"], record["files"], _key_of(record)
-            whole = record.get("checksum") in (None, _checksum(record))  # None: made before it was
-        except FileNotFoundError:
+        if not self.holds(recipe):
+            self._check_place_is_free(recipe)
             raise StoreError(
                 f"{recipe.name} is not in {self.root}: `python -m deme_lib make {recipe.label}` "
                 "makes it"
-            ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{folder / RECORD} is damaged ({error!r}); {remedy}") from error
-        if key != recipe.key:
-            raise StoreError(f"{folder} holds another artefact ({key}); {remedy}")
-        if told != recipe.key or not whole:
+            )
+        remedy = f"delete {folder} and run again to make it anew"
+        record = read_json(folder / RECORD)
+        if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
             raise StoreError(f"{folder / RECORD} was changed since it was written; {remedy}")
-        found = _files(folder)
-        if set(found) != set(files):
-            odd = sorted(set(found) ^ set(files))
-            raise StoreError(f"{folder}: missing or foreign files {odd}; {remedy}")
-        for name, expected in files.items():
-            if _sha256(folder / name) != expected:
-                raise StoreError(f"{folder / name} was changed or truncated; {remedy}")
+        if record["name"] != recipe.name:
+            raise StoreError(f"{folder} holds another artefact ({record['name']}); {remedy}")
+        if odd := {name for name, _ in record["files"].items() ^ _files(folder).items()}:
+            raise StoreError(f"{folder}: changed, missing or foreign: {sorted(odd)}; {remedy}")
         return Artefact(folder, record)
 
     def make(
@@ -179,39 +184,87 @@ class Store:
                 return self._make(recipe, build, device)
 
     def _make(self, recipe: Recipe, build: Callable, device: str) -> Artefact:
-        folder, partial = self.folder(recipe), self.root / ".partial" / recipe.name
-        if folder.is_dir() and any(folder.iterdir()):
-            raise StoreError(
-                f"{folder} holds files but no {RECORD}: something removed it; delete the folder "
-                "and run again"
-            )
-        partial.mkdir(parents=True, exist_ok=True)
-        for leftover in partial.rglob("*.tmp"):
-            remove(leftover)
-        started = time.time()
+        self._check_place_is_free(recipe)
+        folder, partial = self.folder(recipe), self.partial(recipe)
+        _keep_working(partial)
+        started, cpu = time.time(), sum(os.times()[:4])
         results = build(partial)
+        told = ("name", "stage", "version", "parameters", "training_steps", "denoiser_calls")
         record = {
-            "name": recipe.name,
-            "key": recipe.key,
-            "stage": recipe.stage,
-            "version": recipe.version,
-            "parameters": recipe.parameters,
+            **{name: getattr(recipe, name) for name in told},
             "inputs": {role: r.name for role, r in recipe.inputs.items()},
             "results": results,
-            "files": {name: _sha256(partial / name) for name in _files(partial)},
+            "files": _files(partial),
             "seconds": round(time.time() - started, 2),
+            "core_seconds": round(sum(os.times()[:4]) - cpu, 2),
             "process_peak_memory_mib": _peak_memory_mib(),
             "device": device,
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **provenance(),
         }
-        record = json.loads(json.dumps(record, sort_keys=True))
+        record = json.loads(json.dumps(record))
         record["checksum"] = _checksum(record)
         write_text(partial / RECORD, json.dumps(record, indent=1, sort_keys=True))
         _flush(partial)
         os.rename(partial, folder)
-        _tidy(folder)
+        remove(folder / WORKING)
         return Artefact(folder, record)
+
+    def _check_place_is_free(self, recipe: Recipe) -> None:
+        folder = self.folder(recipe)
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise StoreError(
+                f"{folder} is in the place of an artefact but no {RECORD} is in it: delete it and "
+                "run again"
+            )
+
+
+def rates(store: Store, data: str = "") -> tuple[float, float]:
+    """Seconds of an optimiser step and of one image through a denoiser: medians over the store.
+
+    Args:
+        data: name of the data artefact whose records count; empty: all.
+    """
+    found: dict[str, list[float]] = {"training_steps": [], "denoiser_calls": []}
+    for path in store.root.glob(f"*/{RECORD}"):
+        with suppress(StoreError):  # whoever loads that one is told
+            record = read_json(path)
+            for work, seconds in found.items():
+                if record.get(work) and data in ("", record["inputs"].get("data")):
+                    seconds.append(record["seconds"] / record[work])
+    return tuple(
+        statistics.median(seconds or [otherwise])
+        for seconds, otherwise in zip(found.values(), (STEP_S, CALL_S), strict=True)
+    )
+
+
+def read_json(path: Path) -> dict[str, Any] | list:
+    """What a record, or a file that a stage resumes from, holds.
+
+    Raises:
+        StoreError: it is cut or not JSON; its folder must go.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise StoreError(
+            f"{path} is damaged ({error}); delete {path.parent} and run again to make it anew"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or folder that may not be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -223,8 +276,8 @@ def explained(what: str, root: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, MemoryError, SafetensorError, RuntimeError) as error:
-        remedy = _remedy(error, root)
+    except Exception as error:
+        remedy = None if isinstance(error, Explained) else _remedy(error, root)
         if remedy is None:
             raise
         raise ResourceError(
@@ -246,8 +299,8 @@ def _remedy(error: Exception, root: Path) -> str | None:
     memory = isinstance(error, MemoryError) or number == errno.ENOMEM
     if memory or any(words in text.lower() for words in NO_MEMORY):
         return (
-            f"memory ran out ({text}); lower sampling_batch (changes no result) or batch_size, or "
-            "run fewer jobs at once (CORES=1)"
+            f"memory ran out ({text}); lower sampling_batch (changes no result), batch_size or "
+            "model_channels, or run fewer jobs at once (CORES=1)"
         )
     return None
 
@@ -278,21 +331,6 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder that may not be there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _locked(path: Path, name: str) -> FileLock:
     lock = FileLock(path)
     try:
@@ -303,49 +341,42 @@ def _locked(path: Path, name: str) -> FileLock:
     return lock
 
 
-def _key(stage: str, version: int, parameters: dict, inputs: dict[str, str]) -> str:
-    """The hash of what an artefact is made from; ``inputs`` are keys by role."""
-    content = {"stage": stage, "version": version, "parameters": parameters, "inputs": inputs}
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _keep_working(partial: Path) -> None:
+    """A folder to build in, where of all from before only what a stage resumes from is left."""
+    if not partial.is_dir():
+        remove(partial)
+    (partial / WORKING).mkdir(parents=True, exist_ok=True)
+    for path in [*partial.glob("*"), *(partial / WORKING).glob("*.tmp")]:
+        if path.name != WORKING:
+            remove(path)
 
 
-def _key_of(record: dict[str, Any]) -> str:
-    """The key that a record's own content gives: an edited one gives another."""
-    inputs = {role: name.rpartition("-")[2] for role, name in record["inputs"].items()}
-    return _key(record["stage"], record["version"], record["parameters"], inputs)
-
-
-def _checksum(record: dict[str, Any]) -> str:
-    """Hash of a record without its checksum."""
-    content = {name: value for name, value in record.items() if name != "checksum"}
+def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _tidy(folder: Path) -> None:
-    """Remove what a whole artefact no longer needs; a kill may have come before that."""
-    for name in WORKING:
-        remove(folder / name)
+def _checksum(record: dict[str, Any]) -> str:
+    """Hash of a record, and so of the hashes of its files, without itself."""
+    return _hash({name: value for name, value in record.items() if name != "checksum"})
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Hashes of an artefact's files by name, without its record and what a stage resumes from."""
+    names = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*"))}
+    ours = {n: p for n, p in names.items() if n != RECORD and not n.startswith(f"{WORKING}/")}
+    return {n: _sha256(p) for n, p in ours.items() if p.is_file() or p.is_symlink()}
+
+
+def _sha256(path: Path) -> str:
+    if path.is_symlink():
+        return "a link, which may change with its target"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _peak_memory_mib() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
-
-
-def _files(folder: Path) -> list[str]:
-    """Names of an artefact's files, without its record and what a stage resumes from."""
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            raise StoreError(f"{path} is a link and may change with its target; delete {folder}")
-    besides = {folder / name for name in (RECORD, *WORKING)}
-    paths = (p for p in folder.rglob("*") if p.is_file() and p not in besides)
-    return sorted(str(p.relative_to(folder)) for p in paths)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(folder: Path) -> None:

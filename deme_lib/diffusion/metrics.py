@@ -8,20 +8,19 @@ torch-fidelity's cache (it is keyed by name alone, and pickled).
 from __future__ import annotations
 
 import urllib.error
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
+from torch_fidelity.utils import create_feature_extractor
 
 from deme_lib.diffusion import classifier
 
@@ -29,8 +28,7 @@ INCEPTION = "inception"
 PIXELS = "pixels"
 BATCH = 500  # fixed: Inception's features depend on it on GPUs
 MANY = 10_000  # images, of which all pairwise distances fit into memory
-PART = 2**29  # pixels of training images that distances are taken to at a time
-EXACT = "donot_use_mm_for_euclid_dist"  # a copy is at distance 0
+BLOCK = 2**24  # float64 numbers held at a time while distances are taken
 PIXEL_GRID = 8  # larger images are averaged down to this many pixels a side
 
 
@@ -52,15 +50,16 @@ class Features:
         return Features(self.values[rows], self.logits[rows])
 
 
+@torch.no_grad()
 def extract(
     images: torch.Tensor, name: str, inception_weights: str = "", cuda: bool = False
 ) -> Features:
     """Features of uint8 images [n, C, H, W].
 
     Args:
-        cuda: extract on the GPU.
         name: a shipped classifier, ``pixels`` or ``inception``.
         inception_weights: local file of torch-fidelity's Inception weights; empty: fetched.
+        cuda: extract on the GPU.
 
     Raises:
         MetricError: the features are unknown, do not fit the images, or cannot be fetched.
@@ -69,24 +68,16 @@ def extract(
         raise MetricError(
             f"metrics take uint8 images [n, C, H, W], not {images.dtype} {tuple(images.shape)}"
         )
-    if name == INCEPTION:
+    device = "cuda" if cuda else "cpu"
+    if name == PIXELS:
+        network = _pixels
+    elif name == INCEPTION:
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        extractor = _inception(inception_weights, cuda)
+        network = _inception(inception_weights, cuda)
     else:
-        extractor = create_feature_extractor(
-            _register(name), ["features", "logits"], cuda=cuda, verbose=False
-        )
-        if name != PIXELS and tuple(images.shape[1:]) != extractor.model.image_shape:
-            raise MetricError(
-                f"the classifier {name} takes images {extractor.model.image_shape}, these are "
-                f"{tuple(images.shape[1:])}: set features to one of this data, or to inception"
-            )
-    found = get_featuresdict_from_dataset(
-        _Images(images), extractor, BATCH, cuda, save_cpu_ram=True, verbose=False
-    )
-    values = found["2048" if name == INCEPTION else "features"]
-    logits = found["logits_unbiased" if name == INCEPTION else "logits"]
-    return Features(values.double(), logits.double())
+        network = _classifier(name, tuple(images.shape[1:])).to(device)
+    batches = [network(batch.to(device)) for batch in images.split(BATCH)]
+    return Features(*(torch.cat(part).double().cpu() for part in zip(*batches, strict=True)))
 
 
 def frechet(generated: Features, reference: Features) -> float:
@@ -97,8 +88,13 @@ def frechet(generated: Features, reference: Features) -> float:
     for features in (generated, reference):
         if len(features) < 2:
             raise MetricError(f"a Frechet distance needs at least 2 images, got {len(features)}")
+        if not features.values.isfinite().all():
+            raise MetricError("a Frechet distance needs finite features: these hold NaN or inf")
     first, second = (fid_features_to_statistics(f.values) for f in (generated, reference))
-    return fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
+    distance = fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
+    if not isfinite(distance):
+        raise MetricError(f"the Frechet distance came out as {distance}: give more images")
+    return distance
 
 
 def inception_score(generated: Features, splits: int) -> float:
@@ -115,6 +111,8 @@ def inception_score(generated: Features, splits: int) -> float:
 
 def kid(generated: Features, reference: Features, subset_size: int, subsets: int) -> float:
     """Kernel inception distance (Binkowski et al. 2018), unbiased, mean over random subsets."""
+    if subset_size < 2:
+        raise MetricError(f"KID needs subsets of at least 2 images, not {subset_size}")
     if min(len(generated), len(reference)) < subset_size:
         raise MetricError(
             f"KID with subsets of {subset_size} needs as many images; there are {len(generated)} "
@@ -151,91 +149,90 @@ def halves_difference(features: Features, reference: Features, repeats: int, see
 
     Over ``repeats`` random halvings of one model's images, |d1 - d2| / mean(d1, d2).
     """
-    rng, half = np.random.default_rng(seed), len(features) // 2
     squares = []
-    for _ in range(repeats):
-        order = torch.from_numpy(rng.permutation(len(features)))
-        first = frechet(features[order[:half]], reference)
-        second = frechet(features[order[half : 2 * half]], reference)
+    for halves in _halvings(features, repeats, seed):
+        first, second = (frechet(half, reference) for half in halves)
         squares.append((2 * (first - second) / (first + second)) ** 2)
     return float(np.sqrt(np.mean(squares)))
+
+
+def fresh_draws(count: int, n: int, draws: int, seed: int) -> list[torch.Tensor]:
+    """Indices [n] of each of ``draws`` draws of n out of ``count``, disjoint where they can be."""
+    if n > count:
+        raise MetricError(f"{count} fresh images are too few to draw {n}: extrapolate the floor")
+    rng, order = np.random.default_rng(seed), []
+    while len(order) < draws:
+        order += np.split(rng.permutation(count)[: count // n * n], count // n)
+    return [torch.from_numpy(rows) for rows in order[:draws]]
+
+
+def fresh_floor(fresh: Features, reference: Features, n: int, draws: int, seed: int) -> list[float]:
+    """FID of n real images that no model saw against the reference, for each of ``fresh_draws``.
+
+    What a perfect model would score with n images.
+    """
+    rows = fresh_draws(len(fresh), n, draws, seed)
+    return [frechet(fresh[chosen], reference) for chosen in rows]
+
+
+def extrapolated_floor(real: Features, n: int, m: int, repeats: int, seed: int) -> float:
+    """The floor at n images against m, where the data has no n fresh ones: c (1/n + 1/m).
+
+    Both sets' means and covariances err by O(1/n) and O(1/m), and so does their FID, whose bias
+    is linear in 1/n (Chong and Forsyth 2020). c comes from random halves of h real images each,
+    whose FID is c (1/h + 1/h); it holds for h, n and m well above the number of features.
+    """
+    found = [frechet(*halves) for halves in _halvings(real, repeats, seed)]
+    return float(np.mean(found)) * (len(real) // 2) / 2 * (1 / n + 1 / m)
+
+
+def _halvings(features: Features, repeats: int, seed: int) -> Iterator[tuple[Features, Features]]:
+    rng, half = np.random.default_rng(seed), len(features) // 2
+    for _ in range(repeats):
+        order = torch.from_numpy(rng.permutation(len(features)))
+        yield features[order[:half]], features[order[half : 2 * half]]
 
 
 def nearest_distances(
     images: torch.Tensor, train: torch.Tensor, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Euclidean distance of each uint8 image to its nearest training image, pixels in [-1, 1]."""
+    """Euclidean distance of each uint8 image to its nearest training image, pixels in [-1, 1].
 
-    def flat(part: torch.Tensor) -> torch.Tensor:
-        return part.to(device).flatten(1).float() / 127.5
-
-    rows = max(1, PART // train[0].numel())
+    |x|^2 + |y|^2 - 2 x y of whole numbers is exact in float64: a copy is at distance 0.
+    """
+    rows = max(1, BLOCK // max(BATCH, train[0].numel()))
     nearest = []
-    for chunk in map(flat, images.split(BATCH)):
-        distances = [
-            torch.cdist(chunk, flat(part), compute_mode=EXACT).amin(dim=1)
-            for part in train.split(rows)
-        ]
-        nearest.append(torch.stack(distances).amin(dim=0).cpu())
-    return torch.cat(nearest)
+    for chunk in images.split(min(BATCH, rows)):
+        x = chunk.to(device).flatten(1).double()
+        squares = []
+        for part in train.split(rows):
+            y = part.to(device).flatten(1).double()
+            squares.append(torch.addmm(y.square().sum(1), x, y.T, alpha=-2).amin(dim=1))
+        nearest.append(torch.stack(squares).amin(dim=0) + x.square().sum(1))
+    return torch.cat(nearest).sqrt().cpu() / 127.5
 
 
-class _Images(Dataset):
-    def __init__(self, images: torch.Tensor):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.images[index]
+def _pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    small = images.double() / 127.5 - 1
+    if max(small.shape[-2:]) > PIXEL_GRID:
+        small = F.adaptive_avg_pool2d(small, PIXEL_GRID)
+    return small.flatten(1), small.new_empty(len(images), 0)
 
 
-class _Extractor(FeatureExtractorBase):
-    """Features and logits under torch-fidelity's interface."""
-
-    def __init__(self, name: str, features_list: list[str], **_):
-        super().__init__(name, features_list)
-        source = name.removeprefix("deme-")
-        self.model = None if source == PIXELS else classifier.load(source)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, str]:
-        return "features", "logits"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if self.model is None:
-            small = images.double() / 127.5 - 1
-            if small.shape[-1] > PIXEL_GRID:
-                small = F.adaptive_avg_pool2d(small, PIXEL_GRID)
-            features, logits = small.flatten(1), small.new_empty(len(images), 0)
-        else:
-            features, logits = (t.double() for t in self.model(images))
-        found = {"features": features, "logits": logits}
-        return tuple(found[name] for name in self.features_list)
+def _classifier(name: str, shape: tuple[int, ...]) -> classifier.Classifier:
+    try:
+        model = classifier.load(name)
+    except ValueError as error:
+        raise MetricError(str(error)) from error
+    if shape != model.image_shape:
+        raise MetricError(
+            f"the classifier {name} takes images {model.image_shape}, these are {shape}: set "
+            "features to one of this data, or to inception"
+        )
+    return model
 
 
-def _register(name: str) -> str:
-    if name != PIXELS:
-        try:
-            classifier.load(name)
-        except ValueError as error:
-            raise MetricError(str(error)) from error
-    registered = f"deme-{name}"
-    if registered not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(registered, _Extractor)
-    return registered
-
-
-def _inception(weights: str, cuda: bool) -> FeatureExtractorBase:
+def _inception(weights: str, cuda: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     try:
         if weights:  # torch-fidelity unpickles: have torch refuse anything but tensors first
             torch.load(weights, weights_only=True)

@@ -9,7 +9,7 @@ from deme_lib import ROOT
 LAYERS = [
     {"timesteps", "objectives", "merging", "ensembles", "projection"},  # method
     {"randomness", "data", "idx", "models", "training", "sampling", "metrics", "classifier"}
-    | {"progress", "analysis", "cuts", "weight_search", "decouple_merge"},  # doing
+    | {"progress", "analysis", "cuts", "weight_search", "merged", "heldout"},  # doing
     {"arms", "parameters", "store", "recipes", "stages", "records"}
     | {"sweeps", "sweep_records", "doctor"},  # experiment
     {"tables", "comparisons", "questions", "observations", "sweep_tables"}

@@ -11,64 +11,14 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
+from deme_lib.diffusion.heldout import BATCH, FixedNoise, batch_of
 from deme_lib.diffusion.randomness import generator
 from deme_lib.diffusion.training import to_model_range
 from deme_lib.method.merging import State, merge
 from deme_lib.method.objectives import squared_error
 from deme_lib.method.projection import is_projection
 
-BATCH = 500  # of images up to 32x32; of larger ones fewer, so that memory stays the same
 GRADIENT_BATCH = 64
-
-
-class FixedNoise:
-    """Noisy versions of images under timesteps and noise that are the same for every model.
-
-    Args:
-        images: uint8 [n, C, H, W].
-        draws: (timestep, noise) pairs an image; the timesteps are spread evenly over [0, T).
-    """
-
-    def __init__(self, images: torch.Tensor, scheduler: DDPMScheduler, draws: int, seed: int):
-        g, total = generator(seed, "fixed noise"), len(images) * draws
-        num_train_timesteps = scheduler.config.num_train_timesteps
-        spread = torch.arange(total) * num_train_timesteps // total
-        self.timesteps = spread[torch.randperm(total, generator=g)]  # [n * draws] int64
-        clean = to_model_range(images).repeat(draws, 1, 1, 1)
-        self.noise = torch.randn(clean.shape, generator=g)
-        self.noisy = scheduler.add_noise(clean, self.noise, self.timesteps)
-
-    @torch.inference_mode()
-    def errors(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Squared error per draw (Eq. 2), float32 [n * draws]."""
-        batch = _batch(BATCH, self.noisy)
-        parts = zip(
-            self.noisy.split(batch),
-            self.timesteps.split(batch),
-            self.noise.split(batch),
-            strict=True,
-        )
-        return torch.cat(
-            [
-                squared_error(
-                    denoiser(x.to(device), t.to(device), return_dict=False)[0], e.to(device)
-                ).cpu()
-                for x, t, e in parts
-            ]
-        )
-
-    def loss(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> float:
-        """Mean denoising loss over all draws."""
-        return self.errors(denoiser, device).double().mean().item()
-
-    def mean_in(self, errors: torch.Tensor, timesteps: range) -> float:
-        """Mean of ``errors`` over the draws whose timestep lies in a range."""
-        inside = (self.timesteps >= timesteps.start) & (self.timesteps < timesteps.stop)
-        return errors[inside].double().mean().item()
-
-
-def _batch(most: int, images: torch.Tensor) -> int:
-    return max(1, most * 32**2 // max(32**2, images[0, 0].numel()))
 
 
 def gradient_similarity(
@@ -90,7 +40,7 @@ def gradient_similarity(
     """
     clean = to_model_range(images)
     noise = torch.randn(clean.shape, generator=generator(seed, "gradients"))
-    batch = _batch(GRADIENT_BATCH, clean)
+    batch = batch_of(GRADIENT_BATCH, clean)
     named = unet.to(device).named_parameters()
     weights = [w for name, w in named if not is_projection(name)]
     rows = []
@@ -159,7 +109,7 @@ def activation_differences(
     noise = torch.randn(clean.shape, generator=g)
     timesteps = torch.randint(own_range.start, own_range.stop, (len(images),), generator=g)
     noisy = scheduler.add_noise(clean, noise, timesteps)
-    difference, square, batch = {}, {}, _batch(BATCH, noisy)
+    difference, square, batch = {}, {}, batch_of(BATCH, noisy)
     for x, t in zip(noisy.split(batch), timesteps.split(batch), strict=True):
         before, after = (_block_outputs(m.to(device), x.to(device), t) for m in (base, expert))
         for block, f in before.items():

@@ -1,20 +1,22 @@
-"""One finetuning or pretraining run: a generator of steps, exactly resumable.
+"""Decoupled finetuning (paper Sec. 3.2): ``decouple``, one ``finetune`` run, its ``draw``.
 
-Data, timesteps and noise of a step are drawn from (seed, purpose, step); a checkpoint is one
-safetensors file, replaced atomically, that holds weights, EMA, AdamW moments and the position.
+A run is a generator of steps, exactly resumable: data, timesteps and noise of a step are drawn from
+(purpose, step); a checkpoint is one safetensors file, replaced atomically, that holds weights, EMA,
+AdamW moments and the position.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,6 +24,7 @@ from safetensors.torch import save_file
 from deme_lib.diffusion import models
 from deme_lib.diffusion.randomness import generator
 from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
+from deme_lib.method.projection import plain_or_projected
 from deme_lib.method.timesteps import draw_timesteps, split_timesteps
 
 UNCERTAINTY = "uncertainty"
@@ -47,6 +50,7 @@ class TrainingSpec:
             or "uncertainty", which learns a weight for each of ``n_tasks`` ranges.
         ema_warmup: let diffusers' EMA start short, for training from scratch. Without, runs of
             any length average over the same horizon, 1 / (1 - ema_decay) steps.
+        further_ema_decays: of more averages, kept beside the main one: ``ema_unet(decay)``.
         final_learning_rate: reached by a cosine after 80 % of the steps, then held. Equal to
             ``learning_rate`` for a constant rate.
     """
@@ -65,6 +69,7 @@ class TrainingSpec:
     clip_norm: float = 1.0
     ema_decay: float = 0.999
     ema_warmup: bool = False
+    further_ema_decays: tuple[float, ...] = ()
     precision: str = "no"
     loss_weighting: str = "none"
     min_snr_gamma: float = 5.0
@@ -79,6 +84,7 @@ class TrainingSpec:
             "probability": 0 <= self.probability <= 1,
             "consistency_weight": 0 <= self.consistency_weight < math.inf,
             "ema_decay": 0 <= self.ema_decay < 1,
+            "further_ema_decays": all(0 <= decay < 1 for decay in self.further_ema_decays),
         }
         for name, good in allowed.items():
             if not good:
@@ -98,6 +104,32 @@ class Step:
     step: int
     loss: float
     learning_rate: float
+
+
+def to_model_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images to the float32 in [-1, 1] that denoisers see."""
+    return images.float() / 127.5 - 1
+
+
+def draw(
+    images: torch.Tensor, scheduler: DDPMScheduler, spec: TrainingSpec, step: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a step, counted from 0, is trained on: a function of ``spec.purpose`` and ``step``.
+
+    Args:
+        images: uint8 [n, C, H, W]; a batch is drawn with replacement.
+
+    Returns:
+        clean images x_0, noise eps and noisy images x_t, float32 [B, C, H, W], and their timesteps
+        t, int64 [B], drawn by Eq. 6; all on the CPU.
+    """
+    g = generator(*spec.purpose, step)
+    chosen = torch.randint(len(images), (spec.batch_size,), generator=g)
+    t_max = scheduler.config.num_train_timesteps
+    timesteps = draw_timesteps(spec.batch_size, spec.own_range, t_max, spec.probability, g)
+    clean = to_model_range(images[chosen])
+    noise = torch.randn(clean.shape, generator=g)
+    return clean, noise, scheduler.add_noise(clean, noise, timesteps), timesteps
 
 
 class Training:
@@ -124,6 +156,8 @@ class Training:
         self.checkpoint_every = checkpoint_every
         self.images = images
         self.accelerator = models.accelerator(device, spec.precision)
+        if spec.precision == "bf16" and self.accelerator.device.type == "cpu":
+            _check_bf16()
         optimiser = torch.optim.AdamW(
             unet.parameters(),
             lr=spec.learning_rate,
@@ -136,8 +170,15 @@ class Training:
             learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
             optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
         self.unet, self.optimiser = self.accelerator.prepare(unet.train(), optimiser)
-        floor = 0.0 if spec.ema_warmup else spec.ema_decay
-        self.ema = EMAModel(unet.parameters(), decay=spec.ema_decay, min_decay=floor)
+        self.emas = {  # by decay, the main one first
+            decay: EMAModel(
+                unet.parameters(),
+                decay=decay,
+                min_decay=0.0 if spec.ema_warmup else decay,
+                foreach=True,
+            )
+            for decay in (spec.ema_decay, *spec.further_ema_decays)
+        }
         self.teacher = None
         if teacher is not None:
             self.teacher = teacher.eval().requires_grad_(False).to(self.accelerator.device)
@@ -154,12 +195,16 @@ class Training:
             yield Step(self.position, loss, rate)
         self._check_weights()
 
-    def ema_unet(self) -> UNet2DModel:
-        """A new model on the CPU holding the EMA weights, free of what accelerate wraps."""
+    def ema_unet(self, decay: float | None = None) -> UNet2DModel:
+        """A new model on the CPU holding the EMA weights, free of what accelerate wraps.
+
+        Args:
+            decay: one of ``further_ema_decays``; None for the main average.
+        """
         trained = self.accelerator.unwrap_model(self.unet)
         unet = type(trained).from_config(trained.config)
         unet.load_state_dict(trained.state_dict())
-        self.ema.copy_to(unet.parameters())
+        self.emas[self.spec.ema_decay if decay is None else decay].copy_to(unet.parameters())
         return unet.eval()
 
     def _weighting(self) -> tuple[torch.Tensor | None, UncertaintyWeighting | None]:
@@ -186,38 +231,29 @@ class Training:
 
     def _step(self, step: int) -> float:
         spec, device = self.spec, self.accelerator.device
-        g = generator(*spec.purpose, step)
-        chosen = torch.randint(len(self.images), (spec.batch_size,), generator=g)
-        timesteps = draw_timesteps(
-            spec.batch_size,
-            spec.own_range,
-            self.scheduler.config.num_train_timesteps,
-            spec.probability,
-            g,
-        ).to(device)
-        clean = to_model_range(self.images[chosen]).to(device)
-        noise = torch.randn(clean.shape, generator=g).to(device)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
-
+        drawn = draw(self.images, self.scheduler, spec, step)
+        noise, noisy, timesteps = (tensor.to(device) for tensor in drawn[1:])
         self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
+
         with self.accelerator.autocast():
             prediction = self.unet(noisy, timesteps, return_dict=False)[0]
             if self.teacher is not None:
-                with torch.no_grad():
+                with torch.inference_mode():
                     target = self.teacher(noisy, timesteps, return_dict=False)[0]
         consistency = None if self.teacher is None else squared_error(prediction, target)
         loss = self._loss(squared_error(prediction, noise), consistency, timesteps)
-        value = loss.item()
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm)
+        value, norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
         if not math.isfinite(value):
             raise self._error(f"the loss is {value}", step + 1)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm).item()
         self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
         if self._skipped > (MOST_SKIPPED if self.accelerator.scaler else 0):
             raise self._error(f"the norm of the gradients is {norm}", step + 1)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.ema.step(self.unet.parameters())
+        for ema in self.emas.values():
+            ema.step(self.unet.parameters())
         return value
 
     def _error(self, what: str, step: int) -> TrainingError:
@@ -230,7 +266,8 @@ class Training:
 
     def _check_weights(self) -> None:
         """Neither a checkpoint nor a result may hold weights that are not finite."""
-        for weights in (*self.unet.parameters(), *self.ema.shadow_params):
+        averages = (weights for ema in self.emas.values() for weights in ema.shadow_params)
+        for weights in (*self.unet.parameters(), *averages):
             if not weights.isfinite().all():
                 raise self._error("a weight is not finite", self.position)
 
@@ -238,14 +275,14 @@ class Training:
         self._check_weights()
         unet, optimiser = self.accelerator.unwrap_model(self.unet), self.optimiser.state_dict()
         tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
-        tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
+        for k, ema in enumerate(self.emas.values()):
+            tensors |= {f"ema.{k}.{i}": v for i, v in enumerate(ema.shadow_params)}
         tensors |= {f"adam.{i}.{k}": v for i, s in optimiser["state"].items() for k, v in s.items()}
         if self.uncertainty is not None:
             tensors["uncertainty.log_variances"] = self.uncertainty.log_variances
         scaler = self.accelerator.scaler
         metadata = {
             "position": str(self.position),
-            "ema_step": str(self.ema.optimization_step),
             "scaler": json.dumps(scaler.state_dict() if scaler else {}),
         }
         temporary = self.checkpoint.with_name(self.checkpoint.name + ".tmp")
@@ -276,10 +313,10 @@ class Training:
         self.accelerator.unwrap_model(self.unet).load_state_dict(groups["unet"])
         if self.uncertainty is not None:
             self.uncertainty.load_state_dict(groups["uncertainty"])
-        self.ema.shadow_params = [
-            groups["ema"][str(i)].to(device) for i in range(len(groups["ema"]))
-        ]
-        self.ema.optimization_step = int(metadata["ema_step"])
+        for k, ema in enumerate(self.emas.values()):
+            n = len(ema.shadow_params)
+            ema.shadow_params = [groups["ema"][f"{k}.{i}"].to(device) for i in range(n)]
+            ema.optimization_step = int(metadata["position"])
         state = self.optimiser.state_dict()
         moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in groups["adam"].items():
@@ -291,6 +328,108 @@ class Training:
         self.position = int(metadata["position"])
 
 
-def to_model_range(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to the float32 in [-1, 1] that denoisers see."""
-    return images.float() / 127.5 - 1
+def _check_bf16() -> None:
+    """Refuse an x86 processor that would emulate bfloat16, several times slower than float32."""
+    found = torch.cpu.get_capabilities()
+    if found.get("architecture") == "x86_64" and not (found["avx512_bf16"] or found["amx_bf16"]):
+        raise TrainingError(
+            f"precision=bf16: this processor ({found['cpu_name']}) only emulates bfloat16, more "
+            "slowly than float32; set precision to 'no'"
+        )
+
+
+def finetune(
+    pretrained: UNet2DModel,
+    scheduler: DDPMScheduler,
+    images: torch.Tensor,
+    spec: TrainingSpec,
+    *,
+    channel_projection: bool = True,
+    device: str = "auto",
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 1000,
+) -> Training:
+    """A run that finetunes a copy of ``pretrained`` on one range of timesteps (Eq. 3 to 6).
+
+    Iterate over it to train, then ask for its ``ema_unet()``; ``pretrained`` stays as it was.
+
+    Args:
+        images: uint8 [n, C, H, W].
+        spec: a ``consistency_weight`` above 0 makes another copy the frozen teacher of Eq. 4.
+        channel_projection: give the copy the projections of Sec. 3.2.
+        checkpoint: file to resume from if it is there, and to write to.
+    """
+    student = plain_or_projected(copy.deepcopy(pretrained), channel_projection)
+    teacher = copy.deepcopy(pretrained) if spec.consistency_weight > 0 else None
+    return Training(student, scheduler, images, spec, teacher, device, checkpoint, checkpoint_every)
+
+
+def decouple(
+    pipeline: DDPMPipeline,
+    images: torch.Tensor,
+    *,
+    n_ranges: int = 4,
+    steps: int,
+    learning_rate: float,
+    probability: float = 0.3,
+    consistency_weight: float = 1.0,
+    channel_projection: bool = True,
+    batch_size: int = 64,
+    ema_decay: float | None = None,
+    precision: str = "no",
+    seed: int = 0,
+    device: str = "auto",
+    on_step: Callable[[int, int, float], object] = lambda expert, step, loss: None,
+) -> list[UNet2DModel]:
+    """Finetune one copy of the pipeline's UNet per range of timesteps (Eq. 3 to 6, Sec. 3.2).
+
+    Args:
+        pipeline: its UNet predicts noise; it is left as it was.
+        images: uint8 [n, C, H, W] of the UNet's channels and size.
+        steps: optimiser steps of each expert.
+        ema_decay: of the EMA that each expert is returned with; by default it averages over the
+            last fifth of the steps, 1 / (1 - ema_decay) = steps / 5.
+        on_step: told (expert, step, loss) after every step, for a bar or a log.
+
+    Returns:
+        N experts on the CPU, with EMA weights.
+
+    Raises:
+        ModelError: the images do not fit the UNet, or it does not predict noise.
+        ValueError: the images are no uint8 batch, or N does not fit T.
+        TrainingError: a loss became infinite or nan.
+    """
+    num_train_timesteps = pipeline.scheduler.config.num_train_timesteps
+    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+        raise ValueError(
+            f"images must be uint8 [n, C, H, W], not {images.dtype} {tuple(images.shape)}"
+        )
+    models.check_pipeline(pipeline, num_train_timesteps, tuple(images.shape[1:]))
+    if ema_decay is None:
+        ema_decay = max(0.0, 1 - 5 / max(1, steps))
+    experts = []
+    for k, own_range in enumerate(split_timesteps(n_ranges, num_train_timesteps)):
+        spec = TrainingSpec(
+            steps=steps,
+            purpose=(seed, "expert", k),
+            own_range=own_range,
+            learning_rate=learning_rate,
+            final_learning_rate=learning_rate,
+            batch_size=batch_size,
+            probability=probability,
+            consistency_weight=consistency_weight,
+            ema_decay=ema_decay,
+            precision=precision,
+        )
+        run = finetune(
+            pipeline.unet,
+            pipeline.scheduler,
+            images,
+            spec,
+            channel_projection=channel_projection,
+            device=device,
+        )
+        for step in run:
+            on_step(k, step.step, step.loss)
+        experts.append(run.ema_unet())
+    return experts

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from deme_lib.diffusion import analysis
-from deme_lib.diffusion.analysis import FixedNoise
+from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.randomness import generator
 from deme_lib.diffusion.training import to_model_range
 from deme_lib.method.merging import task_vector

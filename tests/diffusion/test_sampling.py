@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import nn
 
-from deme_lib.diffusion.analysis import FixedNoise
+from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.diffusion.sampling import ddim_scheduler, initial_noise, sample, to_uint8
 from deme_lib.diffusion.training import Training, TrainingSpec, to_model_range

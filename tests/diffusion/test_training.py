@@ -275,7 +275,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(start, tmp_path, at
 
     def step(number):
         loss = original(number)
-        weights = list(run.unet.parameters()) if which == "unet" else run.ema.shadow_params
+        weights = list(run.unet.parameters()) if which == "unet" else run.emas[run.spec.ema_decay].shadow_params
         with torch.no_grad():
             weights[0].fill_(math.nan)
         return loss

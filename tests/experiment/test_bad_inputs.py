@@ -23,10 +23,10 @@ from deme_lib import ROOT
 from deme_lib.__main__ import main
 from deme_lib.diffusion import data, metrics, models, sampling
 from deme_lib.diffusion.data import DataError
-from deme_lib.diffusion.decouple_merge import decouple, merge_experts
+from deme_lib.diffusion.merged import merge_experts
 from deme_lib.diffusion.metrics import MetricError
 from deme_lib.diffusion.models import ModelError
-from deme_lib.diffusion.training import Training, TrainingError, TrainingSpec
+from deme_lib.diffusion.training import Training, TrainingError, TrainingSpec, decouple
 from deme_lib.experiment import parameters, recipes, stages
 from deme_lib.experiment.parameters import ParameterError
 from deme_lib.experiment.store import CHECKPOINT, Recipe, Store, StoreError

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from deme_lib.diffusion import data, metrics
-from deme_lib.diffusion.analysis import FixedNoise
+from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.models import ModelError, load_pipeline, load_unet
 from deme_lib.diffusion.training import Training
 from deme_lib.experiment import parameters, recipes, records, stages

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deme_lib.diffusion.decouple_merge import merge_experts
+from deme_lib.diffusion.merged import merge_experts
 from deme_lib.method.merging import merge, task_vector
 from deme_lib.method.projection import ProjectedUNet2DModel, is_projection
 

@@ -103,7 +103,7 @@ def test_the_true_cifar_path_on_local_files(tmp_path, inception_weights):
         columns = {"img": images, "label": [i % 2 for i in range(count)]}
         (tmp_path / "data").mkdir(exist_ok=True)
         Dataset.from_dict(columns, features).to_parquet(tmp_path / "data" / f"{part}-0.parquet")
-    save_pipeline(new_unet(3, 8, [8, 8], 1, seed=0), new_scheduler(1000), tmp_path / "model")
+    save_pipeline(new_unet((3, 8, 8), [8, 8], 1, seed=0), new_scheduler(1000), tmp_path / "model")
     sizes = {"train_images": 16, "search_images": 5, "test_images": 5, "samples": 4}
     sizes |= {"search_samples": 4, "search_candidates": 5, "search_losses": 4, "plane_points": 2}
     sizes |= {"acceptance_samples": 8, "kid_subset_size": 4, "is_splits": 2, "sampling_steps": 2}

@@ -22,7 +22,7 @@ EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
 def own_model(tmp_path, monkeypatch):
     """A tiny pipeline folder and image tensor, where the example expects a user's own."""
     monkeypatch.chdir(tmp_path)
-    save_pipeline(new_unet(3, 8, [8, 8], 1, seed=0), new_scheduler(100), "my-model")
+    save_pipeline(new_unet((3, 8, 8), [8, 8], 1, seed=0), new_scheduler(100), "my-model")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=generator)
     save_file({"images": images}, "my-images.safetensors")

@@ -147,7 +147,8 @@ def split(
     digits are shared between the roles: the files do not name them.
 
     Args:
-        source: ``digits``, ``fashion8``, a hub id, or a folder: Fashion-MNIST's four files, parquet, or images.
+        source: ``digits``, ``fashion8``, a hub id, or a folder: Fashion-MNIST's four files,
+            parquet, or images.
         image_size: height and width to ``fit`` the images to; 0: as they are.
 
     Raises:

@@ -13,9 +13,12 @@ from diffusers.utils.logging import disable_progress_bar
 from safetensors import SafetensorError
 from torch import nn
 
-from deme_lib.diffusion.data import is_lost, local_folder
+from deme_lib.diffusion.data import SHIPPED, is_lost, local_folder
 from deme_lib.diffusion.randomness import seed_of
 from deme_lib.method.projection import unet_class
+
+PRETRAINED = SHIPPED / "pretrained"
+WANTED = "take a pixel-space DDPM or DDIM pipeline of a UNet2DModel, such as google/ddpm-cifar10-32"
 
 disable_progress_bar()
 
@@ -32,8 +35,10 @@ def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
         precision: ``no``, ``bf16`` or ``fp16`` autocast.
 
     Raises:
-        ModelError: CUDA is asked for and not there.
+        ModelError: CUDA is asked for and not there, or the device is another.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ModelError(f"device={device}: set device to auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device=cuda, but torch sees no CUDA device; set device to auto or cpu")
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -43,32 +48,29 @@ def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
 
 
 def new_unet(
-    channels: int,
-    size: int,
+    shape: tuple[int, int, int],
     block_channels: list[int],
     layers_per_block: int,
     seed: int,
-    roundings: int = 0,
     attention: bool = False,
 ) -> UNet2DModel:
-    """A small UNet2DModel, its weights a function of ``seed``.
+    """A small UNet2DModel for images of ``shape`` (C, H, W), its weights a function of ``seed``.
 
     Args:
         attention: self-attention at the lowest resolution, on the way down, in the middle and up.
-        roundings: move every initial weight up by this many units in the last place, to measure
-            how far results drift when only the rounding differs.
     """
-    if size % 2 ** (len(block_channels) - 1):
+    channels, height, width = shape
+    others = len(block_channels) - 1  # every block but the last halves the image
+    if height % 2**others or width % 2**others:
         raise ModelError(
-            f"images of {size} pixels cannot be halved {len(block_channels) - 1} times: give "
-            "fewer model_channels"
+            f"images of {height}x{width} pixels cannot be halved {others} times: give fewer "
+            "model_channels"
         )
     lowest = "Attn" if attention else ""
-    others = len(block_channels) - 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights"))
-        unet = UNet2DModel(
-            sample_size=size,
+        return UNet2DModel(
+            sample_size=(height, width),
             in_channels=channels,
             out_channels=channels,
             layers_per_block=layers_per_block,
@@ -78,11 +80,6 @@ def new_unet(
             norm_num_groups=8,
             add_attention=attention,
         )
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            for _ in range(roundings):
-                parameter.copy_(torch.nextafter(parameter, torch.tensor(torch.inf)))
-    return unet
 
 
 def new_scheduler(num_train_timesteps: int) -> DDPMScheduler:
@@ -98,54 +95,119 @@ def new_scheduler(num_train_timesteps: int) -> DDPMScheduler:
     )
 
 
-def load_pipeline(source: str | Path) -> DDPMPipeline:
-    """A DDPM pipeline from a folder or a hub id, stock or projected.
+def shipped_pretrained(name: str, seed: int) -> Path:
+    """The folder of a shipped pretrained model, such as ``fashion8``, of a training seed.
+
+    It holds ``pipeline``, the earlier ``snapshot-4`` and ``snapshot-2`` (a quarter and half of the
+    steps), ``history.csv`` and ``card.json``.
 
     Raises:
-        ModelError: it cannot be reached or read, or is no pipeline of a ``UNet2DModel``.
+        ModelError: there is no such model or seed.
+    """
+    folder = PRETRAINED / name / f"seed-{seed}"
+    if not folder.is_dir():
+        seeds = sorted(int(f.name.removeprefix("seed-")) for f in PRETRAINED.glob(f"{name}/seed-*"))
+        raise ModelError(
+            f"no pretrained model {name} of seed {seed} ships (there are seeds {seeds}): take one "
+            'of those, or set `pretrained: ""` to train anew'
+        )
+    return folder
+
+
+def check_card(folder: Path, train_hash: str, seed: int) -> None:
+    """Refuse a shipped pretrained model of other train images or another training seed.
+
+    Args:
+        train_hash: ``data.content_hash`` of the train images [n, C, H, W].
+    """
+    card = json.loads((folder / "card.json").read_text())
+    if (card["train_hash"], card["seed"]) != (train_hash, seed):
+        raise ModelError(
+            f"{folder} was trained on {card['dataset']}, images {card['train_hash']}, with seed "
+            f'{card["seed"]}, not on {train_hash} with seed {seed}: set `pretrained: ""` to '
+            "train anew"
+        )
+
+
+def load_pipeline(source: str | Path) -> DDPMPipeline:
+    """A pipeline from a folder or a hub id: its UNet stock or projected, its scheduler DDPM's.
+
+    Raises:
+        ModelError: it cannot be reached or read, or is another kind of model.
     """
     folder = local_folder(str(source))
+    if is_lost(str(source)):
+        raise ModelError(
+            f"there is no folder {source}: name an existing diffusers folder, or a hub id, in the "
+            "parameter `pretrained`"
+        )
     try:
-        if is_lost(str(source)):
-            raise ModelError(
-                f"there is no folder {source}: name an existing diffusers folder, or a hub id, in "
-                "the parameter `pretrained`"
-            )
-        if folder is not None and (code := sorted(folder.rglob("*.py"))):
-            raise ModelError(f"{code[0]} is code, which no model of ours needs: delete it")
-        if folder is None:
-            return DDPMPipeline.from_pretrained(str(source))
-        unet = folder / "unet"  # the oldest pipelines keep the UNet beside model_index.json
-        unet = load_unet(unet if unet.is_dir() else folder)
-        return DDPMPipeline.from_pretrained(folder, unet=unet)
+        _check_parts(DDPMPipeline.load_config(folder or str(source)), source)
+        return _load_folder(folder or Path(DDPMPipeline.download(str(source))))
     except ModelError:
         raise
     except Exception as error:  # diffusers and its HTTP client raise dozens of types
-        reason = f"({type(error).__name__}: {str(error)[:200]})"
-        if folder:
-            raise ModelError(
-                f"cannot load the folder {folder} {reason}: save or copy the pipeline there again"
-            ) from error
-        raise ModelError(
-            f"cannot load the Hugging Face model {str(source)!r} {reason}. With a network, "
-            f"huggingface.co/{source} is fetched by itself; without, copy that repository to a "
-            "folder and name the folder in the parameter `pretrained`"
-        ) from error
+        remedy = "save or copy the pipeline there again"
+        if not folder:
+            remedy = (
+                f"with a network, huggingface.co/{source} is fetched by itself; without, copy that "
+                "repository to a folder and name the folder in the parameter `pretrained`"
+            )
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ModelError(f"cannot load the pipeline {source} ({reason}): {remedy}") from error
+
+
+def _check_parts(index: dict, source: str | Path) -> None:
+    """Refuse what its model_index.json shows to be no pixel-space pipeline of a UNet."""
+    parts = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
+    if parts != {"unet", "scheduler"}:
+        kind = index.get("_class_name")
+        raise ModelError(f"{source} is {kind} ({', '.join(sorted(parts))}): {WANTED}")
+
+
+def _load_folder(folder: Path) -> DDPMPipeline:
+    if code := sorted(folder.rglob("*.py")):
+        raise ModelError(f"{code[0]} is code, which no model of ours needs: delete it")
+    unet = folder / "unet"  # the oldest pipelines keep the UNet beside model_index.json
+    unet = load_unet(unet if unet.is_dir() else folder)
+    scheduler = DDPMPipeline.from_pretrained(folder, unet=unet).scheduler
+    if not hasattr(scheduler, "alphas_cumprod"):
+        kind = type(scheduler).__name__
+        raise ModelError(f"{folder} has {kind}, whose noise is not DDPM's (Eq. 1): {WANTED}")
+    return DDPMPipeline(unet, DDPMScheduler.from_config(scheduler.config))
 
 
 def load_unet(folder: str | Path) -> UNet2DModel:
-    """A ``UNet2DModel`` or ``ProjectedUNet2DModel`` from the folder it was saved to."""
+    """A ``UNet2DModel`` or ``ProjectedUNet2DModel`` from the folder it was saved to.
+
+    Raises:
+        ModelError: it cannot be read, is another kind of model, or its weights are not all there.
+    """
     config = Path(folder) / "config.json"
     if not config.is_file():
         raise ModelError(
             f"{folder} holds no diffusers UNet (config.json is missing): copy it there"
         )
     try:
-        unet = unet_class(json.loads(config.read_text())).from_pretrained(folder)
+        cls = unet_class(json.loads(config.read_text()))
+        unet, keys = cls.from_pretrained(folder, output_loading_info=True)
     except (ValueError, OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: {error}; save or copy a UNet there again") from error
+    if wrong := keys["missing_keys"] + keys["unexpected_keys"]:
+        raise ModelError(
+            f"{folder}: weights and config.json do not fit, such as in {wrong[0]}: save or "
+            "copy a UNet there again"
+        )
+    check_finite(unet, str(folder))
     unet.register_to_config(_name_or_path="")  # a path of this machine, else saved with the model
     return unet
+
+
+def check_finite(unet: nn.Module, name: str = "the model") -> None:
+    """Refuse weights with NaN or infinity: their images are black, and score like any others."""
+    for key, weight in unet.state_dict().items():
+        if not weight.isfinite().all():
+            raise ModelError(f"{name}: the weights {key} hold NaN or infinity: take another model")
 
 
 def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Path) -> None:
@@ -156,6 +218,10 @@ def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Pat
 def shape_of(denoiser: nn.Module) -> tuple[int, int, int]:
     """(C, H, W) of the images that a UNet, or an ensemble of them, denoises."""
     size = denoiser.config.sample_size
+    if size is None:
+        raise ModelError(
+            "the UNet's sample_size is null: write the images' size into its config.json"
+        )
     height, width = (size, size) if isinstance(size, int) else size
     return denoiser.config.in_channels, height, width
 
@@ -171,7 +237,8 @@ def check_pipeline(
     Raises:
         ModelError: another prediction type, T, number of channels or image size.
     """
-    kind = getattr(pipeline.scheduler.config, "prediction_type", "epsilon")
+    config, model_shape = pipeline.unet.config, shape_of(pipeline.unet)
+    kind = pipeline.scheduler.config.prediction_type
     if kind != "epsilon":
         raise ModelError(
             f"the scheduler predicts {kind}; DeMe's losses are on noise: take an epsilon model"
@@ -182,7 +249,6 @@ def check_pipeline(
             f"the pretrained model has {timesteps} timesteps and num_train_timesteps is "
             f"{num_train_timesteps}: set num_train_timesteps to {timesteps}"
         )
-    config = pipeline.unet.config
     if config.out_channels != config.in_channels:
         raise ModelError(
             f"the UNet has {config.in_channels} channels in and {config.out_channels} out (a "
@@ -190,7 +256,6 @@ def check_pipeline(
         )
     if config.class_embed_type is not None or config.num_class_embeds is not None:
         raise ModelError("the UNet is class-conditional: take an unconditional one")
-    model_shape = shape_of(pipeline.unet)
     if model_shape != tuple(image_shape):
         raise ModelError(
             f"the model makes images {model_shape}, the data set has {image_shape}: take a model "

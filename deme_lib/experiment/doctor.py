@@ -179,9 +179,7 @@ def _model_bytes(p: Parameters, shape: tuple[int, ...] | None, store: Store) -> 
 @cache
 def _new_model_bytes(shape: tuple, channels: tuple, layers_per_block: int, attention: bool) -> int:
     with torch.device("meta"):  # counted, not allocated
-        unet = models.new_unet(
-            shape[0], shape[-1], list(channels), layers_per_block, 0, attention=attention
-        )
+        unet = models.new_unet(shape, list(channels), layers_per_block, 0, attention)
     return 4 * unet.num_parameters()
 
 

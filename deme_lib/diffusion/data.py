@@ -65,15 +65,20 @@ def fingerprint(source: str) -> str:
     name.
     """
     if source in BUILT_IN:
-        parts = BUILT_IN[source]().values()
-        content = b"".join(part.images.tobytes() + part.labels.tobytes() for part in parts)
-        return hashlib.sha256(content).hexdigest()[:16]
+        return _built_in_hash(source)
     if not is_local(source):
         return f"hub:{source}"
     path = local_folder(source) or Path(source)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return _content_hash(path.parent if path.is_file() else path, tuple(stats))
+
+
+@cache
+def _built_in_hash(name: str) -> str:
+    parts = BUILT_IN[name]().values()
+    content = b"".join(part.images.tobytes() + part.labels.tobytes() for part in parts)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def classifier_hash(name: str) -> str:

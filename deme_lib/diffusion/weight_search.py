@@ -2,8 +2,8 @@
 
 Held-out loss ranks distant merges well and near ones badly, and costs a thousandth of a FID. So a
 strategy proposes by loss; a spread-out shortlist, with points on the way from no merge to the best
-proposal, is scored by images; and the best score wins.
-Every search has the same strategy and the same budget.
+proposal, is scored by images on several noise streams; and the best mean wins where it beats the
+plain choice by more than one standard error. Every search has the same strategy and budget.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Weights = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Weights, their held-out loss, and the score of their images where they were made."""
+    """Weights, their held-out loss, and scores of their images, one a noise stream, where made."""
 
     weights: Weights
     loss: float
-    score: float | None = None
+    scores: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,15 @@ class Space:
             return {"expert": list(range(self.dimensions)), "scale": axis}
         return {f"w{i}": axis for i in range(self.dimensions)}
 
+    def plain(self) -> list[Weights]:
+        """The choices that need no search: 1/N each, or a single task vector as it is."""
+        if self.single:
+            return [one_hot(k, self.dimensions) for k in range(self.dimensions)]
+        return [(1 / self.dimensions,) * self.dimensions]
+
     def anchors(self) -> list[Weights]:
         """Points that are always scored by images: no merge at all, and the plain choices."""
-        zero = (0.0,) * self.dimensions
-        if self.single:
-            return [zero, *(one_hot(k, self.dimensions) for k in range(self.dimensions))]
-        return [zero, (1 / self.dimensions,) * self.dimensions]
+        return [(0.0,) * self.dimensions, *self.plain()]
 
     def ray(self, weights: Weights) -> list[Weights]:
         """The way from no merge to ``weights``: loss finds a direction, images its length."""
@@ -131,15 +134,16 @@ def search(
     losses: int,
     images: int,
     loss: Callable[[Weights], float],
-    score: Callable[[Weights], float],
+    score: Callable[[Weights], Sequence[float]],
     seed: int,
 ) -> list[Candidate]:
-    """Every candidate tried; those scored by images come first, the best (lowest) leading.
+    """Every candidate tried; those scored by images come first, the best (lowest) mean leading.
 
     Args:
         losses: how many weights may be scored by loss.
         images: how many may be scored by images; the anchors and the ray are among them.
-        loss, score: lower is better; handed in.
+        loss, score: lower is better; handed in. A score has a number for every noise stream, the
+            same streams for all.
     """
     proposed = propose(space, strategy, losses, loss, seed)
     best = min(proposed, key=lambda c: c.loss).weights
@@ -147,9 +151,24 @@ def search(
     listed = [Candidate(w, loss(w)) for w in fixed]
     others = [c for c in proposed if c.weights not in fixed]
     listed += shortlist(others, images - len(listed), 4 * space.step)
-    scored = [replace(c, score=score(c.weights)) for c in listed]
+    scored = [replace(c, scores=tuple(score(c.weights))) for c in listed]
     chosen = {c.weights for c in scored}
-    return sorted(scored, key=lambda c: c.score) + [c for c in others if c.weights not in chosen]
+    rest = [c for c in others if c.weights not in chosen]
+    return sorted(scored, key=lambda c: np.mean(c.scores)) + rest
+
+
+def choose(candidates: Sequence[Candidate], plain: Sequence[Weights]) -> Candidate:
+    """The best mean score; the best plain choice instead where it is within one standard error.
+
+    The error is that of the paired difference over noise streams; with one stream there is none,
+    and the best score wins.
+    """
+    scored = [c for c in candidates if c.scores is not None]
+    best = min(scored, key=lambda c: np.mean(c.scores))
+    simple = min((c for c in scored if c.weights in plain), key=lambda c: np.mean(c.scores))
+    gain = np.subtract(simple.scores, best.scores)
+    error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    return best if gain.mean() > error else simple
 
 
 def _distance(a: Candidate, b: Candidate) -> float:

@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deme_lib.experiment import parameters, recipes
-from deme_lib.experiment.arms import ARMS, BASE
-from deme_lib.experiment.parameters import ParameterError, Parameters
+from deme_lib.experiment.arms import BASE, arm_of
+from deme_lib.experiment.parameters import ParameterError
+from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.store import Recipe
 
 Plan = dict[str, tuple[Recipe, Parameters]]
@@ -39,8 +40,8 @@ class Sweep(BaseModel):
     Attributes:
         axis: what differs between cells, in words.
         set: overrides of all cells.
-        arms: names of ``ARMS`` judged in every cell.
-        beside: names of ``ARMS`` of the base, shown with them.
+        arms: arms judged in every cell.
+        beside: arms of the base, shown with them.
         against: what every cell is compared with: an arm of ``beside``, a cell (arm by arm), or
             "cell / arm".
         note: what a reader of the table must know.
@@ -48,7 +49,7 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    sweep: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    sweep: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
     title: str
     axis: str
     base: str
@@ -58,15 +59,6 @@ class Sweep(BaseModel):
     against: list[str] = Field(min_length=1)
     note: str = ""
     cells: list[Cell] = Field(min_length=1)
-
-    def wanted(self) -> list[tuple[Recipe, Parameters]]:
-        """The metrics of the base's arms, then of the arms of every cell."""
-        base = parameters.load(self.base)
-        return [(recipes.metrics(base, ARMS[arm]), base) for arm in self.beside] + [
-            (recipes.metrics(p, ARMS[arm]), p)
-            for p in self.experiments().values()
-            for arm in self.arms
-        ]
 
     def experiments(self) -> dict[str, Parameters]:
         """The parameters of every cell.
@@ -78,7 +70,8 @@ class Sweep(BaseModel):
         found = {}
         for cell in self.cells:
             try:
-                found[cell.cell] = parameters.load(self.base, **{**self.set, **cell.set})
+                named = {"primary_decoupling": [], "primary_merging": [], "arms": self._arms()}
+                found[cell.cell] = parameters.load(self.base, **named, **{**self.set, **cell.set})
             except ParameterError as error:
                 message = f"sweep {self.sweep}, cell {cell.cell!r}: {error}"
                 raise ParameterError(message) from None
@@ -90,6 +83,19 @@ class Sweep(BaseModel):
             )
         return found
 
+    def _arms(self) -> list[str]:
+        return list(dict.fromkeys(["pretrained", *self.arms]))
+
+    def wanted(self) -> list[tuple[Recipe, Parameters]]:
+        """The metrics of the base's arms, then of the arms of every cell, of every seed."""
+        of = {BASE: parameters.load(self.base), **self.experiments()}
+        return [
+            (recipes.metrics(q, arm_of(arm, q.further_ema_decays)), q)
+            for cell, p in of.items()
+            for q in p.per_seed()
+            for arm in (self.beside if cell == BASE else self.arms)
+        ]
+
 
 def is_sweep(path: str | Path) -> bool:
     """Whether a file is a sweep rather than a parameter file."""
@@ -100,7 +106,7 @@ def load(path: str | Path) -> Sweep:
     """Read and check a sweep file and all its cells.
 
     Raises:
-        ParameterError: something in it is unknown, ill-typed or twice there.
+        ParameterError: it is no sweep, or something in it is unknown, ill-typed or twice there.
     """
     try:
         sweep = Sweep(**parameters.read(path))
@@ -114,13 +120,30 @@ def load(path: str | Path) -> Sweep:
     return sweep
 
 
+def folder_name(sweep: Sweep) -> str:
+    """The sweep's name; with a mark where it is not the shipped file of that name."""
+    shipped = parameters.PRESETS / "sweeps" / f"{sweep.sweep}.yaml"
+    same = shipped.is_file() and Sweep(**parameters.read(shipped)) == sweep
+    return sweep.sweep if same else f"{sweep.sweep}-changed"
+
+
+def document(sweep: Sweep) -> dict[str, Any]:
+    """What the records of a sweep say of its cells."""
+    found = sweep.model_dump(include={"title", "axis", "base", "against", "note"})
+    titles = {name: arm_of(name).title for name in (*sweep.arms, *sweep.beside)}
+    found |= {key: {a: titles[a] for a in getattr(sweep, key)} for key in ("arms", "beside")}
+    return found | {"cells": [cell.model_dump() for cell in sweep.cells]}
+
+
 def _check_names(sweep: Sweep, path: str | Path) -> None:
     names, arms = [cell.cell for cell in sweep.cells], (*sweep.arms, *sweep.beside)
-    if odd := [arm for arm in arms if arm not in ARMS]:
-        raise ParameterError(f"{path}: no arm {odd}; there are {', '.join(ARMS)}")
+    try:
+        known_arms = [arm_of(arm).name for arm in arms]
+    except ValueError as error:
+        raise ParameterError(f"{path}: {error}") from None
     if len(set(sweep.arms)) < len(sweep.arms) or "pretrained" not in sweep.beside:
         raise ParameterError(f"{path}: name every arm once, and pretrained in beside")
-    odd = [name for name in names if name in {BASE, *ARMS} or " / " in name]
+    odd = [name for name in names if name in {BASE, *known_arms} or " / " in name]
     if odd or len(set(names)) < len(names):
         raise ParameterError(
             f"{path}: cells need names of their own, other than {BASE} or an arm's and without "
@@ -137,18 +160,13 @@ def _check_names(sweep: Sweep, path: str | Path) -> None:
 def _check_cells(sweep: Sweep, path: str | Path) -> None:
     """Cells may differ from the base in finetuning, merging and search alone."""
     base, cells = parameters.load(sweep.base), sweep.experiments()
-    same = recipes.metrics(base, ARMS["pretrained"]).key
-    for cell, p in {**cells, BASE: base}.items():
-        arms = sweep.beside if cell == BASE else sweep.arms
-        if "reweighted" in arms and p.loss_weighting == "none":
-            raise ParameterError(f"{path}: the arm reweighted needs loss_weighting in {cell}")
-        if len(p.seeds) > 1:
-            raise ParameterError(f"{path}: a sweep is over one training seed, not seeds {p.seeds}")
-        moved = recipes.metrics(p, ARMS["pretrained"]).key != same or p.runs_dir != base.runs_dir
-        if moved:
+    same = recipes.metrics(base, arm_of("pretrained")).key
+    for cell, p in cells.items():
+        moved = recipes.metrics(p, arm_of("pretrained")).key != same
+        if moved or p.seeds != base.seeds or p.runs_dir != base.runs_dir:
             raise ParameterError(
-                f"{path}: cell {cell!r} changes the pretrained model, its evaluation or runs_dir; "
-                "a sweep varies finetuning, merging and search: set the rest in its base"
+                f"{path}: cell {cell!r} changes the pretrained model, its evaluation, the seeds or "
+                "runs_dir; a sweep varies finetuning, merging and search: set the rest in its base"
             )
     trained = base.n_ranges * base.finetune_steps
     total = {p.n_ranges * p.finetune_steps for p in cells.values()}
@@ -161,13 +179,15 @@ def _check_cells(sweep: Sweep, path: str | Path) -> None:
 
 def plan(path: str | Path) -> Plan:
     """Everything that a file asks for, preset or sweep, by name, upstream first."""
-    if not is_sweep(path):
-        p = parameters.load(path)
-        wanted = [(r, q) for q in p.per_seed() for r in recipes.everything(q).values()]
+    if is_sweep(path):
+        wanted = load(path).wanted()
     else:
-        sweep = load(path)
-        base = parameters.load(sweep.base)
-        wanted = [(recipes.acceptance(base), base), *sweep.wanted()]
+        p = parameters.load(path)
+        wanted = [
+            (r, q)
+            for q in p.per_seed()
+            for r in recipes.everything(q, looks=q.seed == p.seed).values()
+        ]
     found: Plan = {}
     for recipe, p in wanted:
         for each in recipes.upstream_first(recipe):

@@ -12,23 +12,24 @@ from typing import Any
 import torch
 
 from deme_lib.diffusion import models
-from deme_lib.experiment.parameters import Parameters
+from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.stages import calibrate, combine, evaluate, look, prepare, train
-from deme_lib.experiment.stages.estimate import announce
 from deme_lib.experiment.stages.job import Job
-from deme_lib.experiment.store import Artefact, Recipe, Store, explained
+from deme_lib.experiment.store import Artefact, Recipe, Store, rates
 
 STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
     "data": prepare.make_data,
     "reference": prepare.make_reference,
+    "floor": prepare.make_floor,
     "load_baseline": train.load_baseline,
     "train_baseline": train.train_baseline,
     "finetune": train.finetune,
+    "acceptance": calibrate.make_acceptance,
+    "gate": evaluate.make_gate,
     "search": combine.make_search,
     "merged": combine.make_merged,
     "images": evaluate.make_images,
     "metrics": evaluate.make_metrics,
-    "acceptance": calibrate.make_acceptance,
     "gradients": look.make_gradients,
     "task_vectors": look.make_task_vectors,
     "range_losses": look.make_range_losses,
@@ -39,35 +40,40 @@ STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
 
 
 def make(recipe: Recipe, p: Parameters) -> Artefact:
-    """Load an artefact, or make it and everything it needs, after saying what and how long.
-
-    Raises:
-        TooLongError: the estimate exceeds two hours and ``allow_long`` is false.
-    """
-    stored = Store(p.runs_dir).holds(recipe)
-    artefact = make_all([recipe], p)[recipe.label]
-    if stored:
-        print(f"{recipe.name}: loaded, made {artefact.record['made']} by {_commit(artefact)}")
-    return artefact
+    """Load an artefact, or make it and everything it needs, after saying what and how long."""
+    return make_all([recipe], p)[recipe.label]
 
 
 def make_all(wanted: Sequence[Recipe], p: Parameters) -> dict[str, Artefact]:
-    """``make`` for several recipes under one estimate; the artefacts by label."""
+    """``make`` for several recipes of one training seed; the artefacts by label."""
     store = Store(p.runs_dir)
-    missing = {r.label: r for recipe in wanted for r in store.missing(recipe)}
+    missing = {r.name: r for recipe in wanted for r in store.missing(recipe)}
     if missing:
         torch.set_num_threads(p.usable_threads)
-        if "data" in missing:
-            _build(missing.pop("data"), store, p)
-        with explained("an estimate of the time", store.root):
-            announce(list(missing.values()), store, p)
-    return {recipe.label: _build(recipe, store, p) for recipe in wanted}
+        _announce(list(missing.values()), store)
+    known: dict[str, Artefact] = {}
+    return {recipe.label: _build(recipe, store, p, known) for recipe in wanted}
 
 
-def _build(recipe: Recipe, store: Store, p: Parameters) -> Artefact:
+def _announce(missing: Sequence[Recipe], store: Store) -> None:
+    """Say what will be made, and for how long, by what earlier runs on this machine took."""
+    steps = sum(r.training_steps for r in missing)
+    calls = sum(r.denoiser_calls for r in missing)
+    per_step, per_call = rates(store)
+    minutes = (steps * per_step + calls * per_call) / 60
+    print(
+        f"made now: {', '.join(r.label for r in missing)} ({steps:,} optimiser steps, {calls:,} "
+        f"denoiser calls: about {minutes:.0f} min in one process)",
+        flush=True,
+    )
+
+
+def _build(recipe: Recipe, store: Store, p: Parameters, known: dict[str, Artefact]) -> Artefact:
+    if recipe.name in known:
+        return known[recipe.name]
     if store.holds(recipe):
-        return store.load(recipe)
-    inputs = {role: _build(upstream, store, p) for role, upstream in recipe.inputs.items()}
+        return known.setdefault(recipe.name, store.load(recipe))
+    inputs = {role: _build(r, store, p, known) for role, r in recipe.inputs.items()}
     device = models.accelerator(p.device).device
 
     def run(folder: Path) -> dict[str, Any]:
@@ -84,9 +90,4 @@ def _build(recipe: Recipe, store: Store, p: Parameters) -> Artefact:
         )
         return STAGES[recipe.stage](job)
 
-    return store.make(recipe, run, str(device))
-
-
-def _commit(artefact: Artefact) -> str:
-    record = artefact.record
-    return f"commit {record['commit']}{' with local changes' if record['dirty'] else ''}"
+    return known.setdefault(recipe.name, store.make(recipe, run, str(device)))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from deme_lib.diffusion import metrics, models, sampling, weight_search
-from deme_lib.diffusion.cuts import routing_ranges
-from deme_lib.diffusion.decouple_merge import Merger
+from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
 from deme_lib.experiment.stages.job import Job
-from deme_lib.method.ensembles import RoutedEnsemble, output_space_merge
+from deme_lib.method.ensembles import RoutedEnsemble, averaged_ensemble
 from deme_lib.method.projection import projection_share
 
 
@@ -20,60 +20,64 @@ def weights_of(job: Job, members: int) -> list[float]:
     rule = job["weights"]
     if isinstance(rule, list):
         return rule
-    if rule == "one":
-        return [1.0] * members
-    if rule == "uniform":
-        return [1 / members] * members
-    found = job.inputs["search"].results
-    return found["best_single" if rule == "best_single" else "weights"]
+    if rule in ("one", "uniform"):
+        return [1.0 if rule == "one" else 1 / members] * members
+    return job.inputs["search"].results["weights"]
 
 
 def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
     """An arm's denoiser, on the CPU, and the weights it combines its members with."""
-    base, members = job.pipeline.unet.eval(), job.members()
-    weights = weights_of(job, len(members))
+    base = job.pipeline.unet.eval()
+    members = job.members(ema_decay=job["ema_decay"], checkpoints=job["checkpoints"])
     if not members:
         return base, []
     if job["combine"] == "routed":
-        ranges = routing_ranges(job["range_cut"], job["n_ranges"], job.pipeline.scheduler)
-        return RoutedEnsemble(members, ranges), []
+        return RoutedEnsemble(members, job.ranges()), []
     if job["combine"] == "outputs":
-        return output_space_merge(base, members, weights), weights
+        return averaged_ensemble(members), []
+    weights = weights_of(job, len(members))
     return Merger(base, members).merged(weights), weights
 
 
 def make_search(job: Job) -> dict[str, Any]:
     pipeline, device = job.pipeline, job.device
     merger = Merger(pipeline.unet, job.members())
-    noise = job.fixed_noise("search", pipeline.scheduler)
-    reference = job.reference("train", job["features"])
-    dimensions = len(merger.vectors)
+    noise = job.few_noisy(pipeline.scheduler)
+    reference = job.reference("search", job["features"])
     space = weight_search.Space(
-        dimensions, job["search_low"], job["search_high"], job["search_step"], job["single"]
+        len(merger.vectors),
+        job["search_low"],
+        job["search_high"],
+        job["search_step"],
+        job["single"],
     )
-    tried = []
+    losses = 0
 
     def loss(weights) -> float:
+        nonlocal losses
+        losses += 1
         progress.update(1)
-        tried.append(weights)
         return noise.loss(merger.merged(weights).to(device), device)
 
-    def score(weights) -> float:
-        images = sampling.sample(
-            merger.merged(weights).to(device),
-            pipeline.scheduler,
-            job["search_samples"],
-            steps=job["sampling_steps"],
-            purpose=(job["seed"], "search"),
-            spacing=job["timestep_spacing"],
-            batch_size=job.batch,
-            device=device,
-        )
+    def score(weights) -> list[float]:
+        """FID to the search images on every stream."""
         progress.update(1)
-        return metrics.frechet(job.extract(images, job["features"]), reference)
+        model, fids = merger.merged(weights).to(device), []
+        for stream in range(job["search_streams"]):
+            images = sampling.sample(
+                model,
+                pipeline.scheduler,
+                job["search_samples"],
+                steps=job["sampling_steps"],
+                purpose=(job["seed"], "search", stream + 1),
+                spacing=job["timestep_spacing"],
+                batch_size=job.batch,
+                device=device,
+            )
+            fids.append(metrics.frechet(job.extract(images, job["features"]), reference))
+        return fids
 
-    tries = job["search_losses"] + 2 * job["search_candidates"]
-    with bar(tries, job.label, "try") as progress:
+    with bar(job["search_losses"] + 2 * job["search_candidates"], job.label, "try") as progress:
         candidates = weight_search.search(
             space,
             job["search_strategy"],
@@ -83,16 +87,26 @@ def make_search(job: Job) -> dict[str, Any]:
             score=score,
             seed=job["seed"],
         )
-    scored = [c for c in candidates if c.score is not None]
-    one_hot = [c for c in scored if sorted(c.weights) == [0.0] * (dimensions - 1) + [1.0]]
+    chosen = weight_search.choose(candidates, space.plain())
+    name = job.label.removeprefix("search-")
+    job.table(
+        "search", [{"search": name, **_row(c), "chosen": int(c is chosen)} for c in candidates]
+    )
+    scored = sum(c.scores is not None for c in candidates)
     return {
-        "weights": list(scored[0].weights),
-        "best_single": list(one_hot[0].weights) if one_hot else None,
-        "candidates": [
-            {"weights": list(c.weights), "loss": c.loss, "fid": c.score} for c in candidates
-        ],
-        "losses": len(tried),
-        "images": len(scored) * job["search_samples"],
+        "weights": list(chosen.weights),
+        "losses": losses,
+        "images": scored * job["search_samples"] * job["search_streams"],
+    }
+
+
+def _row(candidate: weight_search.Candidate) -> dict[str, Any]:
+    scores = candidate.scores or []
+    return {
+        "weights": list(candidate.weights),
+        "loss": candidate.loss,
+        "fid": np.mean(scores) if scores else None,
+        "se": np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else None,
     }
 
 

@@ -1,9 +1,10 @@
-"""Images and metrics of an arm."""
+"""The gate, and an arm's images and metrics."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -11,8 +12,37 @@ from deme_lib.diffusion import analysis, metrics, sampling
 from deme_lib.diffusion.progress import bar
 from deme_lib.experiment.stages.combine import denoiser
 from deme_lib.experiment.stages.job import Job
-from deme_lib.method.ensembles import WeightedEnsemble
+from deme_lib.method.ensembles import RoutedEnsemble
 from deme_lib.method.timesteps import split_timesteps
+
+NEIGHBOURS = 1000  # images of an arm whose nearest training images are looked for
+
+
+def make_gate(job: Job) -> dict[str, Any]:
+    """Where can decoupling help? Test loss per range, paired with the all-timestep model's."""
+    scheduler, ranges = job.pipeline.scheduler, job.ranges()
+    noise = job.test_noisy(scheduler)
+    models = {
+        "pretrained": job.pipeline.unet,
+        "all_plain": job.members("all_plain")[0],
+        "plain_routed": RoutedEnsemble(job.members("plain"), ranges),
+        "deme_routed": RoutedEnsemble(job.members("deme"), ranges),
+    }
+    errors = {
+        name: noise.errors(model.eval().to(job.device), job.device)
+        for name, model in models.items()
+    }
+    rows, images = [], len(job.images("test"))
+    for name, found in errors.items():
+        for k, own in enumerate(ranges, start=1):
+            difference = found - errors["all_plain"]
+            rows.append(
+                {"model": name, "range": k, "start": own.start, "stop": own.stop}
+                | {"loss": noise.mean_in(found, own), "difference": noise.mean_in(difference, own)}
+                | {"se": noise.standard_error_in(difference, own), "images": images}
+            )
+    job.table("gate", rows)
+    return {}
 
 
 def make_images(job: Job) -> dict[str, Any]:
@@ -27,7 +57,7 @@ def make_images(job: Job) -> dict[str, Any]:
                 scheduler,
                 job["samples"],
                 steps=job["sampling_steps"],
-                purpose=("evaluation", seed),
+                purpose=("evaluation", job["seed"], seed, 1),
                 spacing=job["timestep_spacing"],
                 batch_size=job.batch,
                 device=device,
@@ -35,60 +65,68 @@ def make_images(job: Job) -> dict[str, Any]:
             )
     save_file(tensors, job.folder / "images.safetensors")
     bins = split_timesteps(job["loss_bins"], scheduler.config.num_train_timesteps)
-    noise = job.fixed_noise("test", scheduler)
+    noise = job.test_noisy(scheduler)
     errors = noise.errors(model, device)
-    members = len(model.members) if isinstance(model, WeightedEnsemble) else 1
-    return {
-        "weights": weights,
-        "test_loss": errors.double().mean().item(),
-        "losses": [
-            {"bin_start": b.start, "bin_stop": b.stop, "loss": noise.mean_in(errors, b)}
-            for b in bins
-        ],
+    bounds = [{"bin_start": b.start, "bin_stop": b.stop} for b in bins]
+    losses = [noise.mean_in(errors, b) for b in bins]
+    job.table(
+        "losses",
+        [{"arm": job["arm"], **b, "loss": x} for b, x in zip(bounds, losses, strict=True)],
+    )
+    members = len(model.members) if job["combine"] == "outputs" else 1
+    row = {
         "parameters": sum(t.numel() for t in model.parameters()),
         "calls_per_image": members * job["sampling_steps"],
+        "weights": weights or None,
+        "test_loss": errors.double().mean().item(),
     }
+    job.table("arms", [{"arm": job["arm"], **row}])
+    return {"weights": weights}
 
 
 def make_metrics(job: Job) -> dict[str, Any]:
-    found = load_file(job.inputs["images"].path / "images.safetensors")
-    rows = []
+    images = load_file(job.inputs["images"].path / "images.safetensors")
+    rows, kept = [], {}
     for seed in job["sampling_seeds"]:
-        images = found[f"seed{seed}"]
-        rows.append({"seed": seed, **_all_metrics(job, images)})
-    train, generated = job.images("train"), torch.cat(list(found.values()))
-    distances = metrics.nearest_distances(generated, train, job.device)
-    test = metrics.nearest_distances(job.images("test"), train, job.device)
-    return {
-        "rows": rows,
-        "neighbours": {"n": len(distances), **analysis.quantiles(distances)},
-        "test_neighbours": {"n": len(test), **analysis.quantiles(test)},
-    }
+        row, kept[f"seed{seed}"] = _score(job, images[f"seed{seed}"])
+        rows.append({"arm": job["arm"], "seed": seed, **row})
+    job.table("metrics", rows)
+    save_file(kept, job.folder / "features.safetensors")
+    train = job.images("train")
+    shown = {job["arm"]: next(iter(images.values()))[:NEIGHBOURS]}
+    if job["arm"] == "pretrained":
+        shown["test"] = job.images("test")[:NEIGHBOURS]
+    distances = {name: metrics.nearest_distances(found, train) for name, found in shown.items()}
+    job.table(
+        "neighbours",
+        [{"arm": a, "n": len(d), **analysis.quantiles(d)} for a, d in distances.items()],
+    )
+    return {}
 
 
-def _all_metrics(job: Job, images: torch.Tensor) -> dict[str, Any]:
-    """FID and pixel distance to train, KID to test, IS, precision and recall."""
+def _score(job: Job, images: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
+    """All metrics of one stream's images, and their features, extracted once."""
+    role, second = job["fid_reference"], job["second_features"]
     main = job.extract(images, job["features"])
-    train = job.reference("train", job["features"])
     test = job.reference("test", job["features"])
-    second = None
-    if job["second_features"]:
-        second = metrics.frechet(
-            job.extract(images, job["second_features"]),
-            job.reference("train", job["second_features"]),
-        )
-    precision, recall = metrics.precision_recall(main, train)
-    return {
+    train = job.reference("train", job["features"])
+    fid_second = np.nan
+    if second:
+        fid_second = metrics.frechet(job.extract(images, second), job.reference(role, second))
+    pixels = job.extract(images, metrics.PIXELS)
+    precision, recall = metrics.precision_recall(main, test if role == "test" else train)
+    row = {
         "n": len(images),
         "features": job["features"],
         "steps": job["sampling_steps"],
-        "fid": metrics.frechet(main, train),
-        "fid_second": second,
-        "pixel": metrics.frechet(
-            job.extract(images, metrics.PIXELS), job.reference("train", metrics.PIXELS)
-        ),
-        "inception_score": metrics.inception_score(main, job["is_splits"]),
+        "reference": role,
+        "fid": metrics.frechet(main, test if role == "test" else train),
+        "fid_second": fid_second,
+        "fid_train": metrics.frechet(main, train),
+        "pixel": metrics.frechet(pixels, job.reference(role, metrics.PIXELS)),
         "kid": metrics.kid(main, test, job["kid_subset_size"], job["kid_subsets"]),
+        "inception_score": metrics.inception_score(main, job["is_splits"]),
         "precision": precision,
         "recall": recall,
     }
+    return row, main.values.float()

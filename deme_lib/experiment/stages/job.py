@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from deme_lib.diffusion import metrics, models
-from deme_lib.diffusion.analysis import FixedNoise
-from deme_lib.experiment.parameters import JOINED_LATER
+from deme_lib.diffusion.cuts import routing_ranges
+from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.experiment.store import Artefact
 
-FIXED_NOISE_SEEDS = {"search": 0, "test": 1}
+FIXED_NOISE_SEEDS = {"search": 0, "train": 0, "test": 1}
 """Weights are never searched on the noise of a reported loss."""
 
 
@@ -35,18 +37,17 @@ class Job:
     checkpoint_every: int
 
     def __getitem__(self, name: str) -> Any:
-        return {**JOINED_LATER, **self.parameters, **self.locations}[name]
+        return {**self.parameters, **self.locations}[name]
 
     def images(self, role: str) -> torch.Tensor:
         """uint8 images [n, C, H, W] of a role."""
         return load_file(self.inputs["data"].path / "images.safetensors")[role]
 
     def reference(self, role: str, features: str) -> metrics.Features:
-        """Stored features of the train or test images."""
-        found = load_file(self.inputs["reference"].path / "features.safetensors")
-        return metrics.Features(
-            found[f"{role}.{features}.values"], found[f"{role}.{features}.logits"]
-        )
+        """Stored features of a role's real images."""
+        with safe_open(self.inputs["reference"].path / "features.safetensors", "pt") as file:
+            found = [file.get_tensor(f"{role}.{features}.{kind}") for kind in ("values", "logits")]
+        return metrics.Features(*found)
 
     def extract(self, images: torch.Tensor, features: str) -> metrics.Features:
         """Features of uint8 images [n, C, H, W]."""
@@ -58,12 +59,39 @@ class Job:
         """The pretrained model."""
         return models.load_pipeline(self.inputs["baseline"].path / "pipeline")
 
-    def members(self) -> list[UNet2DModel]:
-        """The family of finetuned copies, in order."""
-        paths = [a.path for role, a in self.inputs.items() if role.startswith("member")]
-        return [models.load_unet(path / "unet") for path in paths]
+    def members(
+        self, prefix: str = "member", ema_decay: float | None = None, checkpoints: bool = False
+    ) -> list[UNet2DModel]:
+        """A family of finetuned copies, in order: at the judged EMA decay, or at another.
 
-    def fixed_noise(self, role: str, scheduler: DDPMScheduler) -> FixedNoise:
-        """Held-out images under noise that is the same for every model."""
-        seed = FIXED_NOISE_SEEDS[role]
-        return FixedNoise(self.images(role), scheduler, self["loss_draws"], seed)
+        Args:
+            checkpoints: the copies along the run of the family's only member instead.
+        """
+        paths = [a.path for role, a in self.inputs.items() if role.startswith(prefix)]
+        if checkpoints:
+            count = len(list(paths[0].glob("checkpoint-*")))
+            folders = [paths[0] / f"checkpoint-{k + 1}" for k in range(count)]
+        else:
+            folders = [
+                path / ("unet" if ema_decay is None else f"ema-{ema_decay:g}") for path in paths
+            ]
+        return [models.load_unet(folder) for folder in folders]
+
+    def ranges(self) -> list[range]:
+        """The ranges that timesteps are routed to."""
+        return routing_ranges(self["range_cut"], self["n_ranges"], self.pipeline.scheduler)
+
+    def few_noisy(self, scheduler: DDPMScheduler, role: str = "search") -> FixedNoise:
+        """The first ``loss_images`` of a role under one fixed draw each: curves and planes."""
+        images = self.images(role)[: self["loss_images"]]
+        return FixedNoise(images, scheduler, 1, FIXED_NOISE_SEEDS[role])
+
+    def test_noisy(self, scheduler: DDPMScheduler) -> FixedNoise:
+        """All test images under ``loss_draws`` fixed draws each: reported losses."""
+        return FixedNoise(
+            self.images("test"), scheduler, self["loss_draws"], FIXED_NOISE_SEEDS["test"]
+        )
+
+    def table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write ``rows`` as a record, ``<name>.csv`` beside what else the stage makes."""
+        pd.DataFrame(list(rows)).to_csv(self.folder / f"{name}.csv", index=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,7 @@ import torch
 from diffusers import UNet2DModel
 
 from deme_lib.diffusion import analysis, models
-from deme_lib.diffusion.cuts import routing_ranges
-from deme_lib.diffusion.decouple_merge import Merger
+from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.experiment.stages.job import Job
@@ -24,29 +24,35 @@ LANDSCAPE_RADIUS = 0.25  # of each filter's norm: the loss on digits doubles abo
 
 
 def make_gradients(job: Job) -> dict[str, Any]:
-    """Of the pretrained model, or of the merged one where that is an input."""
-    source = job.inputs.get("merged", job.inputs["baseline"])
-    pipeline = models.load_pipeline(source.path / "pipeline")
+    """Of the pretrained model, or of the merged one where that is an input (Fig. 1a)."""
+    name = "merged" if "merged" in job.inputs else "pretrained"
+    pipeline = models.load_pipeline(
+        job.inputs["merged" if name == "merged" else "baseline"].path / "pipeline"
+    )
     unet = pipeline.unet.eval().to(job.device)
     bins = split_timesteps(job["gradient_bins"], pipeline.scheduler.config.num_train_timesteps)
     timesteps = [(b.start + b.stop - 1) // 2 for b in bins]
-    images = job.images("train")[:GRADIENT_IMAGES]
-    draws = []
+    images, rows = job.images("train")[:GRADIENT_IMAGES], []
     with bar(GRADIENT_DRAWS, job.label, "draw") as progress:
         for draw in range(GRADIENT_DRAWS):
             seed = seed_of(job["seed"], "draw", draw) % 2**32
             cosines = analysis.gradient_similarity(
                 unet, pipeline.scheduler, images, timesteps, seed, job.device
             )
-            draws.append(cosines.tolist())
+            rows += [
+                {"model": name, "draw": draw, "n": len(images)}
+                | {"timestep1": a, "timestep2": b, "cosine": cosines[i, j]}
+                for (i, a), (j, b) in itertools.product(enumerate(timesteps), repeat=2)
+            ]
             progress.update(1)
-    return {"timesteps": timesteps, "draws": draws, "n": len(images)}
+    job.table("gradients", rows)
+    return {}
 
 
 def make_activations(job: Job) -> dict[str, Any]:
     """Of every expert, beside random weight changes as long as its task vector."""
     scheduler, members = job.pipeline.scheduler, job.members()
-    ranges = routing_ranges(job["range_cut"], len(members), scheduler)
+    ranges = job.ranges()
     images, base = job.images("train")[:ACTIVATION_IMAGES], job.pipeline.unet.eval()
     vectors = Merger(base, members).vectors
     rows = []
@@ -65,32 +71,38 @@ def make_activations(job: Job) -> dict[str, Any]:
             for i, row in enumerate(differences(expert, own)):
                 share = sum(found[i]["share"] for found in random) / RANDOM_STEPS
                 rows.append({"range": k + 1, "n": len(images), **row, "share_at_random": share})
-    return {"rows": rows}
+    job.table("activations", rows)
+    return {}
 
 
 def make_landscape(job: Job) -> dict[str, Any]:
     scheduler, points = job.pipeline.scheduler, job["plane_points"] | 1  # odd: with the centre
-    noise = job.fixed_noise("search", scheduler)
+    noise = job.few_noisy(scheduler)
     with bar(points**2, job.label, "point") as progress:
         rows = analysis.landscape(
             job.pipeline.unet.eval(),
             noise,
-            routing_ranges(job["range_cut"], job["n_ranges"], scheduler),
+            job.ranges(),
             LANDSCAPE_RADIUS,
             points,
             job["seed"],
             job.device,
             lambda: progress.update(1),
         )
-    return {"points": rows}
+    job.table("landscape", rows)
+    return {}
 
 
 def make_task_vectors(job: Job) -> dict[str, Any]:
     vectors = Merger(job.pipeline.unet, job.members()).vectors
     flat = torch.stack([torch.cat([t.flatten() for t in v.values()]) for v in vectors])
     unit = flat / flat.norm(dim=1, keepdim=True)
+    rows = []
+    for k, vector in enumerate(vectors, start=1):
+        parts = analysis.task_vector_quantiles(vector)
+        rows += [{"range": k, "block": block, **values} for block, values in parts.items()]
+    job.table("task_vectors", rows)
     return {
-        "quantiles": [analysis.task_vector_quantiles(v) for v in vectors],
         "norms": flat.norm(dim=1).tolist(),
         "cosines": (unit @ unit.T).tolist(),
     }
@@ -98,21 +110,21 @@ def make_task_vectors(job: Job) -> dict[str, Any]:
 
 def make_range_losses(job: Job) -> dict[str, Any]:
     scheduler = job.pipeline.scheduler
-    ranges = routing_ranges(job["range_cut"], job["n_ranges"], scheduler)
-    noise = job.fixed_noise("search", scheduler)
+    ranges, noise = job.ranges(), job.few_noisy(scheduler)
     rows = []
     for label, model in zip(job["labels"], [job.pipeline.unet, *job.members()], strict=True):
         errors = noise.errors(model.eval().to(job.device), job.device)
         for k, own in enumerate(ranges, start=1):
             loss = noise.mean_in(errors, own)
             rows.append({"model": label, "range": k, "held_out_loss": loss})
-    return {"losses": rows}
+    job.table("range_losses", rows)
+    return {}
 
 
 def make_plane(job: Job) -> dict[str, Any]:
     pipeline, device = job.pipeline, job.device
     merger = Merger(pipeline.unet, job.members())
-    noise = job.fixed_noise("search", pipeline.scheduler)
+    noise = job.few_noisy(pipeline.scheduler)
     axis = np.linspace(-0.2, 1.2, job["plane_points"]).round(6).tolist()
     last, points = len(merger.vectors) - 1, []
     with bar(len(axis) ** 2, job.label, "point") as progress:
@@ -122,6 +134,8 @@ def make_plane(job: Job) -> dict[str, Any]:
                 weights[0] += w1
                 weights[last] += w2
                 loss = noise.loss(merger.merged(weights).to(device), device)
-                points.append({"w1": w1, "w2": w2, "loss": loss})
+                place = {"w1": w1, "w2": w2, "expert1": 1, "expert2": last + 1}
+                points.append({**place, "loss": loss})
                 progress.update(1)
-    return {"points": points, "experts": [1, last + 1]}
+    job.table("plane", points)
+    return {}

@@ -3,73 +3,92 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from diffusers import DDPMScheduler, UNet2DModel
 
-from deme_lib.diffusion import models
+from deme_lib.diffusion import models, training
 from deme_lib.diffusion.cuts import training_ranges
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.training import Training, TrainingSpec
-from deme_lib.experiment.recipes import ADAM
+from deme_lib.experiment.recipes import ADAM, SHIPPED
 from deme_lib.experiment.stages.job import Job
-from deme_lib.experiment.store import CHECKPOINT, HISTORY, write_text
-from deme_lib.method.projection import plain_or_projected, projection_share
+from deme_lib.experiment.store import CHECKPOINT, HISTORY, WORKING, read_json, write_text
+from deme_lib.method.projection import projection_share
 from deme_lib.method.timesteps import split_timesteps
 
-HELD_OUT_POINTS = 16  # evaluations of the held-out loss over a run
+HELD_OUT_POINTS = 16  # looks at the held-out loss over a run
 SNAPSHOTS = (4, 2)  # pretraining leaves models at 1/4 and 1/2 of its steps, to judge the metric
 
 
 def load_baseline(job: Job) -> dict[str, Any]:
-    pipeline = models.load_pipeline(job["pretrained"])
-    shape = tuple(job.images("train").shape[1:])
-    models.check_pipeline(pipeline, job["num_train_timesteps"], shape)
+    """A shipped model of this training seed with its snapshots and history, or a user's own."""
+    source = job["pretrained"]
+    data = job.inputs["data"].results
+    if source == SHIPPED:
+        folder = models.shipped_pretrained(source, job["seed"])
+        models.check_card(folder, data["train_hash"], job["seed"])
+        for path in [*folder.glob("snapshot-*"), folder / "history.csv"]:
+            copy = shutil.copytree if path.is_dir() else shutil.copyfile
+            copy(path, job.folder / path.name)
+        source = str(folder / "pipeline")
+    pipeline = models.load_pipeline(source)
+    models.check_pipeline(pipeline, job["num_train_timesteps"], tuple(data["shape"]))
     models.save_pipeline(pipeline.unet, pipeline.scheduler, job.folder / "pipeline")
-    noise = job.fixed_noise("search", pipeline.scheduler)
-    loss = noise.loss(pipeline.unet.eval().to(job.device), job.device)
-    return {"history": [{"step": 0, "learning_rate": 0.0, "held_out_loss": loss}]}
+    if not (job.folder / "history.csv").is_file():
+        losses = _losses(job, pipeline.unet.eval(), pipeline.scheduler)
+        job.table("history", [{"run": "baseline", "step": 0, "learning_rate": 0.0, **losses}])
+    return {}
 
 
 def train_baseline(job: Job) -> dict[str, Any]:
-    images = job.images("train")
-    size = images.shape[-1]
+    """A model from scratch, with snapshots along the way."""
     unet = models.new_unet(
-        images.shape[1],
-        size,
+        tuple(job.images("train").shape[1:]),
         job["model_channels"],
         job["layers_per_block"],
         job["seed"],
-        job["init_roundings"],
-        job["attention"],
+        attention=job["attention"],
     )
     scheduler = models.new_scheduler(job["num_train_timesteps"])
     every_timestep = range(job["num_train_timesteps"])
     spec = _spec(job, job["pretrain_steps"], every_timestep, job["pretrain_lr"], ema_warmup=True)
     snapshots = {job["pretrain_steps"] // d: f"snapshot-{d}" for d in SNAPSHOTS}
-    run, history = _train(job, unet, scheduler, spec, snapshots=snapshots)
+    run = Training(unet, scheduler, job.images("train"), spec, **_execution(job))
+    _follow(job, run, snapshots)
     models.save_pipeline(run.ema_unet(), scheduler, job.folder / "pipeline")
-    return {"history": history}
+    return {}
 
 
 def finetune(job: Job) -> dict[str, Any]:
+    """A copy of the pretrained model, trained on its range of timesteps or on all."""
     pipeline = job.pipeline
-    teacher = pipeline.unet if job["consistency_weight"] > 0 else None
-    unet = plain_or_projected(
-        models.load_unet(job.inputs["baseline"].path / "pipeline" / "unet"),
-        job["channel_projection"],
-    )
+    alphas_cumprod = pipeline.scheduler.alphas_cumprod
     ranges = training_ranges(job["range_cut"], job["n_ranges"], pipeline.scheduler)
     spec = _spec(job, job["steps"], ranges[job["range_index"]], job["finetune_lr"])
-    run, history = _train(job, unet, pipeline.scheduler, spec, teacher)
-    trained = run.ema_unet()
-    trained.save_pretrained(job.folder / "unet")
-    results = {"history": history, "projection_share": projection_share(trained)}
+    count = job["checkpoints"]
+    along = {job["steps"] * k // count: f"checkpoint-{k}" for k in range(1, count + 1)}
+    run = training.finetune(
+        pipeline.unet,
+        pipeline.scheduler,
+        job.images("train"),
+        spec,
+        channel_projection=job["channel_projection"],
+        **_execution(job),
+    )
+    _follow(job, run, along if count > 1 else {})
+    run.ema_unet().save_pretrained(job.folder / "unet")
+    for decay in job["further_ema_decays"]:
+        run.ema_unet(decay).save_pretrained(job.folder / f"ema-{decay:g}")
+    results = {"projection_share": projection_share(run.ema_unet())}
     if run.uncertainty is not None:
         results["task_weights"] = [
             run.uncertainty.weights()[own.start].item()
-            for own in split_timesteps(spec.n_tasks, pipeline.scheduler.config.num_train_timesteps)
+            for own in split_timesteps(spec.n_tasks, len(alphas_cumprod))
         ]
     return results
 
@@ -77,8 +96,7 @@ def finetune(job: Job) -> dict[str, Any]:
 def _spec(
     job: Job, steps: int, own_range: range, learning_rate: float, ema_warmup: bool = False
 ) -> TrainingSpec:
-    weighting = ("loss_weighting", "min_snr_gamma", "p2_gamma", "n_tasks")
-    extra = ("probability", "consistency_weight", *weighting)
+    extra = ("probability", "consistency_weight", "loss_weighting", "min_snr_gamma", "p2_gamma")
     return TrainingSpec(
         steps=steps,
         purpose=(job["seed"], job.parameters.get("purpose", job.label)),
@@ -87,36 +105,35 @@ def _spec(
         final_learning_rate=job["finetune_lr"],
         precision=job["precision"],
         ema_warmup=ema_warmup,
+        further_ema_decays=tuple(job["further_ema_decays"]),
         **{name: job[name] for name in ADAM},
-        **{name: job[name] for name in extra if name in job.parameters},
+        **{name: job[name] for name in (*extra, "n_tasks") if name in job.parameters},
     )
 
 
-def _train(
-    job: Job,
-    unet: UNet2DModel,
-    scheduler: DDPMScheduler,
-    spec: TrainingSpec,
-    teacher: UNet2DModel | None = None,
-    snapshots: Mapping[int, str] | None = None,
-) -> tuple[Training, list[dict[str, float]]]:
-    """A run trained to its end, with the held-out loss of the EMA weights along the way."""
-    snapshots = snapshots or {}
-    checkpoint, kept = job.folder / CHECKPOINT, job.folder / HISTORY
-    run = Training(
-        unet,
-        scheduler,
-        job.images("train"),
-        spec,
-        teacher,
-        job.device.type,
-        checkpoint,
-        job.checkpoint_every,
-    )
-    noise = job.fixed_noise("search", scheduler)
+def _losses(job: Job, unet: UNet2DModel, scheduler: DDPMScheduler) -> dict[str, float]:
+    """Of held-out and of training images, under the same kind of fixed noise."""
+    unet = unet.to(job.device)
+    return {
+        column: job.few_noisy(scheduler, role).loss(unet, job.device)
+        for column, role in (("held_out_loss", "search"), ("train_loss", "train"))
+    }
+
+
+def _execution(job: Job) -> dict[str, Any]:
+    """Where a run computes and keeps its checkpoints."""
+    return {
+        "device": job.device.type,
+        "checkpoint": job.folder / CHECKPOINT,
+        "checkpoint_every": job.checkpoint_every,
+    }
+
+
+def _follow(job: Job, run: Training, snapshots: Mapping[int, str]) -> None:
+    """Train to the end; keep losses of the EMA weights along the way, and some of the weights."""
+    spec, kept = run.spec, job.folder / HISTORY
     every = max(1, spec.steps // HELD_OUT_POINTS)
-    history = json.loads(kept.read_text()) if kept.is_file() else []
-    history = [point for point in history if point["step"] <= run.position]
+    history = _history(kept, run.position)
 
     def look(step: int) -> None:
         """Also after a resumption: a run may be killed between a checkpoint and its look."""
@@ -125,10 +142,10 @@ def _train(
             return
         ema = run.ema_unet()
         if step in snapshots:
-            ema.save_pretrained(job.folder / snapshots[step])
-        loss = noise.loss(ema.to(run.accelerator.device), run.accelerator.device)
-        rate = spec.learning_rate_at(max(0, step - 1))
-        history.append({"step": step, "learning_rate": rate, "held_out_loss": loss})
+            ema.save_pretrained(job.folder / WORKING / snapshots[step])
+        point = {"run": job.label, "step": step}
+        point["learning_rate"] = spec.learning_rate_at(max(0, step - 1))
+        history.append(point | _losses(job, ema, run.scheduler))
         write_text(kept, json.dumps(history))
 
     look(run.position)
@@ -136,4 +153,14 @@ def _train(
         for step in run:
             progress.update(1)
             look(step.step)
-    return run, history
+    for name in snapshots.values():  # kept there, so that an interrupted run has them too
+        shutil.copytree(job.folder / WORKING / name, job.folder / name)
+    for name in snapshots.values():
+        os.rename(job.folder / WORKING / name, job.folder / name)
+    job.table("history", history)
+
+
+def _history(path: Path, position: int) -> list[dict[str, Any]]:
+    """The looks of an interrupted run, up to the step that it goes on from."""
+    found = read_json(path) if path.is_file() else []
+    return [point for point in found if point["step"] <= position]

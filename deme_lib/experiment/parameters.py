@@ -1,4 +1,4 @@
-"""The typed schema of all parameters, and the checks that every way in goes through.
+"""The ways in for parameters: files, overrides, notebooks; each checked against the schema.
 
 A parameter file is flat YAML and names only what differs from the defaults, which live in
 ``schema``. Unknown and ill-typed parameters are errors that name the nearest right one.
@@ -8,36 +8,44 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from deme_lib import ROOT
+from deme_lib.errors import Explained
 from deme_lib.experiment.schema import Parameters
 
 PRESETS = ROOT / "params"
-DATASET = Parameters.model_fields["dataset"].default
+FIELDS = Parameters.model_fields
+BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
-class ParameterError(ValueError):
+class ParameterError(Explained, ValueError):
     """A parameter is unknown, of the wrong type, or out of range."""
 
 
 def check(values: dict[str, Any], source: str) -> Parameters:
     """Overlay ``values`` on the defaults and check everything.
 
-    Where they name another data set and no pretrained model, one is trained.
+    The default pretrained model belongs to the default data set: on another, one is trained.
 
     Raises:
         ParameterError: naming the parameter, what is wrong, and what to do.
     """
-    for name in values:
-        if name not in Parameters.model_fields:
-            raise ParameterError(f"{source}: unknown parameter {name!r}{_nearest(name)}")
-    if values.get("dataset", DATASET) != DATASET:
-        values = {"pretrained": "", **values}
+    if unknown := [name for name in values if name not in FIELDS]:
+        raise ParameterError(f"{source}: unknown parameter {unknown[0]!r}{_nearest(unknown[0])}")
+    values = {n: os.path.expanduser(v) if isinstance(v, str) else v for n, v in values.items()}
+    shipped = {name: FIELDS[name].default for name in ("dataset", "pretrained")}
+    if {**shipped, **values}["dataset"] != shipped["dataset"]:
+        values = values | {"pretrained": values.get("pretrained", "")}
+        if values["pretrained"] == shipped["pretrained"]:
+            values["pretrained"] = ""
     try:
         return Parameters(**values)
     except ValidationError as error:
@@ -67,57 +75,65 @@ def folder_name(p: Parameters) -> str:
 
 def read(path: str | Path) -> dict[str, Any]:
     """What a parameter or sweep file holds, unchecked."""
-    found = next((p for p in (Path(path), ROOT / path) if p.is_file()), None)
+    found = next((p for p in (Path(path or ""), ROOT / (path or "")) if p.is_file()), None)
     if found is None:
         presets = ", ".join(sorted(str(p.relative_to(ROOT)) for p in PRESETS.rglob("*.yaml")))
-        raise ParameterError(f"no parameter file {path}; there are {presets}")
-    return _read_yaml(found)
+        raise ParameterError(f"no parameter file {str(path or '')!r}; there are {presets}")
+    try:
+        text = found.read_text()
+        values, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ParameterError(f"{found} is not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+        raise ParameterError(f"{found} must be a flat list of `name: value` lines")
+    names = [key.value for key, _ in root.value]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ParameterError(f"{found} gives {twice[0]!r} twice: delete one of its lines")
+    for name, node in root.value:
+        if remedy := _misread(node.value, values[name.value]):
+            raise ParameterError(f"{found}, {name.value}: {remedy}")
+    return values
 
 
 def from_notebook(namespace: dict[str, Any]) -> Parameters:
     """Check the parameters of a notebook, whoever set them: its cell, papermill, or a person.
 
     papermill injects every key of ``-f`` into every notebook and only warns of unknown ones, so
-    the names are read from the cells that were run (IPython's ``In``).
+    the names are read from the cells that were run (IPython's ``In``): those of papermill's cell,
+    and those of cells that give a known parameter a literal. Of an annotated cell that was edited
+    and run again, the last version counts. What papermill's own reading of a file hides (a
+    parameter given twice, 0100 for 64) shows in ``load`` alone, and so in ``make`` and ``check``.
 
     Args:
         namespace: the notebook's ``globals()``.
     """
-    fields, cells = set(Parameters.model_fields), []
+    names: dict[str, None] = {}
+    declared: dict[bool, set[str]] = {}
     for source in namespace.get("In", []):
-        names = _names_set_by(source)
-        known = fields & set(names)
-        if known:  # a cell that was edited and run again replaces what it said before
-            cells = [c for c in cells if not fields & set(c) or not fields & set(c) <= known]
-        cells.append(names)
-    names = [name for cell in cells for name in cell if name in namespace]
-    return check({name: namespace[name] for name in names}, "this notebook")
+        assigned, injected = _assigned(source), source.startswith("# Parameters")
+        known = [name for name in assigned if name in FIELDS]
+        if injected or any(_is_literal(assigned[name].value) for name in known):
+            names |= dict.fromkeys(known)
+        here = {n for n, s in assigned.items() if injected or isinstance(s, ast.AnnAssign)}
+        if injected or here & FIELDS.keys():
+            declared[injected] = here
+    wanted = [*names, *sorted(set().union(*declared.values()) - FIELDS.keys())]
+    return check({name: namespace[name] for name in wanted if name in namespace}, "this notebook")
 
 
-def _names_set_by(source: str) -> list[str]:
-    """Names that a cell sets as parameters: none, unless it is a parameters cell.
-
-    That is papermill's injected cell, or one that assigns a literal to a known parameter. Where a
-    cell does other things as well, only the known names in it are parameters.
-    """
+def _assigned(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
+    """Names that a cell assigns, with the assignment."""
     lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
     try:
         statements = ast.parse("\n".join(lines)).body
     except SyntaxError:
-        return []
-    assignments = [s for s in statements if isinstance(s, ast.Assign | ast.AnnAssign) and s.value]
-    names = {name: s for s in assignments for name in _targets(s)}
-    known = [name for name in names if name in Parameters.model_fields]
-    if source.startswith("# Parameters"):
-        return list(names)
-    if not any(_is_literal(names[name].value) for name in known):
-        return []
-    return list(names) if len(assignments) == len(statements) else known
-
-
-def _targets(statement: ast.Assign | ast.AnnAssign) -> list[str]:
-    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-    return [t.id for t in targets if isinstance(t, ast.Name)]
+        return {}
+    found = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value:
+            targets = getattr(statement, "targets", None) or [statement.target]
+            found |= {t.id: statement for t in targets if isinstance(t, ast.Name)}
+    return found
 
 
 def _is_literal(value: ast.expr) -> bool:
@@ -128,47 +144,64 @@ def _is_literal(value: ast.expr) -> bool:
     return True
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def listing() -> str:
+    """Every parameter with its default, type, range and meaning, as a parameter file."""
+    return "\n".join(
+        f"{name}: {_as_yaml(field.default)}  # {', '.join(_kind(field))}: {field.description}"
+        for name, field in FIELDS.items()
+    )
+
+
+def _kind(field: FieldInfo) -> list[str]:
+    """Type and range of a parameter, in words."""
+    kind, arguments = field.annotation, get_args(field.annotation)
+    if get_origin(kind) is Literal:
+        return [" | ".join(arguments)]
+    bounds = [(sign, getattr(m, b, None)) for m in field.metadata for b, sign in BOUNDS.items()]
+    name = str(kind) if arguments else kind.__name__
+    return [name, *(f"{sign} {bound}" for sign, bound in bounds if bound is not None)]
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).split("\n")[0]
+
+
+def _misread(text: Any, value: Any) -> str | None:
+    """What to write where YAML 1.1 makes a number of a text that reads as another, or as none."""
+    if not isinstance(text, str) or type(value) not in (int, float):
+        return None
+    number = _number(text.replace("_", ""))
+    if number == value or not math.isfinite(value):
+        return None
+    other = "" if number is None else f", or {_as_yaml(type(value)(number))}"
+    return f"YAML reads {text} as {value}: write {_as_yaml(value)}{other}"
+
+
+def _number(text: Any) -> float | None:
     try:
-        text = path.read_text()
-        values = yaml.safe_load(text)
-        twice = _given_twice(yaml.compose(text, yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ParameterError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-        raise ParameterError(f"{path} must be a flat list of `name: value` lines")
-    if twice:
-        raise ParameterError(f"{path} gives {twice[0]!r} twice: delete one of its lines")
-    return values
-
-
-def _given_twice(node: yaml.Node | None) -> list[str]:
-    """Names that a mapping sets more than once; YAML would silently take the last."""
-    names = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-    return [name for name in names if names.count(name) > 1]
+        return float(text)
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, Parameters.model_fields, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
     return (
         f"; did you mean {close[0]!r}?" if close else "; `python -m deme_lib parameters` lists them"
     )
 
 
 def _explain(error: Any) -> str:
+    """One problem of a value, with what to write instead where that can be told."""
+    problem, value = error["msg"].removeprefix("Value error, "), error["input"]
     if not error["loc"]:
-        return error["msg"].removeprefix("Value error, ")
-    name, value = error["loc"][0], error["input"]
-    problem = error["msg"].removeprefix("Value error, ")
-    text = f"{name}={value!r}: {problem} ({Parameters.model_fields[name].description})"
-    if isinstance(value, str) and "e" in value.lower() and _is_number(value):
-        text += f"; YAML reads {value} as text, write {float(value)!r}"
+        return problem
+    name, number = error["loc"][0], None if isinstance(error["input"], bool) else _number(value)
+    text = f"{name}={value!r:.80}: {problem} ({FIELDS[name].description})"
+    if error["type"].startswith("int") and number is not None and number.is_integer():
+        return f"{text}; write {int(number)}"
+    if error["type"].startswith("float") and number is not None and math.isfinite(number):
+        return f"{text}; write {_as_yaml(number)}"
+    if error["type"] in ("string_type", "literal_error") and not isinstance(value, str | list):
+        return f"{text}; a word that YAML reads as something else needs quotes"
     return text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,8 +154,6 @@ def _follow(job: Job, run: Training, snapshots: Mapping[int, str]) -> None:
             look(step.step)
     for name in snapshots.values():  # kept there, so that an interrupted run has them too
         shutil.copytree(job.folder / WORKING / name, job.folder / name)
-    for name in snapshots.values():
-        os.rename(job.folder / WORKING / name, job.folder / name)
     job.table("history", history)
 
 

@@ -88,6 +88,8 @@ def accuracy(model: Classifier, images: data.Images) -> float:
 def train(name: str, roles: dict[str, data.Images], split_seed: int, folder: Path) -> None:
     """Train ``<name>-a`` and so on of ``SEEDS`` on the train images; write weights and cards."""
     images = roles["train"].images
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(f"classifiers take square images, not {images.shape[1:]}: set image_size")
     steps = max(STEPS, EPOCHS * len(images) // BATCH)
     for letter, seed in SEEDS.items():
         model = _fit(roles["train"], seed, steps)

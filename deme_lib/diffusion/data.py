@@ -36,7 +36,7 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Images:
-    """uint8 images [n, C, H, W] and int64 labels [n] (all 0 where the data has none)."""
+    """uint8 images [n, C, H, W] and int64 labels [n] (all 0 where any is missing)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -168,9 +168,7 @@ def split(
         roles |= _cut(labels, wanted, seed, source, partial(read, size=image_size))
     shapes = {name: images.images.shape[1:] for name, images in roles.items()}
     if len(set(shapes.values())) > 1:
-        raise DataError(
-            f"{source}: train and test images differ in size: {shapes}; make them alike"
-        )
+        raise DataError(f"{source}: the roles differ in shape: {shapes}; make them alike")
     return roles
 
 
@@ -242,8 +240,10 @@ def _load_idx(folder: Path) -> dict[str, tuple[np.ndarray, Callable]]:
 
 def _part(data, source: str) -> tuple[np.ndarray, Callable]:
     image, label = _columns(data, source)
-    labels = np.asarray(data[label]) if label else np.zeros(len(data), np.int64)
-    return labels, partial(_decode, data, image, source)
+    found = list(data[label]) if label else [None]
+    if any(x is None or x < 0 for x in found):  # -1: how hubs mark labels that are kept back
+        found = [0] * len(data)
+    return np.array(found, np.int64), partial(_decode, data, image, source)
 
 
 def _take(images: np.ndarray, indices: np.ndarray, size: int) -> np.ndarray:
@@ -262,15 +262,15 @@ def _load_dataset(source: str):
     try:
         return datasets.load_dataset(str(folder) if folder else source)
     except Exception as error:  # the library raises dozens of types, its HTTP client's too
-        reason = f"({type(error).__name__}: {str(error)[:200]})"
         layout = "parquet files, or images sorted into train/ and test/, and no code"
-        if folder:
-            raise DataError(f"cannot load {folder} {reason}. It should hold {layout}") from error
-        raise DataError(
-            f"cannot load the Hugging Face data set {source!r} {reason}. With a network, "
-            f"huggingface.co/datasets/{source} is fetched by itself; without, copy it to a folder "
-            f"({layout}) and name that folder in the parameter `dataset`"
-        ) from error
+        remedy = f"It should hold {layout}"
+        if not folder:
+            remedy = (
+                f"With a network, huggingface.co/datasets/{source} is fetched by itself; without, "
+                f"copy it to a folder ({layout}) and name that folder in the parameter `dataset`"
+            )
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise DataError(f"cannot load the data set {source} ({reason}). {remedy}") from error
 
 
 def _parts_to_roles(parts, train_and_search: int) -> dict[str, tuple[str, ...]]:
@@ -297,20 +297,29 @@ def _decode(data, column: str, source: str, indices: np.ndarray, size: int) -> n
     images = None
     for k, i in enumerate(indices.tolist()):
         try:
-            picture = data[i][column]
+            image = fit(_pixels(data[i][column]), size)
         except Exception as error:  # whatever the image decoder raises
             raise DataError(f"{source}: image {i} cannot be read ({error}): replace it") from error
-        if picture.mode == "I;16":  # convert() would clip at 255
-            array = (np.asarray(picture) >> 8).astype(np.uint8)
-        else:
-            array = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
-        array = fit(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), size)
         if images is None:
-            images = np.empty((len(indices), *array.shape), np.uint8)
-        if array.shape != images.shape[1:]:
+            images = np.empty((len(indices), *image.shape), np.uint8)
+        if image.shape != images.shape[1:]:
+            alike = len(image) == images.shape[1]
+            remedy = "make them alike, or set image_size" if alike else "save all as grey or colour"
             raise DataError(
-                f"{source}: image {i} is {array.shape}, the first is {images.shape[1:]}: make "
-                "them alike, or set image_size"
+                f"{source}: image {i} is {image.shape}, the first is {images.shape[1:]}: {remedy}"
             )
-        images[k] = array
+        images[k] = image
     return images
+
+
+def _pixels(picture: Image.Image | None) -> np.ndarray:
+    """uint8 [C, H, W]: grey stays grey, 16 bits keep their upper 8, all else becomes RGB."""
+    if picture is None:
+        raise ValueError("it is null")
+    if picture.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits and no known range, 8 or 16 are taken")
+    if picture.mode.startswith("I;16"):  # convert() would clip at 255
+        array = (np.asarray(picture) >> 8).astype(np.uint8)
+    else:
+        array = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

@@ -157,22 +157,16 @@ def halves_difference(features: Features, reference: Features, repeats: int, see
 
 
 def fresh_draws(count: int, n: int, draws: int, seed: int) -> list[torch.Tensor]:
-    """Indices [n] of each of ``draws`` draws of n out of ``count``, disjoint where they can be."""
+    """Indices [n] of ``draws`` draws of n out of ``count`` real images, disjoint where possible.
+
+    Of images that no model saw: their FID to the reference is the floor, a perfect model's.
+    """
     if n > count:
         raise MetricError(f"{count} fresh images are too few to draw {n}: extrapolate the floor")
     rng, order = np.random.default_rng(seed), []
     while len(order) < draws:
         order += np.split(rng.permutation(count)[: count // n * n], count // n)
     return [torch.from_numpy(rows) for rows in order[:draws]]
-
-
-def fresh_floor(fresh: Features, reference: Features, n: int, draws: int, seed: int) -> list[float]:
-    """FID of n real images that no model saw against the reference, for each of ``fresh_draws``.
-
-    What a perfect model would score with n images.
-    """
-    rows = fresh_draws(len(fresh), n, draws, seed)
-    return [frechet(fresh[chosen], reference) for chosen in rows]
 
 
 def extrapolated_floor(real: Features, n: int, m: int, repeats: int, seed: int) -> float:

@@ -170,9 +170,10 @@ class Training:
             learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
             optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
         self.unet, self.optimiser = self.accelerator.prepare(unet.train(), optimiser)
+        self.parameters = list(self.unet.parameters())  # walking through the modules takes time
         self.emas = {  # by decay, the main one first
             decay: EMAModel(
-                unet.parameters(),
+                self.parameters,
                 decay=decay,
                 min_decay=0.0 if spec.ema_warmup else decay,
                 foreach=True,
@@ -243,7 +244,7 @@ class Training:
         consistency = None if self.teacher is None else squared_error(prediction, target)
         loss = self._loss(squared_error(prediction, noise), consistency, timesteps)
         self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.unet.parameters(), spec.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, spec.clip_norm)
         value, norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
         if not math.isfinite(value):
             raise self._error(f"the loss is {value}", step + 1)
@@ -253,7 +254,7 @@ class Training:
         self.optimiser.step()
         self.optimiser.zero_grad()
         for ema in self.emas.values():
-            ema.step(self.unet.parameters())
+            ema.step(self.parameters)
         return value
 
     def _error(self, what: str, step: int) -> TrainingError:
@@ -267,7 +268,7 @@ class Training:
     def _check_weights(self) -> None:
         """Neither a checkpoint nor a result may hold weights that are not finite."""
         averages = (weights for ema in self.emas.values() for weights in ema.shadow_params)
-        for weights in (*self.unet.parameters(), *averages):
+        for weights in (*self.parameters, *averages):
             if not weights.isfinite().all():
                 raise self._error("a weight is not finite", self.position)
 

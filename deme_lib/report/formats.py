@@ -1,4 +1,4 @@
-"""Files of tables and figures: the same content gives the same bytes."""
+"""Numbers as printed, and files that are the same bytes for the same content."""
 
 from __future__ import annotations
 
@@ -6,8 +6,54 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+
+UNKNOWN = "–"
+
+
+def number(x: float, digits: int = 3) -> str:
+    """So many significant digits and a true minus sign; a dash where nothing is known."""
+    if pd.isna(x):
+        return UNKNOWN
+    decimals = digits - 1 - int(np.floor(np.log10(abs(x)))) if x and np.isfinite(x) else digits
+    return f"{x:,.{min(max(decimals, 0), 9)}f}".replace("-", "−")
+
+
+def percent(x: float, digits: int = 3) -> str:
+    return UNKNOWN if pd.isna(x) else f"{number(100 * x, digits)} %"
+
+
+def decimals(x: float, places: int = 3) -> str:
+    """So many decimals, as columns of a table have."""
+    return UNKNOWN if pd.isna(x) else f"{x:,.{places}f}".replace("-", "−")
+
+
+def count(x: float) -> str:
+    """With commas; one decimal where it is a mean."""
+    return decimals(x, 0 if pd.isna(x) or np.isclose(x, round(x)) else 1)
+
+
+def plus_minus(mean: float, spread: float) -> str:
+    """Signed ``mean ± spread`` with the spread's first two digits; without it where unknown."""
+    if pd.isna(mean):
+        return UNKNOWN
+    places = int(np.clip(1 - np.floor(np.log10(spread)), 0, 8)) if spread > 0 else 3
+    sign = "+" if mean > 0 else ""
+    return f"{sign}{decimals(mean, places)}" + (
+        "" if pd.isna(spread) else f" ± {decimals(spread, places)}"
+    )
+
+
+def interval(effect: float, low: float, high: float) -> str:
+    """``effect [low, high]`` with the first two digits of the interval's half-width."""
+    if pd.isna(low):
+        return number(effect)
+    half = (high - low) / 2
+    places = int(np.clip(1 - np.floor(np.log10(half)), 0, 8)) if half > 0 else 3
+    low, high = decimals(low, places), decimals(high, places)
+    return f"{decimals(effect, places)} [{low}, {high}]"
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -17,13 +63,13 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def latex(table: pd.DataFrame, caption: str, label: str) -> str:
+def latex(table: pd.DataFrame, caption: str, name: str) -> str:
     """A table of strings as a LaTeX table (needs booktabs)."""
     lines = [" & ".join(map(_tex, line)) + r" \\" for line in table.to_numpy().tolist()]
     head = " & ".join(map(_tex, table.columns)) + r" \\"
     body = "\n".join([r"\toprule", head, r"\midrule", *lines, r"\bottomrule"])
     return (
-        f"\\begin{{table}}\n\\caption{{{_tex(caption)}}}\n\\label{{tab:{label}}}\n"
+        f"\\begin{{table}}\n\\caption{{{_tex(caption)}}}\n\\label{{tab:{name}}}\n"
         f"\\begin{{tabular}}{{l{'r' * (table.shape[1] - 1)}}}\n{body}\n"
         "\\end{tabular}\n\\end{table}"
     )
@@ -31,6 +77,10 @@ def latex(table: pd.DataFrame, caption: str, label: str) -> str:
 
 def write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    write(path, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
 def save(figure: Figure, path: Path) -> None:

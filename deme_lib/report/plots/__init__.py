@@ -1,11 +1,10 @@
 """DataFrames to figures: one function per figure, one colour and marker per arm everywhere.
 
 Nothing is read or written here; a caller shows or saves the Figure that comes back. Columns are
-those of ``tables.COLUMNS``.
+those of ``records.COLUMNS``.
 """
 
-from deme_lib.report.plots.arms import main, neighbours, samples, search
-from deme_lib.report.plots.costs import cost
+from deme_lib.report.plots.arms import ema_horizon, main, neighbours, samples, search, sweep
 from deme_lib.report.plots.paper import (
     activations,
     gradient_similarity,
@@ -13,14 +12,12 @@ from deme_lib.report.plots.paper import (
     plane,
     task_vectors,
 )
-from deme_lib.report.plots.style import STYLES
-from deme_lib.report.plots.sweeps import sweep
-from deme_lib.report.plots.training import history, loss_per_timestep
+from deme_lib.report.plots.training import gate, history, loss_per_timestep
 
 __all__ = [
-    "STYLES",
     "activations",
-    "cost",
+    "ema_horizon",
+    "gate",
     "gradient_similarity",
     "history",
     "landscape",

@@ -1,4 +1,4 @@
-"""The paper's own figures: 1a, 2, 4, 6a and 6b; each caption says whether the paper's is seen."""
+"""The paper's own figures: 1a, 2, 4, 6a and 6b."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy.interpolate import RegularGridInterpolator
 
-from deme_lib.report import observations
-from deme_lib.report.plots.style import COLOURS, captioned, label, subplots
+from deme_lib.report.plots.style import COLOURS, captioned, grid, legend, subplots
 
 
 def gradient_similarity(
     df: pd.DataFrame, caption: str = "", num_train_timesteps: int = 1000
 ) -> Figure:
-    """Fig. 1a: cosines of the gradients at two timesteps, as a map and as two histograms."""
+    """Fig. 1a: cosines of the gradients at two timesteps, as a map (the mean over noise draws) and
+    as two histograms (of all draws)."""
     models = [m for m in ("pretrained", "merged") if m in set(df["model"])]
     figure, axes = subplots(len(models), 2, (10, 0.4 + 4.3 * len(models)), width_ratios=[1.1, 1])
     mirrored = df.rename(columns={"timestep1": "timestep2", "timestep2": "timestep1"})
@@ -34,12 +34,7 @@ def gradient_similarity(
             _gradient_histogram(right, part[part["timestep2"] < stop], bins, stop, colour)
         right.set(xlabel="cosine of two different timesteps", ylabel="share of pairs")
         right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
-    n, draws = df["n"].iloc[0], df["draw"].nunique()
-    note = f"n = {n:,} training images per gradient, without projections; {draws} noise draws: "
-    note += "the map is their mean, the histogram has all of them"
-    return captioned(
-        figure, f"{caption}. {note}. {observations.gradients(df, num_train_timesteps)}"
-    )
+    return captioned(figure, caption)
 
 
 def _gradient_map(ax: plt.Axes, df: pd.DataFrame) -> None:
@@ -62,7 +57,10 @@ def _gradient_histogram(ax: plt.Axes, df: pd.DataFrame, bins, stop: float, colou
 
 
 def activations(df: pd.DataFrame, caption: str = "") -> Figure:
-    """Fig. 2: how far finetuning moves a block's channel means and position means."""
+    """Fig. 2: how far finetuning moves a block's channel means and position means.
+
+    Boxes: quartiles, whiskers: 5 to 95 %; black: of random weight changes as long.
+    """
     blocks = list(df["block"].unique())
     figure, axes = subplots(2, 2, (10, 6.8), sharex=True, sharey="row")
     names = {"channel": "by channel", "spatial": "by position"}
@@ -78,17 +76,11 @@ def activations(df: pd.DataFrame, caption: str = "") -> Figure:
     axes[1, 0].set_ylabel("share of the difference's\nvariance explained")
     axes[0, 0].set_ylim(bottom=0)
     _range_legend(figure, df)
-    note = (
-        f"n = {df['n'].iloc[0]:,} training images, each noised at a timestep of the expert's "
-        "range: mean output of a block in the expert minus in the pretrained model. Boxes: "
-        "quartiles over channels or positions, whiskers: 5 % to 95 %; black: the share "
-        "of random weight changes as long as the task vector (mean of 3)"
-    )
-    return captioned(figure, f"{caption}. {note}. {observations.activations(df)}")
+    return captioned(figure, caption)
 
 
 def task_vectors(df: pd.DataFrame, caption: str = "") -> Figure:
-    """Fig. 6b: values of the task vectors per block and range, boxes from stored quantiles."""
+    """Fig. 6b: values of the task vectors per block and range: quartiles, and 5 to 95 %."""
     blocks = list(df["block"].unique())
     figure, axes = subplots(1, 1, (10, 4.8))
     ax = axes.flat[0]
@@ -99,8 +91,7 @@ def task_vectors(df: pd.DataFrame, caption: str = "") -> Figure:
     ax.set_ylabel("value of the task vector")
     ax.set_title("task vectors by block (paper: Fig. 6b)")
     _range_legend(figure, df)
-    note = "Boxes: quartiles, whiskers: 5 % to 95 %"
-    return captioned(figure, f"{caption}. {note}. {observations.task_vectors(df)}")
+    return captioned(figure, caption)
 
 
 def _by_range(df: pd.DataFrame, blocks: list[str]):
@@ -136,29 +127,17 @@ def _range_legend(figure: Figure, df: pd.DataFrame) -> None:
 
 
 def landscape(df: pd.DataFrame, caption: str = "") -> Figure:
-    """Fig. 4: the loss around the pretrained weights, for all timesteps and for each range."""
+    """Fig. 4: the loss around the pretrained weights, for all timesteps and for each range.
+
+    Along two filter-normalised random directions (Li et al. 2018): at 1 every filter has changed
+    by its own norm. Lines: loss over the pretrained model's, every panel with its own levels.
+    """
     parts = [part for _, part in df.groupby("range")]
-    columns = min(3, len(parts))
-    rows = -(-len(parts) // columns)
-    size = (10, 0.6 + 3.4 * rows)
-    figure, axes = subplots(rows, columns, size, sharex=True, sharey=True)
-    for ax in axes.flat[len(parts) :]:
-        ax.set_visible(False)
-    for ax, part in zip(axes.flat, parts, strict=False):
+    figure, axes = grid(len(parts), 3, (3.3, 3.3), sharex=True, sharey=True)
+    for ax, part in zip(axes, parts, strict=True):
         _landscape_panel(ax, part)
-    for ax in axes.flat[max(0, len(parts) - columns) : len(parts)]:
-        ax.set_xlabel("first direction")
-        ax.tick_params(labelbottom=True)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("second direction")
-    handles, names = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False)
-    note = (
-        "Lines: held-out loss over the pretrained model's, every panel with its own levels. Two "
-        "random directions, seeded, filter-normalised (Li et al. 2018): at 1 every filter has "
-        "changed by its own norm"
-    )
-    return captioned(figure, f"{caption}. {note}. {observations.landscape(df)}")
+    legend(figure, axes, 2)
+    return captioned(figure, caption)
 
 
 def _landscape_panel(ax: plt.Axes, df: pd.DataFrame) -> None:
@@ -204,13 +183,21 @@ def plane(df: pd.DataFrame, caption: str = "") -> Figure:
     names = {(0, 0): "pretrained", (1, 0): f"expert {first}", (0, 1): f"expert {second}"}
     for (x, y), name in names.items():
         ax.plot(x, y, "o", color="black", mec="white", ms=8)
-        label(ax, x, y, name)
+        _label(ax, x, y, name)
     row, column = np.unravel_index(ratio.argmin(), ratio.shape)
     ax.plot(w1[column], w2[row], "*", color=COLOURS[3], mec="white", ms=17)
-    label(ax, w1[column], w2[row], f"minimum {ratio.min():.4f}", -18 if row else 8)
+    _label(ax, w1[column], w2[row], f"minimum {ratio.min():.4f}", -18 if row else 8)
     ax.set(xlabel=f"$w_1$ (expert {first})", ylabel=f"$w_2$ (expert {second})")
     ax.set_title("held-out loss, not FID, over two task vectors (paper: Fig. 6a)")
-    return captioned(figure, f"{caption}. {observations.plane(df)}")
+    return captioned(figure, caption)
+
+
+def _label(ax: plt.Axes, x: float, y: float, text: str, above: int = 8) -> None:
+    """Text beside a point, on the side where there is room."""
+    side = -1 if x > sum(ax.get_xlim()) / 2 else 1
+    style = {"bbox": {"fc": "white", "alpha": 0.8, "ec": "none", "pad": 1}}
+    style |= {"ha": "left" if side == 1 else "right", "textcoords": "offset points"}
+    ax.annotate(text, (x, y), xytext=(8 * side, above), **style)
 
 
 def _levels(values: np.ndarray, most: int = 12) -> tuple[np.ndarray, str]:

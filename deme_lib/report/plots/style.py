@@ -1,40 +1,44 @@
-"""One look for every figure: a colour, marker and line style per arm, captions, legends."""
+"""One look for every figure: a colour and marker per arm, one caption line, legends."""
 
 from __future__ import annotations
 
-import textwrap
-
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from deme_lib.experiment.arms import ARMS
-from deme_lib.report import tables
-
-LEGEND = {"ncols": 2, "frameon": False, "fontsize": 9, "columnspacing": 1, "handlelength": 2.6}
-
-
 COLOURS = sns.color_palette("colorblind").as_hex()
 
-
 STYLES = {
-    "pretrained": ("#6e6e6e", "o", "-"),
-    "all_plain": (COLOURS[1], "s", "--"),
-    "reweighted": ("black", "H", "--"),
-    "all_same": (COLOURS[3], "D", "--"),
-    "all_scaled": (COLOURS[5], "d", "--"),
-    "soup_uniform": (COLOURS[6], "<", ":"),
-    "soup": (COLOURS[4], "v", ":"),
-    "routed": (COLOURS[2], "^", "-"),
-    "merged_uniform": (COLOURS[9], "h", "-"),
-    "merged": (COLOURS[0], "*", "-"),
-    "averaged": (COLOURS[3], "P", "-."),
-    "output_merge": (COLOURS[1], "X", "-."),
-    "one_scaled": (COLOURS[4], ">", (0, (1, 3))),
-    "best_single": (COLOURS[5], "p", (0, (1, 3))),
+    "pretrained": ("#6e6e6e", "o"),
+    "all_plain": (COLOURS[1], "s"),
+    "soup": (COLOURS[4], "v"),
+    "plain_routed": (COLOURS[2], "^"),
+    "deme_routed": (COLOURS[9], "<"),
+    "deme_merged": (COLOURS[0], "*"),
+    "averaged": (COLOURS[3], "P"),
+    "plain_merged": (COLOURS[2], "X"),
+    "all_same": (COLOURS[5], "D"),
+    "soup_same": (COLOURS[6], "p"),
+    "all_checkpoints": (COLOURS[8], "h"),
+    "merged_searched": (COLOURS[0], "d"),
+    "soup_searched": (COLOURS[4], ">"),
+    "all_scaled": (COLOURS[1], "d"),
+    "one_scaled": (COLOURS[9], "8"),
+    "reweighted": ("black", "H"),
 }
-"""Arm -> (colour, marker, line style); a colour repeats only between the two ablations."""
+"""Arm -> (colour, marker)."""
+
+
+def style(arm: str, i: int = 0) -> dict:
+    """Colour and marker of an arm; of one that has none, the i-th of a palette."""
+    colour, marker = STYLES.get(arm, (COLOURS[i % 10], "os^vD8"[i % 6]))
+    return {"color": colour, "marker": marker}
+
+
+def title_of(arm: str) -> str:
+    return arm.replace("_", " ")
 
 
 def subplots(rows: int, columns: int, inches: tuple, **options) -> tuple[Figure, np.ndarray]:
@@ -44,48 +48,46 @@ def subplots(rows: int, columns: int, inches: tuple, **options) -> tuple[Figure,
     )
 
 
+def grid(panels: int, most: int, inches: tuple, **options) -> tuple[Figure, np.ndarray]:
+    """A figure of that many axes [panels], at most so many a row, each of a size."""
+    columns = min(most, panels)
+    rows = -(-panels // columns)
+    size = (max(inches[0] * columns, 6), 0.9 + inches[1] * rows)
+    figure, axes = subplots(rows, columns, size, **options)
+    for ax in axes.flat[panels:]:
+        ax.set_visible(False)
+    for ax in axes.flat[max(0, panels - columns) : panels]:
+        ax.tick_params(labelbottom=True)
+    return figure, axes.flat[:panels]
+
+
 def captioned(figure: Figure, caption: str) -> Figure:
-    text = textwrap.fill(caption.removeprefix(". "), int(13.5 * figure.get_figwidth()))
-    figure.supxlabel(text, fontsize=9.5, color="0.3", x=0.01, ha="left")
+    """One small line under the figure, shrunk to its width."""
+    size = min(9.5, 9.5 * 14 * figure.get_figwidth() / max(len(caption), 1))
+    figure.supxlabel(caption, fontsize=size, color="0.3", x=0.01, ha="left")
     return figure
 
 
-def by_ablation(arms: list[str]) -> dict[str, list[str]]:
-    """Panel title -> arms; an arm that is of no ablation is in every panel."""
-    panels = {
-        f"Ablation {n}: {what}": [a for a in arms if a not in ARMS or n in ARMS[a].ablations]
-        for n, what in tables.ABLATIONS.items()
-    }
-    one, two = panels.values()
-    if set(one) <= set(two) or set(two) <= set(one):
-        return {"": list(arms)}
-    return panels
-
-
-def title_of(arm: str) -> str:
-    return ARMS[arm].title if arm in ARMS else arm
-
-
-def unknown_style(i: int) -> tuple[tuple, str, str]:
-    return sns.color_palette("colorblind")[i % 10], "os^vD"[i % 5], "-"
-
-
-def shared_legend(axes: np.ndarray) -> tuple[list, list]:
+def legend(figure: Figure, axes: np.ndarray, columns: int) -> None:
+    """One legend above the figure for what any of its axes labels."""
     found = {}
-    for ax in axes.flat:
-        handles, labels = ax.get_legend_handles_labels()
-        found.update(zip(labels, handles, strict=True))
-    return list(found.values()), list(found)
-
-
-def label(ax: plt.Axes, x: float, y: float, text: str, above: int = 8) -> None:
-    """Text beside a point, on the side where there is room."""
-    side = -1 if x > sum(ax.get_xlim()) / 2 else 1
-    style = {"bbox": {"fc": "white", "alpha": 0.8, "ec": "none", "pad": 1}}
-    style |= {"ha": "left" if side == 1 else "right", "textcoords": "offset points"}
-    ax.annotate(text, (x, y), xytext=(8 * side, above), **style)
+    for ax in axes:
+        found |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+    options = {"loc": "outside upper center", "ncols": columns, "frameon": False, "fontsize": 10}
+    figure.legend(found.values(), found.keys(), **options)
 
 
 def empty(ax: plt.Axes, text: str) -> None:
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color="0.4")
     ax.set(xticks=[], yticks=[])
+
+
+def symlog_if_wide(axis: str, ax: plt.Axes, differences: pd.Series) -> str:
+    """A symmetric logarithmic axis where one arm would squeeze all others to a point."""
+    sizes = differences.abs()
+    sizes = sizes[sizes > 0]
+    if sizes.empty or sizes.max() <= 15 * sizes.median():
+        return ""
+    getattr(ax, f"set_{axis}scale")("symlog", linthresh=2 * sizes.median())
+    ax.autoscale(axis=axis)
+    return ", symmetric log scale"

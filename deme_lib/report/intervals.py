@@ -1,0 +1,208 @@
+"""Paired differences between arms: t intervals over units, Holm's steps, equivalence, verdicts.
+
+A unit is a training seed (the mean of its sampling seeds), or a sampling seed where only one
+training seed was run; then an interval holds for these weights alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from deme_lib.report.records import BASE, Records, label
+
+ABLATIONS = {1: "remove decoupling", 2: "replace merging by an ensemble"}
+PRIMARY = {1: "primary_decoupling", 2: "primary_merging"}
+MERGED = "deme_merged"
+SECONDARY = ("inception_score", "fid_second", "kid")
+"""Measures of the primary comparisons beside FID."""
+
+CONTROLS = (
+    ("soup", "all_plain"),
+    ("deme_routed", "all_plain"),
+    ("deme_routed", "plain_routed"),
+    ("all_same", "all_plain"),
+    ("soup_same", "soup"),
+    ("all_checkpoints", "all_plain"),
+    ("soup", "all_checkpoints"),
+    ("merged_searched", "soup_searched"),
+)
+"""Exploratory pairs, beside every arm - pretrained, merged - every arm, and the primary ones at
+other EMA horizons (``soup@0.98`` is the soup of copies with that EMA decay)."""
+
+UNITS = {"training_seed": "training seeds", "seed": "sampling seeds"}
+FEWEST = 5
+"""Units below which an interval is given and no verdict."""
+
+
+def t_interval(d: np.ndarray, level: float) -> tuple[float, float, float]:
+    """(low, high, p) of the mean of independent differences d [U]; NaN of a single one."""
+    d = np.asarray(d, dtype=float)
+    if d.size < 2:
+        return np.nan, np.nan, np.nan
+    mean, se = d.mean(), d.std(ddof=1) / np.sqrt(d.size)
+    half = student.ppf((1 + level) / 2, d.size - 1) * se
+    p = 2 * student.sf(abs(mean) / se, d.size - 1) if se > 0 else float(mean == 0)
+    return mean - half, mean + half, p
+
+
+def holm(p: np.ndarray, alpha: float) -> np.ndarray:
+    """The alpha at which each of m p values is judged.
+
+    Holm (1979): the k-th smallest at alpha / (m - k + 1), while all before it were rejected. From
+    the first that is not, all later ones stay at that step: they are not rejected there either,
+    so an interval at 1 - alpha and a verdict never contradict each other.
+    """
+    alphas, left = np.empty(len(p)), len(p)
+    for i in np.argsort(p):  # NaN comes last
+        alphas[i] = alpha / max(left, 1)
+        left -= bool(p[i] <= alphas[i])
+    return alphas
+
+
+def verdict(d: np.ndarray, level: float, margin: float) -> str:
+    """What differences d [U] say of their mean, at ``level`` and against ±``margin`` (or NaN)."""
+    if len(d) < FEWEST:
+        return "no verdict"
+    low, high, _ = t_interval(d, level)
+    if low > 0 or high < 0:
+        return "different, below the margin" if max(-low, high) < margin else "different"
+    low, high, _ = t_interval(d, 2 * level - 1)  # two one-sided tests at 1 - level
+    return "equivalent" if max(-low, high) < margin else "undecided"
+
+
+def family(differences: list[np.ndarray], level: float, margin: float) -> list[dict]:
+    """Interval and verdict of each of some differences [U], Holm-corrected as one family."""
+    p = np.array([t_interval(d, level)[2] for d in differences])
+    rows = []
+    for d, alpha in zip(differences, holm(p, 1 - level), strict=True):
+        low, high, p_value = t_interval(d, 1 - alpha)
+        row = {"n_units": len(d), "effect": np.mean(d), "level": 1 - alpha, "low": low}
+        row |= {"high": high, "p": p_value, "verdict": verdict(d, 1 - alpha, margin)}
+        rows.append(row)
+    return rows
+
+
+def by_unit(records: Records, measure: str) -> pd.DataFrame:
+    """[units, (cell, arm)]: a measure, averaged within each unit."""
+    grouped = records.metrics.groupby([records.unit, "cell", "arm"])[measure]
+    return grouped.mean().unstack(["cell", "arm"])
+
+
+def gap(records: Records, measure: str) -> float:
+    """How far the pretrained model is from real images: its excess; NaN where it is not."""
+    pretrained = by_unit(records, measure)[(BASE, "pretrained")].mean()
+    sign = -1 if measure == "inception_score" else 1
+    distance = sign * (pretrained - records.floor(measure))
+    return distance if distance > 0 else np.nan
+
+
+def comparisons(records: Records) -> pd.DataFrame:
+    """A row per comparison ``a - b`` and measure, primaries first.
+
+    ``relative`` is the effect over the mean of b, ``share`` over the pretrained model's excess;
+    ``margin`` is that excess times the parameter of this name.
+    """
+    rows = _of_sweep(records) if records.sweep else _of_experiment(records)
+    first = ["ablation", "a", "b", "kind", "measure", "units", "n_units", "effect", "level"]
+    last = ["low", "high", "p", "relative", "share", "share_low", "share_high", "margin", "verdict"]
+    return pd.DataFrame(rows, columns=first + last)
+
+
+def _of_experiment(records: Records) -> list[dict]:
+    primaries = {number: _primaries(records, number) for number in ABLATIONS}
+    seen = {frozenset(pair) for pairs in primaries.values() for pair in pairs}
+    rows, every = [], set(records.titles)
+    for number, pairs in primaries.items():
+        rows += _rows(records, pairs, "fid", "primary", number)
+        for pair in pairs:
+            for measure in SECONDARY:
+                rows += _rows(records, [pair], measure, "secondary", number)
+    horizons = {arm.partition("@")[2] for arm in every} - {""}
+    for number in ABLATIONS:
+        arms = records.arms_of(number)
+        pairs = [(a, "pretrained") for a in arms] + [(MERGED, b) for b in arms]
+        pairs += [pair for pair in CONTROLS if set(pair) <= set(arms)]
+        pairs += [(f"{a}@{h}", f"{b}@{h}") for h in sorted(horizons) for a, b in primaries[number]]
+        for a, b in pairs:
+            if a != b and {a, b} <= every and frozenset((a, b)) not in seen:
+                seen.add(frozenset((a, b)))
+                rows += _rows(records, [(a, b)], "fid", "exploratory", number)
+    return rows
+
+
+def _primaries(records: Records, number: int) -> list[tuple[str, str]]:
+    """The pairs that the parameters name as primary for an ablation."""
+    arms = records.arms_of(number)
+    pairs = [tuple(text.split(" - ")) for text in records.parameters[PRIMARY[number]]]
+    for pair in pairs:
+        if len(pair) != 2 or not set(pair) <= set(arms):
+            raise ValueError(
+                f'{PRIMARY[number]}: {" - ".join(pair)!r} is not "arm - arm" of {arms}'
+            )
+    return pairs
+
+
+def _of_sweep(records: Records) -> list[dict]:
+    """Every cell's rows against the pretrained model, and against what the sweep file names."""
+    against = {cell["cell"]: cell.get("against", []) for cell in records.sweep["cells"]}
+    pairs = {}
+    for cell, arm in records.rows:
+        named = [*records.sweep["against"], *against[cell]] if cell != BASE else []
+        others = [_named(records, name, arm) for name in ["pretrained", *named]]
+        pairs |= {(label(cell, arm), o): None for o in others if o != label(cell, arm)}
+    return [row for pair in pairs for row in _rows(records, [pair], "fid", "exploratory", "")]
+
+
+def _named(records: Records, name: str, arm: str) -> str:
+    """The row that ``against`` names for an arm: of the base, "cell / arm", or the cell's same."""
+    rows = [label(*row) for row in records.rows]
+    for known in (name, f"{name} / {arm}"):
+        if known in rows:
+            return known
+    raise ValueError(f"sweep {records.name}: against {name!r} is no row of {rows}")
+
+
+def _rows(records: Records, pairs: list, measure: str, kind: str, ablation: int | str) -> list:
+    """The rows of pairs that are one family."""
+    values = by_unit(records, measure)
+    values.columns = [label(*row) for row in values.columns]
+    if values[[x for pair in pairs for x in pair]].isna().any(axis=None):
+        return []
+    distance = gap(records, measure)
+    margin = records.parameters["margin"] * distance
+    d = [(values[a] - values[b]).to_numpy() for a, b in pairs]
+    rows = family(d, records.parameters["confidence"], margin)
+    for (a, b), row in zip(pairs, rows, strict=True):
+        row |= {"ablation": ablation, "a": a, "b": b, "kind": kind, "measure": measure}
+        row |= {"units": UNITS[records.unit], "margin": margin}
+        row["relative"] = row["effect"] / values[b].mean()
+        for name, of in (("share", "effect"), ("share_low", "low"), ("share_high", "high")):
+            row[name] = row[of] / distance
+    return rows
+
+
+def gate(records: Records) -> pd.DataFrame:
+    """Test loss in each range against the model of all timesteps, relative; a row per model, range.
+
+    The interval is over training seeds, or with a single one over images (``se``).
+    """
+    rows, level = [], records.parameters["confidence"]
+    base = records.gate[records.gate["model"] == "all_plain"]
+    base = base.set_index(["training_seed", "range"])["loss"]
+    others = records.gate[records.gate["model"] != "all_plain"]
+    for (model, k), part in others.groupby(["model", "range"], sort=False):
+        loss = base.reindex(part.set_index(["training_seed", "range"]).index).to_numpy()
+        relative = part["difference"].to_numpy() / loss
+        if len(part) > 1:
+            units, n, (low, high, _) = "training seeds", len(part), t_interval(relative, level)
+        else:
+            units, n = "images", int(part["images"].iloc[0])
+            half = student.ppf((1 + level) / 2, n - 1) * part["se"].iloc[0] / loss[0]
+            low, high = relative[0] - half, relative[0] + half
+        row = {"model": model, "range": k, "start": part["start"].iloc[0]}
+        row |= {"stop": part["stop"].iloc[0], "units": units, "n_units": n}
+        rows.append({**row, "relative": relative.mean(), "low": low, "high": high})
+    names = ["model", "range", "start", "stop", "units", "n_units", "relative", "low", "high"]
+    return pd.DataFrame(rows, columns=names)

@@ -1,0 +1,114 @@
+"""Generated numbers in sentences that people write, and generated tables beneath them.
+
+In any Markdown file, with the folder or sweep of ``figures/`` that a value is from:
+
+    <!--n EXPERIMENT: a - b | measure | column-->…<!--/n-->      a row of comparisons.csv
+    <!--n EXPERIMENT: arm | column-->…<!--/n-->                  a row of table.csv
+    <!--n EXPERIMENT: gate model RANGE | column-->…<!--/n-->     a row of gate.csv
+    <!--table EXPERIMENT/NAME.md-->…<!--/table-->                a whole file
+
+``interval``, ``share_interval`` and ``difference_interval`` join their two ends; ``size of X`` is X
+without its sign.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from deme_lib.report.formats import count, number, percent
+
+NUMBER = re.compile(r"<!--n (?P<experiment>[^:>]+): (?P<path>.+?)-->(.*?)<!--/n-->", re.DOTALL)
+TABLE = re.compile(r"<!--table (?P<path>\S+?)-->(.*?)<!--/table-->", re.DOTALL)
+PERCENT = {"relative", "share", "share_low", "share_high", "level"}
+INTERVALS = {
+    "interval": ("low", "high"),
+    "share_interval": ("share_low", "share_high"),
+    "difference_interval": ("difference_low", "difference_high"),
+}
+
+
+def fill(text: str, figures: Path) -> str:
+    """The text with everything between markers as the files under ``figures`` have it.
+
+    Raises:
+        ValueError: a marker names a file, row or column that is not there, or is not closed.
+    """
+    for kind in ("n", "table"):
+        if text.count(f"<!--{kind} ") != text.count(f"<!--/{kind}-->"):
+            raise ValueError(f"a marker <!--{kind} ...--> has no <!--/{kind}-->, or it no opening")
+    figures = Path(figures)
+    text = TABLE.sub(lambda found: _table(found, figures), text)
+    return NUMBER.sub(lambda found: _number(found, figures), text)
+
+
+def _table(found: re.Match, figures: Path) -> str:
+    path = figures / found["path"]
+    if not path.is_file():
+        raise ValueError(f"{found[0].splitlines()[0]}: no file {path}")
+    return f"<!--table {found['path']}-->\n{path.read_text().strip()}\n<!--/table-->"
+
+
+def _number(found: re.Match, figures: Path) -> str:
+    experiment, path = found["experiment"], found["path"].strip()
+    try:
+        value = lookup(figures / experiment, path)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"<!--n {experiment}: {path}-->: {error}") from None
+    return f"<!--n {experiment}: {path}-->{value}<!--/n-->"
+
+
+def lookup(folder: Path, path: str) -> str:
+    """A value of a folder of figures (or of a sweep: ``sweeps/NAME``), as printed."""
+    *row, column = (part.strip() for part in path.split("|"))
+    if len(row) == 2:
+        file = "comparisons"
+    else:
+        file = "gate" if row and row[0].startswith("gate ") else "table"
+    whole = file == "table"  # a sweep's files stand beside its folder of records
+    single = folder.with_name(folder.name + ("" if whole else f"-{file}") + ".csv")
+    values = pd.read_csv(
+        single if single.is_file() else folder / f"{file}.csv",
+        dtype={"cell": str},
+        keep_default_na=False,
+        na_values=[""],
+    )
+    return shown(_one(values, _names(values, file), row), column)
+
+
+def _names(values: pd.DataFrame, file: str) -> list[list[str]]:
+    """How a marker names each row of a file."""
+    if file == "comparisons":
+        pairs = zip(values["a"], values["b"], values["measure"], strict=True)
+        return [[f"{a} - {b}", measure] for a, b, measure in pairs]
+    if file == "gate":
+        return [[f"gate {m} {k}"] for m, k in zip(values["model"], values["range"], strict=True)]
+    cells = values["cell"] if "cell" in values else ["base"] * len(values)
+    pairs = zip(cells, values["arm"], strict=True)
+    return [[arm if cell == "base" else f"{cell} / {arm}"] for cell, arm in pairs]
+
+
+def _one(values: pd.DataFrame, names: list[list[str]], wanted: list[str]) -> pd.Series:
+    if names.count(wanted) != 1:
+        known = "; ".join(" | ".join(name) for name in names)
+        raise ValueError(f"no row {' | '.join(wanted)!r}, there are: {known}")
+    return values.iloc[names.index(wanted)]
+
+
+def shown(row: pd.Series, column: str) -> str:
+    """A value by fixed rules: percent for shares, three digits, whole numbers with commas."""
+    name = column.removeprefix("size of ")
+    if name in INTERVALS:
+        low, high = (shown(row, end) for end in INTERVALS[name])
+        return f"[{low}, {high}]"
+    if name not in row:
+        raise ValueError(f"no column {name!r}, there are: {', '.join(map(str, row.index))}")
+    value = row[name]
+    if isinstance(value, str):
+        return value
+    value = abs(value) if name != column else value
+    if name in PERCENT or (name in ("low", "high") and "relative" in row and "effect" not in row):
+        return percent(value)
+    return count(value) if float(value).is_integer() else number(value)

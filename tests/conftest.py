@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first importe
 os.environ["GIT_OPTIONAL_LOCKS"] = "0"  # records ask git for its status; never lock the index
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +74,15 @@ def idx_folder(tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist():
+    """The folder of Fashion-MNIST's four original files, where it is there."""
+    folder = Path(os.environ.get("DEME_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+    if not folder.is_dir():
+        pytest.skip("set DEME_FASHION_MNIST to a folder with Fashion-MNIST's four files")
+    return folder
 
 
 @pytest.fixture(scope="session")

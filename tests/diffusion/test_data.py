@@ -1,13 +1,14 @@
-"""Images from the digits, from folders, and from nowhere."""
+"""Images: built in, from folders, and from nowhere."""
 
 import gzip
+from io import BytesIO
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
-from deme_lib.diffusion import data, idx
+from deme_lib.diffusion import data, fashion8, idx
 from deme_lib.diffusion.data import DataError, fingerprint, split
 
 SIZES = {"train_images": 1200, "search_images": 297, "test_images": 300}
@@ -28,6 +29,7 @@ def picture(i, size=8, channels=3):
 
 
 def image_folder(root, parts=("train", "test"), per_class=10, channels=3):
+    """train/<label>/*.png: 0-9, 10-19; test/<label>/*.png: 20-29, 30-39."""
     i = 0
     for part in parts:
         for label in range(2):
@@ -39,63 +41,65 @@ def image_folder(root, parts=("train", "test"), per_class=10, channels=3):
     return root
 
 
+def parquet(folder, labels, images=None, part="train"):
+    schema = {"img": datasets.Image(), "label": datasets.ClassLabel(2)}
+    images = images or [Image.fromarray(picture(i)) for i in range(len(labels))]
+    folder.mkdir(exist_ok=True)
+    made = datasets.Dataset.from_dict(
+        {"img": images, "label": labels}, features=datasets.Features(schema)
+    )
+    made.to_parquet(folder / f"{part}-00000-of-00001.parquet")
+    return str(folder)
+
+
 def numbers(images):
     return set(images.images[:, 0, 0, 0].tolist())
 
 
-# digits
+# roles
 
 
-def test_each_digit_has_one_role():
+def test_each_digit_has_one_role_and_keeps_its_label():
     """No two of the 1,797 digits are alike, so their bytes tell them apart."""
-    everyone = [image.tobytes() for image in data.digits().images]
-    assert len(set(everyone)) == len(everyone) == 1797
-    roles = split("digits", **SIZES, seed=0)
-    members = [{image.tobytes() for image in roles[role].images} for role in ROLES]
-    assert [len(m) for m in members] == [1200, 297, 300]
-    assert set.union(*members) == set(everyone)
-
-
-def test_labels_follow_their_images():
     labels = dict(zip(map(bytes, data.digits().images), data.digits().labels, strict=True))
-    for role in split("digits", **SIZES, seed=0).values():
+    roles = split("digits", **SIZES, seed=0)
+    assert [len(roles[role].labels) for role in ROLES] == [1200, 297, 300]
+    found = [bytes(image) for role in ROLES for image in roles[role].images]
+    assert len(found) == 1797 and set(found) == set(labels)
+    for role in roles.values():
         assert role.images.shape[1:] == (1, 8, 8) and role.images.dtype == np.uint8
-        assert role.labels.dtype == np.int64
         assert [labels[bytes(image)] for image in role.images] == role.labels.tolist()
 
 
 @pytest.mark.parametrize("sizes", [SIZES, dict.fromkeys(SIZES, 100)])
-def test_the_split_is_stratified(sizes):
+def test_the_split_is_stratified_and_a_function_of_its_seed(sizes):
+    first, again, other = (split("digits", **sizes, seed=s) for s in (3, 3, 1))
     shares = np.bincount(data.digits().labels) / 1797
-    for role in split("digits", **sizes, seed=3).values():
+    for name, role in first.items():
         counts = np.bincount(role.labels, minlength=10)
         assert abs(counts - shares * len(role.labels)).max() < 2
+        assert (role.images == again[name].images).all()
+        assert (role.images != other[name].images).any()
 
 
-def test_the_split_is_a_function_of_its_seed():
-    first, again, other = (split("digits", **SIZES, seed=s)["test"] for s in (0, 0, 1))
-    assert (first.images == again.images).all() and (first.labels == again.labels).all()
-    assert (first.images != other.images).any()
-
-
-def test_too_many_images_names_the_parameters():
+def test_too_many_images_names_the_parameters(tmp_path):
     with pytest.raises(DataError, match=r"1797 images.*train_images, search_images, test_images"):
         split("digits", 1500, 200, 98, 0)
     assert len(split("digits", 1500, 200, 97, 0)["test"].labels) == 97
-
-
-# folders
+    with pytest.raises(DataError, match=r"lower search_images, test_images"):
+        split(str(image_folder(tmp_path)), 12, 11, 10, seed=0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_folder_of_images(tmp_path, channels):
-    """train/<label>/*.png: 0-9, 10-19; test/<label>/*.png: 20-29, 30-39."""
-    roles = split(str(image_folder(tmp_path, channels=channels)), 12, 6, 8, seed=0)
-    assert [roles[r].images.shape for r in ROLES] == [(n, channels, 8, 8) for n in (12, 6, 8)]
-    assert numbers(roles["train"]) <= set(range(20))
-    held_out = numbers(roles["search"]), numbers(roles["test"])
-    assert not held_out[0] & held_out[1]
-    assert held_out[0] | held_out[1] <= set(range(20, 40))
+@pytest.mark.parametrize("train", [12, 18])
+def test_search_images_come_from_what_training_leaves_where_it_does(tmp_path, channels, train):
+    """Of 20 train images: 12 + 6 fit into them, 18 + 6 do not."""
+    roles = split(str(image_folder(tmp_path, channels=channels)), train, 6, 8, seed=0)
+    assert [roles[r].images.shape for r in ROLES] == [(n, channels, 8, 8) for n in (train, 6, 8)]
+    found = {role: numbers(images) for role, images in roles.items()}
+    assert sum(map(len, found.values())) == len(set.union(*found.values()))
+    assert found["train"] <= set(range(20)) and found["test"] <= set(range(20, 40))
+    assert found["search"] <= (set(range(20)) if train == 12 else set(range(20, 40)))
     for images in roles.values():
         assert (images.images[:, 0, 0, 0] // 10 % 2 == images.labels).all()
         assert np.bincount(images.labels).tolist() == [len(images.labels) // 2] * 2
@@ -104,85 +108,60 @@ def test_a_folder_of_images(tmp_path, channels):
 def test_a_folder_with_one_part_is_cut_in_three(tmp_path):
     roles = split(str(image_folder(tmp_path, parts=("train",))), 10, 4, 6, seed=0)
     assert set.union(*map(numbers, roles.values())) == set(range(20))
-    with pytest.raises(DataError, match=r"20 images where 12 train \+ 4 search \+ 6 test"):
-        split(str(tmp_path), 12, 4, 6, seed=0)
 
 
-def test_too_few_test_images_names_their_parameters(tmp_path):
-    with pytest.raises(DataError, match=r"lower search_images, test_images"):
-        split(str(image_folder(tmp_path)), 12, 11, 10, seed=0)
+# the built-in Fashion-MNIST
 
 
-def test_a_parquet_folder_like_cifar10(tmp_path):
-    classes = datasets.ClassLabel(names=["airplane", "automobile"])
-    schema = datasets.Features({"img": datasets.Image(), "label": classes})
-    for part, start in (("train", 0), ("test", 20)):
-        rows = {
-            "img": [Image.fromarray(picture(i)) for i in range(start, start + 20)],
-            "label": [i % 2 for i in range(20)],
-        }
-        made = datasets.Dataset.from_dict(rows, features=schema)
-        made.to_parquet(tmp_path / f"{part}-00000-of-00001.parquet")
-    roles = split(str(tmp_path), 10, 8, 12, seed=0)
-    assert [roles[r].images.shape for r in ROLES] == [(n, 3, 8, 8) for n in (10, 8, 12)]
-    assert numbers(roles["search"]) | numbers(roles["test"]) == set(range(20, 40))
-    for images in roles.values():
-        assert (images.images[:, 0, 0, 0] % 2 == images.labels).all()
+def test_fashion8_has_its_roles():
+    roles = split("fashion8", 50_000, 10_000, 10_000, seed=0)
+    assert [roles[role].images.shape for role in ROLES] == [
+        (n, 1, 8, 8) for n in (50_000, 10_000, 10_000)
+    ]
+    whole = np.concatenate([roles[role].images for role in ("train", "search")])
+    for found, part in ((whole, "train"), (roles["test"].images, "test")):
+        assert sorted(map(bytes, found)) == sorted(map(bytes, data.fashion8()[part].images))
+    assert np.bincount(roles["search"].labels).tolist() == [1000] * 10
 
 
-def test_sizes_that_differ_between_train_and_test(tmp_path):
-    for path in (image_folder(tmp_path) / "test").rglob("*.png"):
-        Image.fromarray(picture(0, size=9)).save(path)
-    with pytest.raises(DataError, match="train and test images differ in size"):
-        split(str(tmp_path), 12, 6, 8, seed=0)
+def test_its_script_makes_the_shipped_data(fashion_mnist, tmp_path, monkeypatch):
+    fashion8.write(fashion_mnist, tmp_path / "mine.npz")
+    monkeypatch.setattr(data, "FASHION8", tmp_path / "mine.npz")
+    data.fashion8.__wrapped__()
 
 
-def test_sixteen_bit_images_keep_their_greys(tmp_path):
-    """PIL clips 16 bits to 8; a scan of 0..65535 would come out white."""
-    greys = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    for path in image_folder(tmp_path).rglob("*.png"):
-        Image.fromarray(greys).save(path)
-    images = split(str(tmp_path), 12, 6, 8, seed=0)["train"].images
-    assert abs(images[0, 0].astype(int) - greys / 257).max() <= 1
-
-
-def test_a_folder_without_images(tmp_path):
-    (tmp_path / "train.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"no image column, only \['a', 'b'\]"):
-        split(str(tmp_path), 1, 1, 1, seed=0)
+def test_other_data_than_the_shipped_are_refused(idx_folder, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"other images than Fashion-MNIST's"):
+        fashion8.make(idx_folder())
+    with pytest.raises(DataError, match=r"copy Fashion-MNIST's four files"):
+        fashion8.make(tmp_path)
+    with np.load(data.FASHION8) as file:
+        arrays = dict(file)
+    arrays["test_labels"] = arrays["test_labels"][::-1]
+    np.savez(tmp_path / "other.npz", **arrays)
+    (tmp_path / "cut.npz").write_bytes(data.FASHION8.read_bytes()[:-1000])
+    for name, words in (("other", "differs from"), ("cut", "cannot be"), ("no", "cannot be")):
+        monkeypatch.setattr(data, "FASHION8", tmp_path / f"{name}.npz")
+        with pytest.raises(DataError, match=rf"{name}.npz {words}.*deme_lib fashion8"):
+            data.fashion8.__wrapped__()
 
 
 # Fashion-MNIST's own files
 
 
 @pytest.mark.parametrize("gz", [True, False])
-def test_the_four_files_of_fashion_mnist(idx_folder, gz):
-    roles = split(str(idx_folder(gz=gz)), 16, 5, 6, seed=0)
-    assert [roles[r].images.shape for r in ROLES] == [(n, 1, 28, 28) for n in (16, 5, 6)]
-    assert numbers(roles["train"]) <= set(range(20))
-    held_out = numbers(roles["search"]), numbers(roles["test"])
-    assert not held_out[0] & held_out[1] and set.union(*held_out) <= set(range(20, 32))
-    for images in roles.values():
-        assert images.images.dtype == np.uint8 and images.labels.dtype == np.int64
-        assert (images.images[:, 0, 0, 0] % 2 == images.labels).all()
-        assert images.images[:, 0, 1:].std() > 0
-
-
-def test_the_four_files_and_their_parquet_copy_give_the_same_images(idx_folder, tmp_path):
-    files = idx_folder()
-    schema = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(2)})
-    (tmp_path / "copy").mkdir()
+def test_the_four_files_and_a_parquet_copy_give_the_same_images(idx_folder, tmp_path, gz):
+    files = idx_folder(gz=gz)
     for part in ("train", "test"):
         images, labels = idx.load(files, part)
-        rows = {"image": [Image.fromarray(i[0]) for i in images], "label": labels.tolist()}
-        made = datasets.Dataset.from_dict(rows, features=schema)
-        made.to_parquet(tmp_path / "copy" / f"{part}-00000-of-00001.parquet")
-    first, second = (
-        split(str(folder), 16, 5, 6, seed=0, image_size=32) for folder in (files, tmp_path / "copy")
-    )
+        pictures = [Image.fromarray(i[0]) for i in images]
+        copy = parquet(tmp_path / "copy", labels.tolist(), pictures, part)
+    first, second = (split(str(f), 16, 5, 6, seed=0, image_size=32) for f in (files, copy))
     for role in ROLES:
+        assert first[role].images.dtype == np.uint8
         assert data.content_hash(first[role].images) == data.content_hash(second[role].images)
         assert (first[role].labels == second[role].labels).all()
+        assert (first[role].images[:, 0, 2, 2] % 2 == first[role].labels).all()
 
 
 def damaged(path, how):
@@ -197,8 +176,7 @@ def damaged(path, how):
         path.write_bytes(gzip.compress(content[: 10 if how == "cut header" else 0]))
     else:
         start = {"floats": bytes([0, 0, 13, 3]), "labels": bytes([0, 0, 8, 1])}.get(how)
-        content = start + content[4:] if start else content[:-1]
-        path.write_bytes(gzip.compress(content))
+        path.write_bytes(gzip.compress(start + content[4:] if start else content[:-1]))
 
 
 @pytest.mark.parametrize(
@@ -217,6 +195,60 @@ def test_images_and_labels_must_be_as_many(idx_folder):
     (folder / labels).write_bytes((folder / labels.replace("t10k", "train")).read_bytes())
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte has 12, .* 20 entries"):
         split(str(folder), 16, 5, 6, seed=0)
+
+
+# pixels and labels
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bit_images_keep_their_greys(tmp_path, order):
+    """PIL clips 16 bits to 8; a scan of 0..65535 would come out white."""
+    greys = np.linspace(0, 65535, 64).astype(order).reshape(8, 8)
+    for path in image_folder(tmp_path).rglob("*.png"):
+        path.unlink()
+        Image.fromarray(greys).save(path.with_suffix(".tiff"))
+    images = split(str(tmp_path), 12, 6, 8, seed=0)["train"].images
+    assert abs(images[0, 0].astype(int) - greys / 257).max() <= 1
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_of_no_known_range_are_refused(tmp_path, kind):
+    file = BytesIO()
+    Image.fromarray(np.ones((8, 8), kind)).save(file, "TIFF")
+    folder = parquet(tmp_path, [0, 1] * 3, [{"bytes": file.getvalue(), "path": None}] * 6)
+    with pytest.raises(DataError, match=r"image \d cannot be read \(.*32 bits.*8 or 16"):
+        split(folder, 2, 2, 2, seed=0)
+
+
+@pytest.mark.parametrize("labels", [[-1] * 6, [None] * 6, [0, 1, 0, 1, 0, None]])
+def test_labels_that_are_kept_back_count_as_none(tmp_path, labels):
+    roles = split(parquet(tmp_path, labels), 2, 2, 2, seed=0)
+    assert [role.labels.tolist() for role in roles.values()] == [[0, 0]] * 3
+
+
+def test_null_and_mixed_images_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"image \d cannot be read \(it is null\)"):
+        split(parquet(tmp_path / "null", [0, 1] * 3, [None] * 6), 2, 2, 2, seed=0)
+    mixed = [Image.fromarray(picture(i, channels=1 + 2 * (i % 2))) for i in range(6)]
+    with pytest.raises(DataError, match=r"image \d is .*save all as grey or colour"):
+        split(parquet(tmp_path / "mixed", [0, 1] * 3, mixed), 2, 2, 2, seed=0, image_size=8)
+
+
+def test_roles_of_different_shapes_are_refused(tmp_path):
+    for path in (image_folder(tmp_path) / "test").rglob("*.png"):
+        Image.fromarray(picture(0, size=9)).save(path)
+    with pytest.raises(DataError, match="the roles differ in shape"):
+        split(str(tmp_path), 12, 6, 8, seed=0)
+    roles = split(str(tmp_path), 12, 6, 8, seed=0, image_size=12)
+    assert {role.images.shape[1:] for role in roles.values()} == {(3, 12, 12)}
+
+
+def test_what_holds_no_images_or_is_nowhere_says_what_to_do(tmp_path):
+    (tmp_path / "train.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"no image column, only \['a', 'b'\]"):
+        split(str(tmp_path), 1, 1, 1, seed=0)
+    with pytest.raises(DataError, match=r"huggingface.co/datasets/nobody/nothing.*copy it to"):
+        split("nobody/nothing", 1, 1, 1, seed=0)
 
 
 # sizes
@@ -249,11 +281,8 @@ def test_large_images_are_shrunk_to_the_shorter_side_and_cut_in_the_middle(chann
     assert abs(found - expected).max() < 2
     upright = data.fit(ramp(channels, 64, 128).transpose(0, 2, 1), 32)
     assert (upright == found.transpose(0, 2, 1)).all()
-
-
-def test_a_wide_low_image_is_cut_and_padded():
-    image = ramp(1, 20, 40)
-    assert (data.fit(image, 32)[0, 6:26] == image[0, :, 4:36]).all()
+    wide = ramp(1, 20, 40)
+    assert (data.fit(wide, 32)[0, 6:26] == wide[0, :, 4:36]).all()
 
 
 def test_shrinking_does_not_alias():
@@ -261,78 +290,29 @@ def test_shrinking_does_not_alias():
     stripes = np.zeros((1, 256, 256), np.uint8)
     stripes[..., ::2] = 255
     assert abs(data.fit(stripes, 64)[0, :, 4:-4].astype(int) - 127).max() < 12
-
-
-def test_without_a_size_images_stay_as_they_are():
-    image = ramp(3, 5, 9)
-    assert data.fit(image, 0) is image
-    assert (data.fit(ramp(1, 8, 8), 8) == ramp(1, 8, 8)).all()
-
-
-def test_any_source_has_the_size_that_is_asked_for(tmp_path, idx_folder):
-    for path in (image_folder(tmp_path / "mixed") / "test").rglob("*.png"):
-        Image.fromarray(picture(0, size=9)).save(path)
-    for source in ("digits", str(tmp_path / "mixed"), str(idx_folder())):
-        roles = split(source, 12, 5, 6, seed=0, image_size=12)
-        assert {role.images.shape[2:] for role in roles.values()} == {(12, 12)}, source
-    padded = split("digits", **SIZES, seed=0, image_size=10)["train"]
-    plain = split("digits", **SIZES, seed=0)["train"]
-    assert (padded.images[..., 1:9, 1:9] == plain.images).all()
-    assert (padded.labels == plain.labels).all()
-
-
-# nowhere
-
-
-def test_a_data_set_out_of_reach_names_the_parameter():
-    """conftest.py takes the network away."""
-    with pytest.raises(DataError, match=r"nobody/nothing-here.*parameter `dataset`"):
-        split("nobody/nothing-here", 1, 1, 1, seed=0)
+    assert data.fit(stripes, 0) is stripes
 
 
 # fingerprints
 
 
-def test_fingerprints_follow_the_content(tmp_path):
-    prints = set()
-    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(content)
-        prints.add(fingerprint(str(tmp_path / name)))
-    assert len(prints) == 2
-    assert fingerprint("google/ddpm-cifar10-32") == "hub:google/ddpm-cifar10-32"
-    assert fingerprint("digits") not in prints
-
-
-def test_a_fingerprint_knows_the_folders_of_files(tmp_path):
-    """The same names and contents, once of one part and once of two."""
-    prints = []
-    for name, parts in (
-        ("one", ("test/a.png", "test/b.png")),
-        ("two", ("test/a.png", "train/b.png")),
-    ):
-        for part in parts:
-            path = tmp_path / name / part
+def test_fingerprints_follow_the_content_and_the_names_in_a_folder(tmp_path):
+    def make(folder, **files):
+        for name, content in files.items():
+            path = tmp_path / folder / name.replace("_", "/")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(path.name)
-        prints.append(fingerprint(str(tmp_path / name)))
-    assert prints[0] != prints[1]
-    moved = (tmp_path / "one").rename(tmp_path / "elsewhere")
-    assert fingerprint(str(moved)) == prints[0]
+            path.write_text(content)
+        return fingerprint(str(tmp_path / folder))
+
+    first = make("one", a="1", b="1")
+    assert make("two", a="1", b="1") == first
+    others = [make("3", a="1", c="1"), make("4", a="1", b="2"), make("5", sub_a="1", b="1")]
+    assert len({first, *others}) == 4
+    files = {name: fingerprint(str(tmp_path / name)) for name in ("one/a", "two/a", "one/b")}
+    assert files["one/a"] == files["two/a"] != files["one/b"]
+    assert make("one", b="22") != first  # in one process: a notebook's kernel outlives the files
 
 
-def test_a_file_alone_has_its_name_in_its_fingerprint(tmp_path):
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        for name in ("a", "b"):
-            (tmp_path / folder / name).write_text("1")
-    first, again = (fingerprint(str(tmp_path / folder / "a")) for folder in ("one", "two"))
-    assert first == again != fingerprint(str(tmp_path / "one" / "b"))
-
-
-def test_a_folder_that_changes_changes_its_fingerprint(tmp_path):
-    """Also in one process: a notebook's kernel outlives the files."""
-    (tmp_path / "file").write_text("1")
-    before = fingerprint(str(tmp_path))
-    (tmp_path / "file").write_text("22")
-    assert fingerprint(str(tmp_path)) != before
+def test_fingerprints_of_names():
+    found = {fingerprint(name) for name in ("digits", "fashion8", "google/ddpm-cifar10-32")}
+    assert len(found) == 3 and "hub:google/ddpm-cifar10-32" in found

@@ -48,9 +48,10 @@ def local_folder(source: str) -> Path | None:
 
 
 def is_lost(source: str) -> bool:
-    """Whether ``source`` is written as a path, which no hub id is, but leads to no folder."""
-    path = source.startswith(("/", ".", "~")) or Path(source).is_file()
-    return path and local_folder(source) is None
+    """Whether ``source`` looks like a path, which no hub id does, but leads to no folder."""
+    path = source.startswith(("/", ".", "~")) or source.endswith("/") or source.count("/") > 1
+    beside = "/" in source and local_folder(source.rpartition("/")[0]) is not None
+    return (path or beside or Path(source).is_file()) and local_folder(source) is None
 
 
 def is_local(source: str) -> bool:

@@ -39,19 +39,25 @@ def plus_minus(mean: float, spread: float) -> str:
     """Signed ``mean ± spread`` with the spread's first two digits; without it where unknown."""
     if pd.isna(mean):
         return UNKNOWN
-    places = int(np.clip(1 - np.floor(np.log10(spread)), 0, 8)) if spread > 0 else 3
+    places = _places(spread)
     sign = "+" if mean > 0 else ""
     return f"{sign}{decimals(mean, places)}" + (
         "" if pd.isna(spread) else f" ± {decimals(spread, places)}"
     )
 
 
+def _places(spread: float) -> int:
+    """Decimals that show a spread's first two digits."""
+    return int(np.clip(1 - np.floor(np.log10(spread)), 0, 8)) if spread > 0 else 3
+
+
 def interval(effect: float, low: float, high: float) -> str:
-    """``effect [low, high]`` with the first two digits of the interval's half-width."""
+    """``effect [low, high]`` with two digits of the half-width, more where an end would seem 0."""
     if pd.isna(low):
         return number(effect)
-    half = (high - low) / 2
-    places = int(np.clip(1 - np.floor(np.log10(half)), 0, 8)) if half > 0 else 3
+    places = _places((high - low) / 2)
+    while low * high > 0 and places < 8 and not round(min(abs(low), abs(high)), places):
+        places += 1
     low, high = decimals(low, places), decimals(high, places)
     return f"{decimals(effect, places)} [{low}, {high}]"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from deme_lib.report import intervals, observations, plots, records, tables
@@ -21,7 +22,7 @@ def render(folder: Path, out: Path | None = None) -> None:
     folder = Path(folder)
     out = Path(out or folder)
     found = sorted(path.parent for path in folder.glob("sweeps/*/records"))
-    if (folder / "records").is_dir() or not found:
+    if any((folder / "records").glob("seed-*")) or not found:
         _experiment(records.read(folder / "records"), out)
     for path in found:
         _sweep(records.read(path / "records"), out / "sweeps")
@@ -61,7 +62,7 @@ def _comparisons(known: Records, path: Path) -> None:
     write_csv(path.with_suffix(".csv"), found)
     margin = found.loc[found["measure"] == "fid", "margin"].max()
     said = "all exploratory, uncorrected" if known.sweep else "only primary ones Holm-corrected"
-    said += f"; margin of FID {number(margin)}"
+    said += "" if np.isnan(margin) else f"; margin of FID {number(margin)}"
     text = f"{markdown(tables.compared(found))}\n\n{tables.caption(known)}; {said}.\n"
     write(path.with_suffix(".md"), text)
 

@@ -86,17 +86,20 @@ def _weights(text: str | float) -> str:
     if pd.isna(text) or not text or ";" in text:
         return UNKNOWN
     weights = json.loads(text)
-    return ", ".join(f"{w:.2g}" for w in weights) if any(weights) else "all 0: no merge"
+    return ", ".join(f"{w:.3g}" for w in weights) if any(weights) else "all 0: no merge"
 
 
 def caption(records: Records) -> str:
     """One line: data, n, features, reference, sampler, seeds, intervals."""
     m, level = records.metrics.iloc[0], records.parameters["confidence"]
+    reference = {"train": "training"}.get(m["reference"], m["reference"])
     seeds = [("training", records.training_seeds), ("sampling", records.sampling_seeds)]
-    named = ", ".join(f"{kind} seeds {' '.join(map(str, known))}" for kind, known in seeds)
+    named = ", ".join(
+        f"{kind} seed{'s' * (len(known) > 1)} {' '.join(map(str, known))}" for kind, known in seeds
+    )
     return (
         f"{records.parameters['dataset']}: n = {m['n']:,} an arm and seed, {m['features']} "
-        f"features, FID to {m['reference']} images, DDIM {m['steps']} steps; {named}; "
+        f"features, FID to {reference} images, DDIM {m['steps']} steps; {named}; "
         f"{100 * level:g} % t intervals over {intervals.UNITS[records.unit]}"
     )
 
@@ -122,5 +125,7 @@ def compared(found: pd.DataFrame) -> pd.DataFrame:
         "verdict": found["verdict"],
     }
     shown = pd.DataFrame(columns)
+    if found["share"].isna().all():
+        shown = shown.drop(columns="share of the excess")
     said = [c for c in ("ablation", "kind", "measure", "level") if shown[c].nunique() < 2]
     return shown.drop(columns=said)

@@ -31,7 +31,7 @@ def make_data(job: Job) -> dict[str, Any]:
 def make_reference(job: Job) -> dict[str, Any]:
     names = [name for name in (job["features"], job["second_features"]) if name]
     for name in set(names) - {metrics.INCEPTION}:
-        _check_split(name, job.inputs["data"].results["train_hash"])
+        check_split(name, job.inputs["data"].results["train_hash"])
     tensors = {}
     for role in ROLES:
         for name in [*names, metrics.PIXELS]:
@@ -42,7 +42,7 @@ def make_reference(job: Job) -> dict[str, Any]:
     return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
 
 
-def _check_split(name: str, train_hash: str) -> None:
+def check_split(name: str, train_hash: str) -> None:
     """A classifier must not have trained on images that are test images here."""
     card = classifier.card_of(name)
     if train_hash != card["train_hash"]:

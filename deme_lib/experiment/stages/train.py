@@ -20,7 +20,7 @@ from deme_lib.experiment.store import CHECKPOINT, HISTORY, WORKING, read_json, w
 from deme_lib.method.projection import projection_share
 from deme_lib.method.timesteps import split_timesteps
 
-HELD_OUT_POINTS = 16  # looks at the held-out loss over a run
+LOOKS = {"pretraining": 16, "finetuning": 4}  # at the losses, over a run as long as an expert's
 SNAPSHOTS = (4, 2)  # pretraining leaves models at 1/4 and 1/2 of its steps, to judge the metric
 
 
@@ -58,7 +58,7 @@ def train_baseline(job: Job) -> dict[str, Any]:
     spec = _spec(job, job["pretrain_steps"], every_timestep, job["pretrain_lr"], ema_warmup=True)
     snapshots = {job["pretrain_steps"] // d: f"snapshot-{d}" for d in SNAPSHOTS}
     run = Training(unet, scheduler, job.images("train"), spec, **_execution(job))
-    _follow(job, run, snapshots)
+    _follow(job, run, snapshots, LOOKS["pretraining"])
     models.save_pipeline(run.ema_unet(), scheduler, job.folder / "pipeline")
     return {}
 
@@ -79,7 +79,7 @@ def finetune(job: Job) -> dict[str, Any]:
         channel_projection=job["channel_projection"],
         **_execution(job),
     )
-    _follow(job, run, along if count > 1 else {})
+    _follow(job, run, along if count > 1 else {}, LOOKS["finetuning"] * count)
     run.ema_unet().save_pretrained(job.folder / "unet")
     for decay in job["further_ema_decays"]:
         run.ema_unet(decay).save_pretrained(job.folder / f"ema-{decay:g}")
@@ -128,10 +128,10 @@ def _execution(job: Job) -> dict[str, Any]:
     }
 
 
-def _follow(job: Job, run: Training, snapshots: Mapping[int, str]) -> None:
+def _follow(job: Job, run: Training, snapshots: Mapping[int, str], looks: int) -> None:
     """Train to the end; keep losses of the EMA weights along the way, and some of the weights."""
     spec, kept = run.spec, job.folder / HISTORY
-    every = max(1, spec.steps // HELD_OUT_POINTS)
+    every = max(1, spec.steps // looks)
     history = _history(kept, run.position)
 
     def look(step: int) -> None:

@@ -7,97 +7,99 @@ import sys
 from pathlib import Path
 
 from deme_lib import ROOT
-from deme_lib.experiment import parameters
-from deme_lib.experiment.parameters import ParameterError
+
+PRESET = "params/fashion8.yaml"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m deme_lib", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+def make(options: argparse.Namespace) -> None:
+    """make artefacts, or the artefacts of jobs, and what they need"""
+    from deme_lib.experiment import sweeps
+    from deme_lib.experiment.parameters import ParameterError
 
-    make = commands.add_parser("make", help="make artefacts and what they need")
-    make.add_argument("names", nargs="+", help="names as printed by `list`, or their labels")
-    listing = commands.add_parser("list", help="artefacts of a file, stored or missing")
-    sweep = commands.add_parser("sweep", help="table and figure of a sweep, making what is missing")
-    check = commands.add_parser("check", help="what would stop a run, asked before it starts")
-    for command in (make, listing, sweep, check):
-        command.add_argument(
-            "-f", "--file", default="params/digits.yaml", help="parameter or sweep file"
-        )
-
-    render = commands.add_parser("render", help="tables and figures again, from records alone")
-    render.add_argument("folder", type=Path, help="such as figures/digits; holds records/")
-    readme = commands.add_parser("readme", help="write the tables of a folder into README.md")
-    readme.add_argument("folder", type=Path)
-
-    training = commands.add_parser("classifier", help="train the metric's classifiers again")
-    training.add_argument("-f", "--file", default="params/digits.yaml", help="parameter file")
-    training.add_argument("-o", "--out", type=Path, default=Path("runs/classifiers"))
-
-    options = parser.parse_args(arguments)
-    try:
-        return COMMANDS[options.command](options) or 0
-    except (OSError, MemoryError, RuntimeError, ValueError, KeyError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-
-
-def _make(options: argparse.Namespace) -> None:
-    from deme_lib.experiment import stages, sweeps
-
-    plan = sweeps.plan(options.file)
-    for wanted in options.names:
-        found = [entry for name, entry in plan.items() if wanted in (name, entry[0].label)]
-        if len(found) != 1:
-            problem = "several artefacts" if found else "no artefact"
+    plan, wanted = sweeps.plan(options.file), {}
+    for name in options.names:
+        found = [(r, p) for r, p in plan.values() if name in (r.name, r.label, r.job)]
+        if not found:
+            known = sorted({r.job for r, _ in plan.values()} - {""})
             raise ParameterError(
-                f"{problem} called {wanted!r}; {options.file} has {', '.join(plan)}"
+                f"no job or artefact called {name!r} in {options.file}: `list` prints the "
+                f"artefacts, and jobs are {', '.join(known)}"
             )
-        stages.make(*found[0])
+        for recipe, p in found:
+            wanted.setdefault(id(p), (p, []))[1].append(recipe)
+    from deme_lib.experiment import stages
+
+    for p, recipes in wanted.values():
+        stages.make_all(recipes, p)
 
 
-def _list(options: argparse.Namespace) -> None:
+def listing(options: argparse.Namespace) -> None:
+    """artefacts of a file by job, stored or missing"""
     from deme_lib.experiment import sweeps
     from deme_lib.experiment.store import Store
 
     for name, (recipe, p) in sweeps.plan(options.file).items():
-        print(f"{'stored ' if Store(p.runs_dir).holds(recipe) else 'missing'} {name}")
+        state = "stored" if Store(p.runs_dir).holds(recipe) else "missing"
+        print(f"{state:8}{recipe.job:24}{name}")
 
 
-def _sweep(options: argparse.Namespace) -> None:
-    from deme_lib.experiment import sweep_records, sweeps
-    from deme_lib.report import sweep_tables
+def check(options: argparse.Namespace) -> int:
+    """what would stop a run, asked before it starts"""
+    from deme_lib.experiment import check, sweeps
 
-    sweep = sweeps.load(options.file)
-    folder = sweep_records.collect(sweep)
-    sweep_tables.render(folder / "records", folder, sweep.sweep)
-    print(folder / "sweeps")
-
-
-def _check(options: argparse.Namespace) -> int:
-    from deme_lib.experiment import doctor, sweeps
-
-    found = []
-    for finding in doctor.examine(sweeps.plan(options.file)):
-        print(finding, flush=True)
-        found.append(finding.status)
-    return int(doctor.PROBLEM in found)
+    problems = 0
+    for about, problem, found in check.examine(sweeps.plan(options.file)):
+        print(f"{'problem' if problem else 'ok':8}{about:12}{found}", flush=True)
+        problems += problem
+    return int(problems > 0)
 
 
-def _render(options: argparse.Namespace) -> None:
+def sweep(options: argparse.Namespace) -> None:
+    """records, table and figure of a sweep, making what is missing"""
+    from deme_lib.experiment import sweeps
+
+    loaded = sweeps.load(options.file)
+    from deme_lib.experiment import collect
     from deme_lib.report import render
 
-    render.render(options.folder / "records", options.folder)
+    out = collect.collect_sweep(loaded)
+    render.render(out.parents[1])
+    print(out)
 
 
-def _readme(options: argparse.Namespace) -> None:
+def render(options: argparse.Namespace) -> None:
+    """tables and figures again, from records alone"""
     from deme_lib.report import render
 
-    render.update_readme(ROOT / "README.md", options.folder)
+    render.render(options.folder)
 
 
-def _classifier(options: argparse.Namespace) -> None:
+def readme(options: argparse.Namespace) -> None:
+    """generated numbers and tables in Markdown files again"""
+    from deme_lib.report import readme
+
+    for path in options.files:
+        path.write_text(readme.fill(path.read_text(), ROOT / "figures"))
+
+
+def reproduced(options: argparse.Namespace) -> int:
+    """whether two runs of one preset agree"""
+    from deme_lib.report import reproduced
+
+    return reproduced.verdict(options.committed, options.other)
+
+
+def parameters(options: argparse.Namespace) -> None:
+    """all parameters with default, type, range and meaning"""
+    from deme_lib.experiment import parameters
+
+    print(parameters.listing())
+
+
+def classifier(options: argparse.Namespace) -> None:
+    """train the metric's two classifiers of a file's data again"""
     from deme_lib.diffusion import classifier, data
+    from deme_lib.experiment import parameters
 
     p = parameters.load(options.file)
     sizes = (p.train_images, p.search_images, p.test_images)
@@ -105,15 +107,47 @@ def _classifier(options: argparse.Namespace) -> None:
     classifier.train(p.experiment, roles, p.split_seed, options.out)
 
 
+def fashion8(options: argparse.Namespace) -> None:
+    """make the built-in data set again from Fashion-MNIST's four files"""
+    from deme_lib.diffusion import fashion8
+
+    fashion8.write(options.folder)
+
+
+FILE = ("-f", "--file"), {"default": PRESET, "help": f"parameter or sweep file ({PRESET})"}
+FOLDER = ("folder",), {"type": Path}
 COMMANDS = {
-    "make": _make,
-    "list": _list,
-    "sweep": _sweep,
-    "check": _check,
-    "render": _render,
-    "readme": _readme,
-    "classifier": _classifier,
+    "make": (make, [(("names",), {"nargs": "+", "help": "names as printed by `list`"}), FILE]),
+    "list": (listing, [FILE]),
+    "check": (check, [FILE]),
+    "sweep": (sweep, [FILE]),
+    "render": (render, [FOLDER]),
+    "readme": (readme, [(("files",), {"nargs": "+", "type": Path})]),
+    "reproduced": (reproduced, [((name,), {"type": Path}) for name in ("committed", "other")]),
+    "parameters": (parameters, []),
+    "classifier": (
+        classifier,
+        [FILE, (("-o", "--out"), {"type": Path, "default": Path("runs/classifiers")})],
+    ),
+    "fashion8": (fashion8, [FOLDER]),
 }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m deme_lib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (function, wanted) in COMMANDS.items():
+        command = commands.add_parser(name, help=function.__doc__)
+        for flags, settings in wanted:
+            command.add_argument(*flags, **settings)
+        command.set_defaults(run=function)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except (OSError, MemoryError, RuntimeError, ValueError, KeyError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
 
 if __name__ == "__main__":
     sys.exit(main())

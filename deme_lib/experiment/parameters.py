@@ -23,6 +23,7 @@ from deme_lib.experiment.schema import Parameters
 
 PRESETS = ROOT / "params"
 FIELDS = Parameters.model_fields
+DATASET, MODEL = (FIELDS[name].default for name in ("dataset", "pretrained"))
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -41,11 +42,8 @@ def check(values: dict[str, Any], source: str) -> Parameters:
     if unknown := [name for name in values if name not in FIELDS]:
         raise ParameterError(f"{source}: unknown parameter {unknown[0]!r}{_nearest(unknown[0])}")
     values = {n: os.path.expanduser(v) if isinstance(v, str) else v for n, v in values.items()}
-    shipped = {name: FIELDS[name].default for name in ("dataset", "pretrained")}
-    if {**shipped, **values}["dataset"] != shipped["dataset"]:
-        values = values | {"pretrained": values.get("pretrained", "")}
-        if values["pretrained"] == shipped["pretrained"]:
-            values["pretrained"] = ""
+    if values.get("dataset", DATASET) != DATASET and values.get("pretrained", MODEL) == MODEL:
+        values["pretrained"] = ""
     try:
         return Parameters(**values)
     except ValidationError as error:

@@ -108,6 +108,8 @@ def load(path: str | Path) -> Sweep:
     Raises:
         ParameterError: it is no sweep, or something in it is unknown, ill-typed or twice there.
     """
+    if not is_sweep(path):
+        raise ParameterError(f"{path} is no sweep: name a file such as those in params/sweeps")
     try:
         sweep = Sweep(**parameters.read(path))
     except ValidationError as error:

@@ -1,12 +1,17 @@
 """The command line: what jobs and people type."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
 
 from deme_lib import ROOT
 from deme_lib.__main__ import main
+from deme_lib.experiment import parameters, recipes
+from deme_lib.experiment.parameters import FIELDS
+from deme_lib.experiment.store import Store
 
 
 @pytest.fixture
@@ -18,21 +23,55 @@ def preset(tmp_path):
     return str(path)
 
 
-def test_list_and_make(preset, capsys):
-    assert main(["list", "-f", preset]) == 0
-    listed = capsys.readouterr().out
-    assert "missing baseline-" in listed
-    assert "stored" not in listed
-    assert main(["make", "data", "-f", preset]) == 0
-    main(["list", "-f", preset])
-    assert "stored  data-" in capsys.readouterr().out
+def said(capsys, *arguments):
+    assert main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
 
 
-def test_render_gives_the_committed_tables_again(tmp_path):
+def test_list_and_make_by_name_label_and_job(preset, capsys):
+    """A job makes everything of its own, a label the artefact of every training seed."""
+    p = parameters.load(preset).per_seed()[0]
+    data, reference, merged = recipes.data(p), recipes.reference(p), recipes.merged(p)
+    said(capsys, "make", data.name, "-f", preset)
+    assert Store(p.runs_dir).missing(reference) == [reference]
+    said(capsys, "make", reference.label, "-f", preset)
+    listed = [line.split() for line in said(capsys, "list", "-f", preset).splitlines()]
+    assert ["stored", reference.job, reference.name] in listed
+    assert ["missing", merged.job, merged.name] in listed
+    assert sum(state == "stored" for state, *_ in listed) == 2
+    said(capsys, "make", reference.job, "-f", preset)
+    assert recipes.floor(p).job == reference.job and Store(p.runs_dir).holds(recipes.floor(p))
+
+
+def test_parameters_are_all_listed(capsys):
+    assert yaml.safe_load(said(capsys, "parameters")).keys() == FIELDS.keys()
+
+
+@pytest.mark.parametrize("command", ["--help", "list", "parameters", "make xyzzy"])
+def test_what_answers_at_once_imports_no_torch(command):
+    """Asked in a process of its own."""
+    script = f"import sys; from deme_lib.__main__ import main\ntry: main({command.split()})\n"
+    script += "except SystemExit: pass\nassert 'deme_lib' in sys.modules\n"
+    script += "assert not {'torch', 'pandas', 'matplotlib', 'sklearn'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_readme_is_filled_from_the_committed_tables(tmp_path, capsys):
+    file = tmp_path / "README.md"
+    file.write_text("no markers\n")
+    said(capsys, "readme", file)
+    assert file.read_text() == "no markers\n"
+
+
+RECORDED = sorted({path.parents[1] for path in (ROOT / "figures").glob("*/records/seed-*")})
+
+
+@pytest.mark.parametrize("committed", RECORDED, ids=lambda path: path.name)
+def test_render_gives_the_committed_tables_again(tmp_path, committed):
     """Exactly, from the committed records alone."""
-    committed = ROOT / "figures" / "digits"
     shutil.copytree(committed / "records", tmp_path / "records")
     assert main(["render", str(tmp_path)]) == 0
     for path in committed.iterdir():
-        if path.suffix in (".csv", ".md", ".tex"):
+        if path.suffix in (".csv", ".md", ".tex") and path.name != "README.md":
             assert (tmp_path / path.name).read_text() == path.read_text(), path.name

@@ -10,7 +10,6 @@ from __future__ import annotations
 import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import isfinite
 from pickle import UnpicklingError
 
 import numpy as np
@@ -91,9 +90,13 @@ def frechet(generated: Features, reference: Features) -> float:
         if not features.values.isfinite().all():
             raise MetricError("a Frechet distance needs finite features: these hold NaN or inf")
     first, second = (fid_features_to_statistics(f.values) for f in (generated, reference))
-    distance = fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
-    if not isfinite(distance):
-        raise MetricError(f"the Frechet distance came out as {distance}: give more images")
+    try:
+        found = fid_statistics_to_metric(first, second, verbose=False)
+        distance = found["frechet_inception_distance"]
+    except np.linalg.LinAlgError:
+        distance = np.nan
+    if not np.isfinite(distance):
+        raise MetricError("a Frechet distance overflows: the features' squares are not finite")
     return distance
 
 

@@ -7,8 +7,10 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity
+from torch.utils.data import Dataset
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from deme_lib.diffusion import data, metrics
+from deme_lib.diffusion import classifier, data, metrics
 from deme_lib.diffusion.metrics import Features, MetricError
 
 
@@ -29,6 +31,12 @@ def gaussian(n, d, seed, mean=0.0, scale=1.0):
         n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
     return Features(values, values.new_empty(n, 0))
+
+
+def two_modes(n):
+    """N(0, I) and N(100, I) in two dimensions, sorted by mode."""
+    values = torch.cat([gaussian(n, 2, 0).values, gaussian(n, 2, 1, mean=100).values])
+    return Features(values, torch.empty(2 * n, 0))
 
 
 # Frechet distance
@@ -52,41 +60,56 @@ def test_frechet_agrees_with_the_formula(features):
 
 def test_a_set_is_at_no_distance_from_itself(features):
     generated, reference = features
-    scale = metrics.frechet(generated, reference)
     shuffled = generated[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
+    scale = metrics.frechet(generated, reference)
     assert abs(metrics.frechet(generated, shuffled)) < 1e-6 * scale
     assert metrics.precision_recall(generated, generated) == (1.0, 1.0)
-    assert abs(metrics.kid(generated, generated, 300, 1)) < metrics.kid(
-        generated, reference, 300, 1
-    )
+    scale = metrics.kid(generated, reference, 300, 1)
+    assert abs(metrics.kid(generated, generated, 300, 1)) < scale
 
 
 # torch-fidelity itself
 
 
+class Shipped(FeatureExtractorBase):
+    """digits-a under torch-fidelity's interface."""
+
+    def __init__(self, name, features_list, **_):
+        super().__init__(name, features_list)
+
+    get_provided_features_list = staticmethod(lambda: ("features", "logits"))
+    get_default_feature_layer_for_metric = staticmethod(
+        lambda metric: "logits" if metric == "isc" else "features"
+    )
+    can_be_compiled = staticmethod(lambda: False)
+
+    def forward(self, images):
+        values, logits = classifier.load("digits-a")(images)
+        found = {"features": values.double(), "logits": logits.double()}
+        return tuple(found[name] for name in self.features_list)
+
+
+class Listed(list, Dataset):
+    """Images [C, H, W] as torch-fidelity takes them."""
+
+
 def test_all_metrics_agree_with_torch_fidelity(digits, features):
+    torch_fidelity.register_feature_extractor("shipped", Shipped)
     expected = torch_fidelity.calculate_metrics(
-        input1=metrics._Images(digits[0]),
-        input2=metrics._Images(digits[1]),
-        fid=True,
-        kid=True,
-        isc=True,
-        prc=True,
-        feature_extractor="deme-digits-a",
+        input1=Listed(digits[0]),
+        input2=Listed(digits[1]),
+        **dict.fromkeys(("fid", "kid", "isc", "prc", "save_cpu_ram"), True),
+        **dict.fromkeys(("cuda", "cache", "verbose"), False),
+        feature_extractor="shipped",
         kid_subset_size=100,
         kid_subsets=5,
         isc_splits=3,
-        cuda=False,
-        cache=False,
-        save_cpu_ram=True,
-        verbose=False,
     )
-    generated, reference = features
-    precision, recall = metrics.precision_recall(generated, reference)
+    precision, recall = metrics.precision_recall(*features)
     found = {
-        "frechet_inception_distance": metrics.frechet(generated, reference),
-        "kernel_inception_distance_mean": metrics.kid(generated, reference, 100, 5),
-        "inception_score_mean": metrics.inception_score(generated, 3),
+        "frechet_inception_distance": metrics.frechet(*features),
+        "kernel_inception_distance_mean": metrics.kid(*features, 100, 5),
+        "inception_score_mean": metrics.inception_score(features[0], 3),
         "precision": precision,
         "recall": recall,
     }
@@ -120,43 +143,29 @@ def test_kid_is_the_unbiased_mmd_of_a_cubic_kernel(features):
 
 def test_precision_and_recall_are_not_swapped():
     """One of two modes: whatever is made is real, half of what is real is not made."""
-    reference = Features(
-        torch.cat([gaussian(200, 2, 0).values, gaussian(200, 2, 1, mean=100).values]),
-        torch.empty(400, 0),
-    )
-    precision, recall = metrics.precision_recall(gaussian(200, 2, 2), reference)
+    precision, recall = metrics.precision_recall(gaussian(200, 2, 2), two_modes(200))
     assert precision > 0.9
     assert recall == pytest.approx(0.5, abs=0.05)
 
 
-def test_nearest_distances_are_those_of_brute_force(digits):
-    few, train = digits[0][:40], digits[1]
-    train = torch.cat([train, few[:20]])
-    a, b = (images.flatten(1).double() / 127.5 for images in (few, train))
-    expected = (a[:, None] - b[None]).square().sum(-1).sqrt().min(dim=1).values
-    found = metrics.nearest_distances(few, train).double()
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert (found[:20] < 1e-4).all() and (found[20:] > 0.1).all()  # copies are seen as copies
-
-
-def test_nearest_distances_do_not_depend_on_how_many_images_fit(digits, monkeypatch):
-    few, train = digits[0][:40], digits[1]
-    expected = metrics.nearest_distances(few, train)
-    monkeypatch.setattr(metrics, "PART", 64 * 7)  # seven images at a time
-    assert torch.equal(metrics.nearest_distances(few, train), expected)
-
-
 def test_of_many_references_an_evenly_spaced_part_counts(monkeypatch):
     """Sorted by class, say: the first ones alone would be another distribution."""
-    reference = Features(
-        torch.cat([gaussian(400, 2, 0).values, gaussian(400, 2, 1, mean=100).values]),
-        torch.empty(800, 0),
-    )
-    generated, whole = gaussian(200, 2, 2), Features(reference.values[::4], torch.empty(200, 0))
-    expected = metrics.precision_recall(generated, whole)
+    reference, generated = two_modes(400), gaussian(200, 2, 2)
+    expected = metrics.precision_recall(generated, reference[::4])
     monkeypatch.setattr(metrics, "MANY", 100)
     assert metrics.precision_recall(generated, reference) == expected
-    assert expected[1] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("block", [metrics.BLOCK, 64 * 7])
+def test_nearest_distances_are_exactly_those_of_brute_force(digits, monkeypatch, block):
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    monkeypatch.setattr(metrics, "BATCH", min(metrics.BATCH, block // 64))
+    few, train = digits[0][:40], torch.cat([digits[1], digits[0][:20]])
+    a, b = (images.flatten(1).long() for images in (few, train))
+    squares = (a[:, None] - b[None]).square().sum(-1).amin(dim=1)
+    found = metrics.nearest_distances(few, train)
+    assert torch.equal((found * 127.5).square().round().long(), squares)
+    assert (found[:20] == 0).all() and (found[20:] > 0.1).all()  # copies are seen as copies
 
 
 def test_halves_difference():
@@ -169,7 +178,29 @@ def test_halves_difference():
         for n in (40, 4000)
     )
     assert 0 < many < few / 3
-    assert many == metrics.halves_difference(gaussian(4000, 2, 1, mean=1), reference, 20, seed=0)
+
+
+# the floor
+
+
+@pytest.mark.parametrize(("count", "n", "draws"), [(100, 30, 3), (100, 30, 7), (100, 100, 2)])
+def test_fresh_draws_are_disjoint_while_they_can_be(count, n, draws):
+    found = metrics.fresh_draws(count, n, draws, seed=0)
+    assert len(found) == draws and {len(rows.unique()) for rows in found} == {n}
+    assert all(rows.min() >= 0 and rows.max() < count for rows in found)
+    assert len(torch.cat(found[: count // n]).unique()) == count // n * n
+    again = metrics.fresh_draws(count, n, draws, seed=0)
+    assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
+
+
+def test_the_floor_falls_as_one_over_the_number_of_images():
+    """Of real images in 4 dimensions, extrapolated from 1,000 and measured on many more."""
+    reference = gaussian(4000, 4, 0)
+    measured = [metrics.frechet(gaussian(1000, 4, 1 + k), reference) for k in range(30)]
+    extrapolated = metrics.extrapolated_floor(gaussian(1000, 4, 99), 1000, 4000, 30, seed=0)
+    assert extrapolated == pytest.approx(np.mean(measured), rel=0.25)
+    twice = metrics.extrapolated_floor(gaussian(1000, 4, 99), 2000, 8000, 30, seed=0)
+    assert twice == pytest.approx(extrapolated / 2)
 
 
 # features
@@ -181,19 +212,24 @@ def test_pixels_are_the_images_and_large_ones_are_averaged(digits):
     assert found.values.dtype == torch.float64 and found.logits.shape == (300, 0)
     doubled = digits[0].repeat_interleave(2, -1).repeat_interleave(2, -2)
     torch.testing.assert_close(metrics.extract(doubled, "pixels").values, found.values)
+    tall = digits[0].repeat_interleave(2, -2)
+    torch.testing.assert_close(metrics.extract(tall, "pixels").values, found.values)
 
 
 def test_features_of_an_image_do_not_depend_on_the_others(digits, features):
-    torch.testing.assert_close(
-        metrics.extract(digits[0][7:9], "digits-a").values,
-        features[0].values[7:9],
-        rtol=1e-4,
-        atol=1e-5,
-    )
-    again = metrics.extract(digits[0], "digits-a")  # a second registration is no error
-    assert torch.equal(again.values, features[0].values)
-    assert torch.equal(again.logits, features[0].logits)
-    assert len(again[:5]) == 5 and torch.equal(again[:5].logits, again.logits[:5])
+    few = metrics.extract(digits[0][7:9], "digits-a")
+    torch.testing.assert_close(few.values, features[0].values[7:9], rtol=1e-4, atol=1e-5)
+    assert len(features[0][:5]) == 5
+    assert torch.equal(features[0][:5].logits, features[0].logits[:5])
+
+
+def test_inception_from_a_local_file_takes_grey_and_colour(inception_weights):
+    grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    found = metrics.extract(grey, "inception", inception_weights)
+    assert found.values.shape == (3, 2048) and found.logits.shape == (3, 1008)
+    colour = metrics.extract(grey.expand(-1, 3, -1, -1), "inception", inception_weights)
+    torch.testing.assert_close(found.values, colour.values)
+    assert metrics.inception_score(found, 1) >= 1
 
 
 # refusals
@@ -207,8 +243,10 @@ def test_too_few_images_are_refused(features):
         (lambda: metrics.inception_score(features[0][:9], 10), "10 splits.*got 9"),
         (lambda: metrics.kid(features[0][:9], reference, 10, 2), "9 and 300.*kid_subset_size"),
         (lambda: metrics.kid(reference, features[0][:9], 10, 2), "300 and 9.*kid_subset_size"),
+        (lambda: metrics.kid(*features, 1, 2), "at least 2 images, not 1"),
         (lambda: metrics.precision_recall(features[0][:3], reference), "at least 4"),
         (lambda: metrics.precision_recall(reference, features[0][:3]), "at least 4"),
+        (lambda: metrics.fresh_draws(9, 10, 1, seed=0), "9 fresh images are too few to draw 10"),
     ):
         with pytest.raises(MetricError, match=words):
             call()
@@ -216,53 +254,45 @@ def test_too_few_images_are_refused(features):
     metrics.precision_recall(features[0][:4], reference)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e200])
+@pytest.mark.parametrize("rows", [slice(1), slice(None)])
+def test_what_is_not_finite_has_no_frechet_distance(features, wrong, rows):
+    values = features[0].values.clone()
+    values[rows, 0] = wrong
+    for pair in ((Features(values, values), features[1]), (features[1], Features(values, values))):
+        with pytest.raises(MetricError, match="Frechet distance"):
+            metrics.frechet(*pair)
+
+
+def uint8(*shape):
+    return torch.zeros(*shape, dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
-    "images",
+    ("images", "words"),
     [
-        torch.zeros(3, 1, 8, 8),
-        torch.zeros(3, 8, 8, dtype=torch.uint8),
-        torch.zeros(0, 1, 8, 8, dtype=torch.uint8),
+        (torch.zeros(3, 1, 8, 8), "uint8 images"),
+        (uint8(3, 8, 8), "uint8 images"),
+        (uint8(0, 1, 8, 8), "uint8 images"),
+        (uint8(4, 1, 16, 16), r"digits-a takes images \(1, 8, 8\)"),
+        (uint8(4, 3, 8, 8), r"digits-a takes images \(1, 8, 8\)"),
     ],
-    ids=["float", "no channels", "none"],
 )
-def test_only_uint8_images_are_taken(images):
-    with pytest.raises(MetricError, match="uint8 images"):
+def test_images_that_do_not_fit_are_refused(images, words):
+    with pytest.raises(MetricError, match=words):
         metrics.extract(images, "digits-a")
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 8)])
-def test_images_that_do_not_fit_the_classifier_are_refused(shape):
-    with pytest.raises(MetricError, match="digits-a"):
-        metrics.extract(torch.zeros(4, *shape, dtype=torch.uint8), "digits-a")
-
-
-@pytest.mark.parametrize("content", [b"", b"not weights"])
-def test_unreadable_inception_weights_are_refused(digits, tmp_path, content):
-    file = tmp_path / "inception.pth"
-    file.write_bytes(content)
-    with pytest.raises(MetricError, match="inception_weights"):
-        metrics.extract(digits[0], "inception", inception_weights=str(file))
-    with pytest.raises(MetricError, match="inception_weights"):
-        metrics.extract(digits[0], "inception", inception_weights=str(tmp_path / "absent"))
-
-
-def test_inception_from_a_local_file_takes_grey_and_colour(inception_weights):
-    grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-    found = metrics.extract(grey, "inception", inception_weights)
-    assert found.values.shape == (3, 2048)
-    assert found.logits.shape == (3, 1008)
-    colour = metrics.extract(grey.expand(-1, 3, -1, -1), "inception", inception_weights)
-    assert torch.equal(found.values, colour.values)
-    assert metrics.inception_score(found, 1) >= 1
-
-
-def test_weights_that_would_run_code_are_refused(tmp_path):
+def test_inception_weights_that_are_none_or_would_run_code_are_refused(tmp_path):
     class Payload:
         def __reduce__(self):
             return (open, (str(tmp_path / "pwned"), "w"))
 
-    torch.save({"a": Payload()}, tmp_path / "evil.pth")
-    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(MetricError, match="inception_weights"):
-        metrics.extract(images, "inception", str(tmp_path / "evil.pth"))
+    torch.save({"a": Payload()}, tmp_path / "evil")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "text").write_bytes(b"not weights")
+    for name in ("evil", "empty", "text", "absent"):
+        with pytest.raises(MetricError, match="inception_weights"):
+            metrics.extract(uint8(2, 3, 8, 8), "inception", str(tmp_path / name))
     assert not (tmp_path / "pwned").exists()

@@ -18,6 +18,7 @@ from PIL import Image
 
 from deme_lib import ROOT
 from deme_lib.diffusion import idx
+from deme_lib.errors import Explained
 
 SHIPPED = ROOT / "deme_lib" / "shipped"
 CLASSIFIERS = SHIPPED / "classifiers"
@@ -30,7 +31,7 @@ FASHION8_HASHES = {
 }
 
 
-class DataError(RuntimeError):
+class DataError(Explained, RuntimeError):
     """Images cannot be had, or are not what the experiment needs."""
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from deme_lib.diffusion.data import SHIPPED, is_lost, local_folder
 from deme_lib.diffusion.randomness import seed_of
+from deme_lib.errors import Explained
 from deme_lib.method.projection import unet_class
 
 PRETRAINED = SHIPPED / "pretrained"
@@ -23,7 +24,7 @@ WANTED = "take a pixel-space DDPM or DDIM pipeline of a UNet2DModel, such as goo
 disable_progress_bar()
 
 
-class ModelError(RuntimeError):
+class ModelError(Explained, RuntimeError):
     """A pretrained model cannot be had, or is not one that DeMe applies to."""
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from deme_lib.diffusion import models
 from deme_lib.diffusion.randomness import generator
+from deme_lib.errors import Explained
 from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
 from deme_lib.method.projection import plain_or_projected
 from deme_lib.method.timesteps import draw_timesteps, split_timesteps
@@ -33,7 +34,7 @@ LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hard
 MOST_SKIPPED = 50  # fp16 skips a step whose gradients overflow, lowers its scale and goes on
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Explained, RuntimeError):
     """Training went wrong in a way that more steps will not mend."""
 
 

@@ -22,6 +22,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
 from deme_lib.diffusion import classifier
+from deme_lib.errors import Explained
 
 INCEPTION = "inception"
 PIXELS = "pixels"
@@ -31,7 +32,7 @@ BLOCK = 2**24  # float64 numbers held at a time while distances are taken
 PIXEL_GRID = 8  # larger images are averaged down to this many pixels a side
 
 
-class MetricError(ValueError):
+class MetricError(Explained, ValueError):
     """A metric cannot be computed on what was given."""
 
 

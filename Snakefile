@@ -1,103 +1,100 @@
 """Heavy stages side by side, then the six notebooks or the sweep's table, which find all stored.
 
-    snakemake --cores 2 --config params=params/digits.yaml              # everything
-    snakemake artefacts --cores 2 --config params=params/digits.yaml    # without notebooks
-    snakemake --cores 2 --config params=params/sweeps/techniques.yaml   # a sweep
+    snakemake --cores 2 --config params=params/fashion8.yaml              # everything
+    snakemake stages --cores 2 --config params=params/fashion8.yaml       # without notebooks
+    snakemake --cores 2 --config params=params/sweeps/techniques.yaml     # a sweep
 
-Order, parallel jobs and clusters are Snakemake's. What a job made is in the store (runs/store);
-the flags under runs/flags only tell Snakemake that it ran.
+Order, parallel jobs and clusters are Snakemake's. A job is a group of stages in one process; its
+outputs are the store's own records of whatever is missing, so what exists is never made again.
 """
 
 import os
 import sys
 from pathlib import Path
 
-from deme_lib import ROOT
-from deme_lib.experiment import parameters, recipes, sweeps
+from deme_lib.experiment import parameters, sweeps
+from deme_lib.experiment.store import RECORD, Store
 
-PARAMS = config.get("params", "params/digits.yaml")
-SWEEP = sweeps.load(PARAMS) if sweeps.is_sweep(PARAMS) else None
-P = parameters.load(SWEEP.base if SWEEP else PARAMS)
-FLAGS = f"{P.runs_dir}/flags"
+PARAMS = config.get("params", "params/fashion8.yaml")
+FIGURES = config.get("figures", "runs/figures")
+IS_SWEEP = sweeps.is_sweep(PARAMS)
+BASE = sweeps.load(PARAMS).base if IS_SWEEP else PARAMS
+P = parameters.load(BASE, figures_dir=FIGURES)
+PLAN = sweeps.plan(PARAMS, recorded=False, figures_dir=FIGURES)
+STORE = Store(P.runs_dir)
+NAME = sweeps.load(PARAMS).sweep if IS_SWEEP else parameters.folder_name(P)
+EXECUTED = f"{P.runs_dir}/{NAME}"
+PYTHON = f'"{sys.executable}"'
+NOTEBOOKS = {path.stem: str(path) for path in sorted(Path("notebooks").glob("0*.ipynb"))}
+if P.seed not in {q.seed for _, q in PLAN.values()}:  # recorded: 01 to 04 would make it again
+    NOTEBOOKS = {name: path for name, path in NOTEBOOKS.items() if name[:2] in ("05", "06")}
+STEPS = {"01": ("data", "baseline", "acceptance", "look-baseline"), "02": ("plain-", "deme-", "all_plain"),
+         "03": ("look-", "search-"), "04": ("evaluate",), "05": ("",), "06": ("",)}
+"""Notebook -> jobs that it waits for, by how their names begin."""
+
 os.environ.setdefault("OMP_NUM_THREADS", str(P.usable_threads))
 
-ALONG_THE_WAY = ("data", "reference", "images-", "gradients", "task-vectors", "range-", "merged")
-ALONG_THE_WAY += ("activations",)
-"""Made within the jobs and notebooks that need them: seconds each, or used by one job only."""
 
-PLAN = sweeps.plan(PARAMS)
-JOBS = {name: r for name, (r, _) in PLAN.items() if not r.label.startswith(ALONG_THE_WAY)}
-NOTEBOOKS = {path.stem: str(path) for path in sorted(Path("notebooks").glob("0*.ipynb"))}
-STEPS = {"01": ("baseline", "acceptance"), "02": ("expert", "soup", "all-"),
-         "03": ("search-", "plane", "landscape"), "04": ("metrics-",), "05": ("",), "06": ("",)}
-PYTHON = f'"{sys.executable}"'
+def record(recipe):
+    return str(STORE.folder(recipe) / RECORD)
 
 
-def flag(name):
-    return f"{FLAGS}/{name}"
+JOBS, RECORDS = {}, {}
+for recipe, _ in PLAN.values():
+    RECORDS.setdefault(recipe.job, []).append(record(recipe))
+    if not STORE.holds(recipe):
+        JOBS.setdefault(recipe.job, []).append(recipe)
 
 
-def upstream(recipe):
-    """Flags of the nearest jobs that a recipe is made from."""
-    found = set()
-    for r in recipe.inputs.values():
-        found |= {flag(r.name)} if r.name in JOBS else upstream(r)
-    return found
-
-
-def accepted(name):
-    """No copy is trained before the metric was judged on the pretrained model."""
-    recipe, p = PLAN[name]
-    acceptance = recipes.acceptance(p).name
-    return [flag(acceptance)] if recipe.stage == "finetune" and acceptance in JOBS else []
+def upstream(job):
+    """Records that a job reads and others make."""
+    found = {record(r) for recipe in JOBS[job] for r in recipe.inputs.values() if r.job != job}
+    if any(recipe.stage == "finetune" for recipe in JOBS[job]):
+        found |= set(RECORDS.get(f"acceptance-{P.seed}", ()))  # no copy before the metric was judged
+    return sorted(found)
 
 
 def jobs_before(notebook):
-    return [flag(name) for name, r in JOBS.items() if r.label.startswith(STEPS[notebook[:2]])]
-
-
-def done(notebook):
-    return f"{FLAGS}/{P.folder_name()}/{notebook}"
+    return [r for job, found in RECORDS.items() if job.startswith(STEPS[notebook[:2]]) for r in found]
 
 
 rule all:
     input:
-        done(f"sweep-{SWEEP.sweep}") if SWEEP else [done(notebook) for notebook in NOTEBOOKS],
+        f"{EXECUTED}/sweep.done" if IS_SWEEP else [f"{EXECUTED}/{name}.ipynb" for name in NOTEBOOKS],
 
 
-rule artefacts:
+rule stages:
     input:
-        [flag(name) for name in JOBS],
+        [path for found in RECORDS.values() for path in found],
+
+
+for job, recipes_of_job in JOBS.items():
+
+    rule:
+        name:
+            f"make_{job.replace('-', '_').replace('.', '_')}"
+        input:
+            upstream(job),
+        output:
+            [record(recipe) for recipe in recipes_of_job],
+        params:
+            job=job,
+        threads: P.threads
+        resources:
+            mem_mb=2000,
+            runtime=120,
+        priority: sum(r.training_steps + r.denoiser_calls // 1000 for r in recipes_of_job)
+        shell:
+            "{PYTHON} -m deme_lib make {params.job:q} -f {PARAMS:q}"
 
 
 rule sweep:
     input:
-        [flag(name) for name in JOBS],
+        [path for found in RECORDS.values() for path in found],
     output:
-        touch(done(f"sweep-{SWEEP.sweep}" if SWEEP else "sweep")),
-    params:
-        file=PARAMS,
+        touch(f"{EXECUTED}/sweep.done"),
     shell:
-        "{PYTHON} -m deme_lib sweep -f {params.file:q}"
-
-
-for name, recipe in JOBS.items():
-
-    rule:
-        name:
-            f"make_{name.replace('-', '_')}"
-        input:
-            upstream(recipe),
-            accepted(name),
-        output:
-            touch(flag(name)),
-        params:
-            name=name,
-            file=PARAMS,
-        threads: P.threads
-        priority: recipe.training_steps + recipe.denoiser_calls // 1000
-        shell:
-            "{PYTHON} -m deme_lib make {params.name} -f {params.file:q}"
+        "{PYTHON} -m deme_lib sweep -f {PARAMS:q} --figures {FIGURES:q}"
 
 
 for name, path in NOTEBOOKS.items():
@@ -107,17 +104,14 @@ for name, path in NOTEBOOKS.items():
             f"notebook_{name[:2]}"
         input:
             notebook=path,
-            file=PARAMS,
+            file=BASE,
             jobs=jobs_before(name),
-            before=[done("05_evaluation")] if name.startswith("06") else [],
-            library=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "deme_lib").rglob("*.py"))],
+            before=[f"{EXECUTED}/05_evaluation.ipynb"] if name.startswith("06") else [],
+            library=[str(p) for p in sorted(Path("deme_lib").rglob("*.py"))],
         output:
-            touch(done(name)),
-        params:
-            executed=f"{P.runs_dir}/{P.folder_name()}/{name}.ipynb",
+            f"{EXECUTED}/{name}.ipynb",
         threads: P.threads
         retries: 1  # parallel kernels can race for ports
         shell:
-            "mkdir -p $(dirname {params.executed:q}) && "
-            "{PYTHON} -m papermill --no-progress-bar --log-level ERROR {input.notebook} {params.executed:q} "
-            "-f {input.file:q}"
+            "{PYTHON} -m papermill --no-progress-bar --log-level ERROR {input.notebook} {output} "
+            "-f {input.file:q} -p figures_dir {FIGURES:q}"

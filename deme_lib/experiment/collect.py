@@ -16,21 +16,12 @@ from typing import Any
 import pandas as pd
 from safetensors.numpy import load_file, save_file
 
-from deme_lib import ROOT
 from deme_lib.experiment import parameters, recipes, sweeps
 from deme_lib.experiment.arms import BASE, arm_of, search_of
-from deme_lib.experiment.parameters import ParameterError
-from deme_lib.experiment.schema import EXECUTION, Parameters
-from deme_lib.experiment.stages import make_all
+from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.store import Artefact, Recipe, provenance
 
 SAMPLES_SHOWN = 16
-
-
-def folder_of(p: Parameters, sweep: sweeps.Sweep | None = None) -> Path:
-    """Where records, tables and figures of an experiment or a sweep go."""
-    folder = ROOT / p.figures_dir / parameters.folder_name(p)
-    return folder if sweep is None else folder / "sweeps" / sweeps.folder_name(sweep)
 
 
 def collect(p: Parameters) -> Path:
@@ -42,10 +33,12 @@ def collect(p: Parameters) -> Path:
     Raises:
         ParameterError: records of other parameters are there.
     """
-    out = folder_of(p)
+    from deme_lib.experiment.stages import make_all
+
+    out = parameters.folder_of(p)
     for q in p.per_seed():
         first = q.seed == p.seed
-        if not _is_there(out, q):
+        if not parameters.is_recorded(out, q):
             recipes_wanted = recipes.everything(q, looks=first)
             made = make_all(list(recipes_wanted.values()), q)
             frames = _frames(recipes_wanted.values(), made)
@@ -56,13 +49,15 @@ def collect(p: Parameters) -> Path:
 
 def collect_sweep(sweep: sweeps.Sweep) -> Path:
     """``collect`` for a sweep: the same records with a column ``cell``."""
-    base, cells = parameters.load(sweep.base, **sweep.set), sweep.experiments()
-    out = folder_of(parameters.load(sweep.base), sweep)
+    from deme_lib.experiment.stages import make_all
+
+    base, cells = parameters.load(sweep.base), sweep.experiments()
+    out = parameters.folder_of(base) / "sweeps" / sweeps.folder_name(sweep)
     out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.json").write_text(json.dumps(sweeps.document(sweep), indent=1) + "\n")
     for seed in base.seeds:
         q = base.model_copy(update={"seeds": [seed]})
-        if _is_there(out, q):
+        if parameters.is_recorded(out, q):
             continue
         frames: dict[str, list[pd.DataFrame]] = {}
         for cell, arms in {BASE: sweep.beside, **dict.fromkeys(cells, sweep.arms)}.items():
@@ -84,22 +79,6 @@ def collect_sweep(sweep: sweeps.Sweep) -> Path:
 
 
 SWEPT = ("metrics", "arms", "floor", "timing")
-
-
-def _is_there(out: Path, q: Parameters) -> bool:
-    """Whether the records of a training seed are there, of these very parameters."""
-    path = out / "records" / f"seed-{q.seed}" / "run.json"
-    if not path.is_file():
-        return False
-    there = json.loads(path.read_text())["parameters"]
-    now = q.model_dump()
-    if odd := [n for n in now if n not in EXECUTION and there.get(n) != now[n]]:
-        raise ParameterError(
-            f"{path.parent} was recorded with other {', '.join(odd)}: delete that folder to record "
-            "it anew, or give the experiment another name"
-        )
-    print(f"{path.parent.relative_to(ROOT)} is there and kept")
-    return True
 
 
 def _frames(wanted: Any, made: Mapping[str, Artefact]) -> dict[str, pd.DataFrame]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 import math
 import os
 from pathlib import Path
@@ -69,6 +70,29 @@ def is_preset(p: Parameters) -> bool:
 def folder_name(p: Parameters) -> str:
     """The experiment's name; with a digest where a parameter differs from its file."""
     return p.experiment if is_preset(p) else f"{p.experiment}-{p.digest()}"
+
+
+def folder_of(p: Parameters) -> Path:
+    """Where records, tables and figures of an experiment go."""
+    return ROOT / Path(p.figures_dir).expanduser() / folder_name(p)
+
+
+def is_recorded(out: Path, q: Parameters) -> bool:
+    """Whether ``out`` holds the records of a training seed, of these very parameters.
+
+    Raises:
+        ParameterError: they are of other parameters.
+    """
+    path = out / "records" / f"seed-{q.seed}" / "run.json"
+    if not path.is_file():
+        return False
+    there, now = json.loads(path.read_text())["parameters"], q.results()
+    if odd := sorted(name for name in now if there.get(name) != now[name]):
+        raise ParameterError(
+            f"{path.parent} was recorded with other {', '.join(odd)}: delete that folder to record "
+            "it anew, or give the experiment another name"
+        )
+    return True
 
 
 def read(path: str | Path) -> dict[str, Any]:

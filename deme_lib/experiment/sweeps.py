@@ -179,16 +179,20 @@ def _check_cells(sweep: Sweep, path: str | Path) -> None:
         )
 
 
-def plan(path: str | Path) -> Plan:
-    """Everything that a file asks for, preset or sweep, by name, upstream first."""
+def plan(path: str | Path, recorded: bool = True, **overrides: Any) -> Plan:
+    """Everything that a file asks for, preset or sweep, by name, upstream first.
+
+    Args:
+        recorded: also what belongs to training seeds whose records are already there.
+    """
     if is_sweep(path):
         wanted = load(path).wanted()
     else:
-        p = parameters.load(path)
+        p = parameters.load(path, **overrides)
+        out = parameters.folder_of(p)
+        seeds = [q for q in p.per_seed() if recorded or not parameters.is_recorded(out, q)]
         wanted = [
-            (r, q)
-            for q in p.per_seed()
-            for r in recipes.everything(q, looks=q.seed == p.seed).values()
+            (r, q) for q in seeds for r in recipes.everything(q, looks=q.seed == p.seed).values()
         ]
     found: Plan = {}
     for recipe, p in wanted:

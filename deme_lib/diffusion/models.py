@@ -184,21 +184,13 @@ def load_unet(folder: str | Path) -> UNet2DModel:
     Raises:
         ModelError: it cannot be read, is another kind of model, or its weights are not all there.
     """
-    config = Path(folder) / "config.json"
-    if not config.is_file():
-        raise ModelError(
-            f"{folder} holds no diffusers UNet (config.json is missing): copy it there"
-        )
     try:
-        cls = unet_class(json.loads(config.read_text()))
+        cls = unet_class(json.loads((Path(folder) / "config.json").read_text()))
         unet, keys = cls.from_pretrained(folder, output_loading_info=True)
+        if wrong := keys["missing_keys"] + keys["unexpected_keys"]:
+            raise ValueError(f"config.json and weights do not fit, such as in {wrong[0]}")
     except (ValueError, OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: {error}; save or copy a UNet there again") from error
-    if wrong := keys["missing_keys"] + keys["unexpected_keys"]:
-        raise ModelError(
-            f"{folder}: weights and config.json do not fit, such as in {wrong[0]}: save or "
-            "copy a UNet there again"
-        )
     check_finite(unet, str(folder))
     unet.register_to_config(_name_or_path="")  # a path of this machine, else saved with the model
     return unet

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, U
 from safetensors.torch import load_file, save_file
 
 from deme_lib.diffusion import models
+from deme_lib.diffusion.data import content_hash, split
 from deme_lib.diffusion.models import ModelError
 from deme_lib.method.projection import ProjectedUNet2DModel
 
@@ -214,6 +215,21 @@ def test_a_shipped_model_is_found_by_its_seed_and_fits_its_data(tmp_path, monkey
     for train_hash, seed in (("abd", 2), ("abc", 3)):
         with pytest.raises(ModelError, match=rf"not on {train_hash} with seed {seed}.*anew"):
             models.check_card(folder, train_hash, seed)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(models.PRETRAINED.glob("fashion8/*")), ids=lambda f: f.name
+)
+def test_what_ships_fits_the_built_in_data(folder):
+    card = json.loads((folder / "card.json").read_text())
+    train = split("fashion8", 50_000, 10_000, 10_000, seed=0)["train"].images
+    models.check_card(folder, content_hash(train), int(folder.name.removeprefix("seed-")))
+    models.check_pipeline(models.load_pipeline(folder / "pipeline"), 1000, (1, 8, 8))
+    for name in ("snapshot-4", "snapshot-2"):
+        assert models.shape_of(models.load_unet(folder / name)) == (1, 8, 8)
+    assert (
+        card["command"] and f"\nbaseline,{card['steps']}," in (folder / "history.csv").read_text()
+    )
 
 
 # devices

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.utils.logging import disable_progress_bar
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from torch import nn
 
@@ -18,6 +19,7 @@ from deme_lib.diffusion.randomness import seed_of
 from deme_lib.errors import Explained
 from deme_lib.method.projection import unet_class
 
+INDEX = "model_index.json"  # of a diffusers pipeline
 PRETRAINED = SHIPPED / "pretrained"
 WANTED = "take a pixel-space DDPM or DDIM pipeline of a UNet2DModel, such as google/ddpm-cifar10-32"
 
@@ -143,7 +145,8 @@ def load_pipeline(source: str | Path) -> DDPMPipeline:
             "parameter `pretrained`"
         )
     try:
-        _check_parts(DDPMPipeline.load_config(folder or str(source)), source)
+        index = folder / INDEX if folder else Path(hf_hub_download(str(source), INDEX))
+        _check_parts(json.loads(index.read_text()), source)
         return _load_folder(folder or Path(DDPMPipeline.download(str(source))))
     except ModelError:
         raise

@@ -241,11 +241,18 @@ def _load_idx(folder: Path) -> dict[str, tuple[np.ndarray, Callable]]:
 
 
 def _part(data, source: str) -> tuple[np.ndarray, Callable]:
-    image, label = _columns(data, source)
-    found = list(data[label]) if label else [None]
+    import datasets
+
+    images, labels = (
+        [name for name, feature in data.features.items() if isinstance(feature, kind)]
+        for kind in (datasets.Image, datasets.ClassLabel)
+    )
+    if not images:
+        raise DataError(f"{source} has no image column, only {sorted(data.features)}: give it one")
+    found = list(data[labels[0]]) if labels else [None]
     if any(x is None or x < 0 for x in found):  # -1: how hubs mark labels that are kept back
         found = [0] * len(data)
-    return np.array(found, np.int64), partial(_decode, data, image, source)
+    return np.array(found, np.int64), partial(_decode, data, images[0], source)
 
 
 def _take(images: np.ndarray, indices: np.ndarray, size: int) -> np.ndarray:
@@ -283,16 +290,6 @@ def _parts_to_roles(parts, train_and_search: int) -> dict[str, tuple[str, ...]]:
     if train_and_search <= len(parts[train][0]):
         return {train: ("train", "search"), held_out: ("test",)}
     return {train: ("train",), held_out: ("search", "test")}
-
-
-def _columns(data, source: str) -> tuple[str, str | None]:
-    import datasets
-
-    image = [n for n, f in data.features.items() if isinstance(f, datasets.Image)]
-    label = [n for n, f in data.features.items() if isinstance(f, datasets.ClassLabel)]
-    if not image:
-        raise DataError(f"{source} has no image column, only {sorted(data.features)}: give it one")
-    return image[0], (label[0] if label else None)
 
 
 def _decode(data, column: str, source: str, indices: np.ndarray, size: int) -> np.ndarray:

@@ -189,13 +189,13 @@ def _as_yaml(value: Any) -> str:
 
 
 def _misread(text: Any, value: Any) -> str | None:
-    """What to write where YAML 1.1 makes a number of a text that reads as another, or as none."""
-    if not isinstance(text, str) or type(value) not in (int, float):
+    """What to write where YAML 1.1 reads a number in another way than people do, such as 0100."""
+    if not isinstance(text, str) or type(value) not in (int, float) or _number(value) is None:
         return None
-    number = _number(text.replace("_", ""))
-    if number == value or not math.isfinite(value):
+    meant = _number(text.replace("_", ""))
+    if meant == _number(value) or not math.isfinite(value):
         return None
-    other = "" if number is None else f", or {_as_yaml(type(value)(number))}"
+    other = "" if meant is None else f", or {_as_yaml(type(value)(meant))}"
     return f"YAML reads {text} as {value}: write {_as_yaml(value)}{other}"
 
 

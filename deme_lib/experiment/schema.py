@@ -63,7 +63,7 @@ class Parameters(BaseModel):
     # baseline: the learning rate decays to finetune_lr, so that finetuning is not more pretraining
     pretrained: str = Field(
         "fashion8",
-        description="fashion8 (shipped, one a seed), a diffusers folder, a hub id; empty: trained",
+        description="fashion8 (shipped), a diffusers folder, a hub id; empty: trained",
     )
     model_channels: list[int] = Field(
         [8, 16], min_length=1, description="UNet channels per resolution"
@@ -95,7 +95,7 @@ class Parameters(BaseModel):
     clip_norm: float = Field(1.0, gt=0, description="gradient norm clipped to this")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="EMA of the weights that are judged")
     further_ema_decays: list[float] = Field(
-        [0.0, 0.98], description="shorter EMAs kept too; an arm named soup@0.98 is judged at one"
+        [0.0, 0.98], description="shorter EMAs kept too, for arms like soup@0.98"
     )
     loss_weighting: Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty"] = Field(
         "none", description="re-weighting of the arm `reweighted`"

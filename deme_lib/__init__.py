@@ -1,6 +1,22 @@
-"""Training and merge utilities behind the notebooks of the Decouple-Then-Merge companion."""
+"""Decouple, then merge, on models of your own: what to import; torch loads when it is used."""
 
+import importlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 """The repository: relative paths of presets, runs and figures count from here."""
+
+_HOMES = {
+    "decouple": "diffusion.training",
+    "merge_experts": "diffusion.merged",
+    "RoutedEnsemble": "method.ensembles",
+    "averaged_ensemble": "method.ensembles",
+    "load_pipeline": "diffusion.models",
+    "save_pipeline": "diffusion.models",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"deme_lib has no {name!r}; it exports {', '.join(_HOMES)}")
+    return getattr(importlib.import_module(f"deme_lib.{_HOMES[name]}"), name)

@@ -1,18 +1,26 @@
-"""Merging models (paper Eq. 8): the experts' task vectors added to a pretrained UNet."""
+"""Merging models (paper Eq. 8): in memory for many weights, or from folders for large models."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
-from diffusers import UNet2DModel
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from safetensors import safe_open
+from torch.nn.init import dirac_
 
-from deme_lib.method.merging import merge, task_vector
-from deme_lib.method.projection import is_projection, plain_or_projected
+from deme_lib.diffusion.models import save_pipeline
+from deme_lib.method.merging import check_same_architecture, merge, task_vector
+from deme_lib.method.projection import is_projection, plain_or_projected, unet_class
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Merger:
-    """Merges one family of copies with any weights (Eq. 8), computing task vectors once.
+    """Merges one family of copies with any weights, computing task vectors once.
 
     Args:
         base: the pretrained UNet; where the experts have projections it gets identity ones.
@@ -30,11 +38,11 @@ class Merger:
         self.start = self.base.state_dict()
         self.vectors = [task_vector(self.start, expert.state_dict()) for expert in experts]
 
-    def merged(self, weights: Sequence[float]) -> UNet2DModel:
-        """A new model, theta + sum_i w_i tau_i."""
-        unet = copy.deepcopy(self.base)
-        unet.load_state_dict(merge(self.start, self.vectors, weights))
-        return unet.eval()
+    def merged(self, weights: Sequence[float], into: UNet2DModel | None = None) -> UNet2DModel:
+        """theta + sum_i w_i tau_i: a new model, or one that this gave before, overwritten."""
+        unet = copy.deepcopy(self.base) if into is None else into
+        merge(self.start, self.vectors, weights, out=unet.state_dict())
+        return unet
 
 
 def merge_experts(
@@ -42,3 +50,50 @@ def merge_experts(
 ) -> UNet2DModel:
     """Eq. 8 on models: see ``Merger``, which is quicker for many weights."""
     return Merger(base, experts).merged(weights)
+
+
+def merge_folders(
+    base: Path, experts: Sequence[Path], weights: Sequence[float], target: Path
+) -> None:
+    """Eq. 8 from folders to a pipeline, tensor by tensor.
+
+    Memory holds the merged model, and one tensor of the base and of each expert.
+
+    Args:
+        base: folder of the pretrained pipeline.
+        experts: folders that experts were saved to, ``expert.save_pretrained(folder)``.
+        target: folder of the merged pipeline.
+
+    Raises:
+        KeyError, ValueError: an expert is of another architecture, or weights do not fit.
+    """
+    config = UNet2DModel.load_config(experts[0])
+    with torch.device("meta"):
+        unet = unet_class(config).from_config(config)
+    with ExitStack() as stack:
+        start, *tuned = (
+            stack.enter_context(safe_open(folder / WEIGHTS, "pt"))
+            for folder in (base / "unet", *experts)
+        )
+        projections = {n: t for n, t in unet.state_dict().items() if is_projection(n)}
+        shapes, gained = projections | _shapes(start), projections.keys() - start.keys()
+        for file in tuned:
+            check_same_architecture(shapes, _shapes(file))
+        state = {}
+        for name in shapes:
+            tensors = [file.get_tensor(name) for file in tuned]
+            theta = (
+                dirac_(torch.empty_like(tensors[0])) if name in gained else start.get_tensor(name)
+            )
+            vectors = [task_vector({name: theta}, {name: tensor}) for tensor in tensors]
+            state |= merge({name: theta}, vectors, weights)
+    unet.load_state_dict(state, assign=True)
+    save_pipeline(unet, DDPMScheduler.from_pretrained(base, subfolder="scheduler"), target)
+
+
+def _shapes(file: safe_open) -> dict[str, torch.Tensor]:
+    """The tensors of a file, with names and shapes but without values."""
+    return {
+        name: torch.empty(file.get_slice(name).get_shape(), device="meta")
+        for name in file.keys()  # noqa: SIM118
+    }

@@ -14,7 +14,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
-from deme_lib.method.timesteps import route
+from deme_lib.method.timesteps import check_tiling, route
 
 
 class _Ensemble(nn.Module):
@@ -48,8 +48,7 @@ class _Ensemble(nn.Module):
             sample: [B, C, H, W] noisy images.
             timestep: one integer, or [B] int64 timesteps in [0, T), mixed as you like.
         """
-        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
-        prediction = self.predict(sample, timesteps)
+        prediction = self.predict(sample, torch.as_tensor(timestep))
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
 
@@ -58,48 +57,25 @@ class RoutedEnsemble(_Ensemble):
 
     Args:
         experts: one denoiser a range.
-        ranges: adjacent ranges that tile [0, T), from ``split_timesteps``.
-        active_device: where given, experts wait on the CPU and only the one at work is held
-            there, so that the device holds one model instead of N.
+        ranges: adjacent ranges that tile [0, T) in order, from ``split_timesteps``.
     """
 
-    def __init__(
-        self,
-        experts: Sequence[nn.Module],
-        ranges: Sequence[range],
-        active_device: torch.device | str | None = None,
-    ):
+    def __init__(self, experts: Sequence[nn.Module], ranges: Sequence[range]):
         super().__init__(experts)
         if len(experts) != len(ranges):
             raise ValueError(f"{len(experts)} experts for {len(ranges)} ranges: give one a range")
+        check_tiling(ranges)
         self.ranges = list(ranges)
-        self.active_device = None if active_device is None else torch.device(active_device)
-        self._active: int | None = None
-        if active_device is not None:
-            for expert in experts:
-                expert.to("cpu")
-
-    @property
-    def device(self) -> torch.device:
-        return self.active_device or super().device
-
-    def _expert(self, k: int) -> nn.Module:
-        if self.active_device is not None and self._active != k:
-            if self._active is not None:
-                self.members[self._active].to("cpu")
-            self.members[k].to(self.active_device)
-            self._active = k
-        return self.members[k]
 
     def predict(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         owner = route(timesteps, self.ranges)
-        prediction = None
-        for k in owner.unique().tolist():
+        owners = owner.unique().tolist()
+        if len(owners) == 1:  # as in sampling: the cost of one model
+            return self.members[owners[0]](sample, timesteps, return_dict=False)[0]
+        prediction = torch.empty_like(sample)
+        for k in owners:
             mine = owner == k
-            part = self._expert(k)(sample[mine], timesteps[mine], return_dict=False)[0]
-            if prediction is None:
-                prediction = part.new_empty(sample.shape[0], *part.shape[1:])
-            prediction[mine] = part
+            prediction[mine] = self.members[k](sample[mine], timesteps[mine], return_dict=False)[0]
         return prediction
 
 

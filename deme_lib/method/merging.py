@@ -1,7 +1,11 @@
-"""Task vectors and their weighted merge (paper Eq. 8), as arithmetic on state dicts."""
+"""Task vectors and their weighted merge (paper Eq. 8), as arithmetic on state dicts.
+
+Computed in float32, or in the weights' own type where that is wider.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,20 +14,26 @@ State = Mapping[str, torch.Tensor]
 
 
 def task_vector(base: State, tuned: State) -> dict[str, torch.Tensor]:
-    """tau = theta_i - theta, in float64, one tensor for each tensor of ``base``.
+    """tau = theta_i - theta, one tensor for each tensor of ``base``, on its device.
 
     Raises:
         KeyError: the two have different tensor names.
         ValueError: a tensor has different shapes in the two.
     """
     check_same_architecture(base, tuned)
-    return {name: tuned[name].to(base[name].device).double() - base[name].double() for name in base}
+    return {
+        name: tuned[name].to(tensor.device, _wide(tensor.dtype)) - tensor
+        for name, tensor in base.items()
+    }
 
 
 def merge(
-    base: State, task_vectors: Sequence[State], weights: Sequence[float]
-) -> dict[str, torch.Tensor]:
-    """Eq. 8: theta + sum_i w_i tau_i, per tensor, in float64, returned in ``base``'s dtypes.
+    base: State,
+    task_vectors: Sequence[State],
+    weights: Sequence[float],
+    out: State | None = None,
+) -> State:
+    """Eq. 8: theta + sum_i w_i tau_i, per tensor, in ``base``'s dtypes.
 
     Projections are tensors like the others: the base's are the identity, so they merge to
     W = I + sum_i w_i (W_i - I).
@@ -31,7 +41,8 @@ def merge(
     Args:
         base: state dict of the pretrained model.
         task_vectors: one state dict of differences an expert.
-        weights: one finite number a task vector.
+        weights: one finite number a task vector; of weight 0 a vector is not looked at.
+        out: tensors to write into, such as a model's state dict; None makes new ones.
 
     Raises:
         ValueError: lengths differ, a weight is not finite, or shapes differ.
@@ -41,18 +52,26 @@ def merge(
         raise ValueError(
             f"{len(weights)} merge weights for {len(task_vectors)} experts: give one an expert"
         )
-    if not torch.tensor(weights, dtype=torch.float64).isfinite().all():
+    if not all(map(math.isfinite, weights)):
         raise ValueError(f"merge weights must be finite, got {list(weights)}")
-    for vector in task_vectors:
-        check_same_architecture(base, vector)
-    merged = {}
+    for state in task_vectors if out is None else (*task_vectors, out):
+        check_same_architecture(base, state)
+    merged = (
+        {name: torch.empty_like(tensor) for name, tensor in base.items()} if out is None else out
+    )
     for name, tensor in base.items():
-        total = tensor.to(torch.float64, copy=True)
+        room, total = merged[name], tensor
+        if room.dtype != _wide(room.dtype):
+            room = torch.empty_like(tensor, dtype=torch.float32)
         for weight, vector in zip(weights, task_vectors, strict=True):
             if weight:
-                total = total + weight * vector[name].double()
-        merged[name] = total.to(tensor.dtype)
+                total = torch.add(total, vector[name], alpha=weight, out=room)
+        merged[name].copy_(total)
     return merged
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def check_same_architecture(base: State, other: State) -> None:

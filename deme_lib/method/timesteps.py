@@ -74,6 +74,17 @@ def _between(bounds: Sequence[int]) -> list[range]:
     return ranges
 
 
+def check_tiling(ranges: Sequence[range]) -> None:
+    """Refuse ranges that do not follow each other from 0 on, none empty, without gap or overlap."""
+    starts = [0, *(r.stop for r in ranges)]
+    for r, start in zip(ranges, starts, strict=False):
+        if r != range(start, r.stop) or not r:
+            raise ValueError(
+                f"{list(ranges)} must tile the timesteps in order: give a range from {start} on "
+                f"instead of {r}"
+            )
+
+
 def route(timesteps: torch.Tensor, ranges: Sequence[range]) -> torch.Tensor:
     """Eq. 7: the index of the range that holds each timestep.
 

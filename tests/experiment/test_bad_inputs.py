@@ -260,7 +260,12 @@ metric("KID subset", "subsets of 9", "lower kid_subset_size")(
 metric("one image", "at least 2 images, got 1")(lambda _: metrics.frechet(pixels(1), pixels(4)))
 
 
-@row("metric: a classifier of other images", MetricError, "digits-a", "not on this split")
+@row(
+    "metric: a classifier of other images",
+    MetricError,
+    "the classifier digits-",
+    "not on this split",
+)
 def _(place):
     p = parameters.load(place.preset(split_seed=1, runs_dir=str(place.own))).per_seed()[0]
     stages.make(recipes.reference(p), p)

@@ -28,7 +28,7 @@ figures: .venv/installed
 	$(SNAKEMAKE) --config params=$(PARAMS) figures=figures
 
 sweep: .venv/installed
-	$(SNAKEMAKE) --config params=$(SWEEP) figures=$(FIGURES)
+	$(SNAKEMAKE) --config sweep=$(SWEEP) figures=$(FIGURES)
 
 check: .venv/installed
 	$(BIN)/python -m deme_lib check -f $(PARAMS)

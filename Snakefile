@@ -2,7 +2,7 @@
 
     snakemake --cores 2 --config params=params/fashion8.yaml              # everything
     snakemake stages --cores 2 --config params=params/fashion8.yaml       # without notebooks
-    snakemake --cores 2 --config params=params/sweeps/techniques.yaml     # a sweep
+    snakemake --cores 2 --config sweep=params/sweeps/techniques.yaml      # a sweep
 
 Order, parallel jobs and clusters are Snakemake's. A job is a group of stages in one process; its
 outputs are the store's own records of whatever is missing, so what exists is never made again.
@@ -15,9 +15,9 @@ from pathlib import Path
 from deme_lib.experiment import parameters, sweeps
 from deme_lib.experiment.store import RECORD, Store
 
-PARAMS = config.get("params", "params/fashion8.yaml")
+IS_SWEEP = "sweep" in config
+PARAMS = config["sweep"] if IS_SWEEP else config.get("params", "params/fashion8.yaml")
 FIGURES = config.get("figures", "runs/figures")
-IS_SWEEP = sweeps.is_sweep(PARAMS)
 BASE = sweeps.load(PARAMS).base if IS_SWEEP else PARAMS
 P = parameters.load(BASE, figures_dir=FIGURES)
 PLAN = sweeps.plan(PARAMS, recorded=False, figures_dir=FIGURES)

@@ -56,13 +56,13 @@ def check(options: argparse.Namespace) -> int:
 
 def sweep(options: argparse.Namespace) -> None:
     """records, table and figure of a sweep, making what is missing"""
-    from deme_lib.experiment import sweeps
-
-    loaded = sweeps.load(options.file)
-    from deme_lib.experiment import collect
+    from deme_lib.experiment import collect, sweeps
     from deme_lib.report import render
 
-    out = collect.collect_sweep(loaded)
+    loaded = sweeps.load(options.file)
+
+    overrides = {"figures_dir": options.figures} if options.figures else {}
+    out = collect.collect_sweep(loaded, **overrides)
     render.render(out.parents[1])
     print(out)
 
@@ -120,7 +120,7 @@ COMMANDS = {
     "make": (make, [(("names",), {"nargs": "+", "help": "names as printed by `list`"}), FILE]),
     "list": (listing, [FILE]),
     "check": (check, [FILE]),
-    "sweep": (sweep, [FILE]),
+    "sweep": (sweep, [FILE, (("--figures",), {"help": "folder to write under"})]),
     "render": (render, [FOLDER]),
     "readme": (readme, [(("files",), {"nargs": "+", "type": Path})]),
     "reproduced": (reproduced, [((name,), {"type": Path}) for name in ("committed", "other")]),

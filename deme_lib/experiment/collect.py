@@ -47,11 +47,15 @@ def collect(p: Parameters) -> Path:
     return out
 
 
-def collect_sweep(sweep: sweeps.Sweep) -> Path:
-    """``collect`` for a sweep: the same records with a column ``cell``."""
+def collect_sweep(sweep: sweeps.Sweep, **overrides: Any) -> Path:
+    """``collect`` for a sweep: the same records with a column ``cell``.
+
+    Args:
+        overrides: of the base's parameters, such as ``figures_dir``.
+    """
     from deme_lib.experiment.stages import make_all
 
-    base, cells = parameters.load(sweep.base), sweep.experiments()
+    base, cells = parameters.load(sweep.base, **overrides), sweep.experiments()
     out = parameters.folder_of(base) / "sweeps" / sweeps.folder_name(sweep)
     out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.json").write_text(json.dumps(sweeps.document(sweep), indent=1) + "\n")

@@ -13,9 +13,9 @@ TEXT_INTERVAL_S = 5.0
 def bar(total: int, label: str, unit: str, done: int = 0) -> tqdm:
     """A bar over ``total`` units of which ``done`` were done by an earlier run.
 
-    papermill stores what is printed, and stored widgets freeze, so it gets text.
+    A stored widget freezes, so kernels that no browser's session started (papermill's) print text.
     """
-    if "ipykernel" in sys.modules and "PAPERMILL_OUTPUT_PATH" not in os.environ:
+    if "ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ:  # set by Jupyter's server
         from tqdm.auto import tqdm as widget_bar
 
         return widget_bar(total=total, desc=label, unit=unit, initial=done, leave=False)

@@ -116,7 +116,7 @@ class Store:
     """The folder of artefacts under ``runs_dir`` (relative to the repository's root)."""
 
     def __init__(self, runs_dir: str | Path = "runs"):
-        self.root = (ROOT / Path(runs_dir).expanduser()) / "store"
+        self.root = ROOT / Path(runs_dir).expanduser() / "store"
 
     def folder(self, recipe: Recipe) -> Path:
         return self.root / recipe.name
@@ -293,7 +293,8 @@ def _remedy(error: Exception, root: Path) -> str | None:
         number = int(found.group(1))
     if number in FULL:
         return f"no room left for it in {root} ({text}); free some disk space"
-    refused = number in READ_ONLY and _is_within(getattr(error, "filename", None), root)
+    path = getattr(error, "filename", None) or root  # a refusal elsewhere is not the store's
+    refused = number in READ_ONLY and str(path).startswith(str(root))
     if refused or (isinstance(error, OSError) and not root.is_dir()):
         return f"cannot write to {root} ({text}); set runs_dir to a folder that you may write to"
     memory = isinstance(error, MemoryError) or number == errno.ENOMEM
@@ -303,13 +304,6 @@ def _remedy(error: Exception, root: Path) -> str | None:
             "model_channels, or run fewer jobs at once (CORES=1)"
         )
     return None
-
-
-def _is_within(path: Any, root: Path) -> bool:
-    """Whether an error is about the store: its path lies there, or it names none."""
-    if not isinstance(path, str | bytes | os.PathLike):
-        return True
-    return Path(os.path.abspath(os.fsdecode(path))).is_relative_to(os.path.abspath(root))
 
 
 @cache

@@ -78,7 +78,7 @@ def check_tiling(ranges: Sequence[range]) -> None:
     """Refuse ranges that do not follow each other from 0 on, none empty, without gap or overlap."""
     starts = [0, *(r.stop for r in ranges)]
     for r, start in zip(ranges, starts, strict=False):
-        if r != range(start, r.stop) or not r:
+        if not r or r != range(start, r.stop):
             raise ValueError(
                 f"{list(ranges)} must tile the timesteps in order: give a range from {start} on "
                 f"instead of {r}"

@@ -1,45 +1,55 @@
-"""Imports go down the layers of the design, never up."""
+"""Imports go down the house: report and experiment to diffusion to method, never up."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
 from deme_lib import ROOT
 
-LAYERS = [
-    {"timesteps", "objectives", "merging", "ensembles", "projection"},  # method
-    {"randomness", "data", "idx", "models", "training", "sampling", "metrics", "classifier"}
-    | {"progress", "analysis", "cuts", "weight_search", "merged", "heldout"},  # doing
-    {"arms", "parameters", "store", "recipes", "stages", "records"}
-    | {"sweeps", "sweep_records", "doctor"},  # experiment
-    {"tables", "comparisons", "questions", "observations", "sweep_tables"}
-    | {"plots", "formats", "report"},
-    {"__main__"},
-]
-MODULES = sorted((ROOT / "deme_lib").rglob("*.py"))
-
-
-def room(path):
-    return path.relative_to(ROOT / "deme_lib").with_suffix("").parts[0]
+ALLOWED = {
+    "method": {"method"},
+    "diffusion": {"ROOT", "diffusion", "method", "shipped"},
+    "experiment": {"ROOT", "experiment", "diffusion", "method", "shipped"},
+    "report": {"report", "experiment.arms"},
+}
+"""Folder -> what its modules may import of the project; files beside the folders: anything."""
+MODULES = sorted(p for f in ALLOWED for p in (ROOT / "deme_lib" / f).rglob("*.py"))
 
 
 def imports(path):
-    """Rooms of deme_lib that a module imports, also inside functions."""
+    """Modules of deme_lib that a module imports, also inside functions, without "deme_lib."."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deme_lib"):
-            parts = node.module.split(".")
-            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
-            yield from (name for name in names if name != "ROOT")
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative imports are not told apart here"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "deme_lib":
+                yield rest
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_import_goes_up(path):
-    if room(path) == "__init__":
-        return
-    level = {name: i for i, names in enumerate(LAYERS) for name in names}
-    allowed = set().union(*LAYERS[: level[room(path)] + 1])
-    if room(path) in LAYERS[0]:
-        allowed = LAYERS[0]
-    if room(path) in LAYERS[3]:
-        allowed = LAYERS[3] | {"arms"}
-    assert set(imports(path)) <= allowed
+    folder = path.relative_to(ROOT / "deme_lib").parts[0]
+    odd = [
+        name
+        for name in imports(path)
+        if not any(f"{name}.".startswith(f"{allowed}.") for allowed in ALLOWED[folder])
+    ]
+    assert not odd
+
+
+def test_every_folder_of_code_has_its_place():
+    assert {path.parent.name for path in (ROOT / "deme_lib").glob("*/*.py")} <= set(ALLOWED)
+
+
+def test_the_report_needs_no_torch():
+    """Neither itself nor through what it imports."""
+    code = "import sys, deme_lib.report.render, deme_lib.report.readme, deme_lib.report.reproduced"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -84,15 +84,9 @@ def family(differences: list[np.ndarray], level: float, margin: float) -> list[d
     return rows
 
 
-def by_unit(records: Records, measure: str) -> pd.DataFrame:
-    """[units, (cell, arm)]: a measure, averaged within each unit."""
-    grouped = records.metrics.groupby([records.unit, "cell", "arm"])[measure]
-    return grouped.mean().unstack(["cell", "arm"])
-
-
 def gap(records: Records, measure: str) -> float:
     """How far the pretrained model is from real images: its excess; NaN where it is not."""
-    pretrained = by_unit(records, measure)[(BASE, "pretrained")].mean()
+    pretrained = records.by_unit[measure][(BASE, "pretrained")].mean()
     sign = -1 if measure == "inception_score" else 1
     distance = sign * (pretrained - records.floor(measure))
     return distance if distance > 0 else np.nan
@@ -166,7 +160,7 @@ def _named(records: Records, name: str, arm: str) -> str:
 
 def _rows(records: Records, pairs: list, measure: str, kind: str, ablation: int | str) -> list:
     """The rows of pairs that are one family."""
-    values = by_unit(records, measure)
+    values = records.by_unit[measure].copy()
     values.columns = [label(*row) for row in values.columns]
     if values[[x for pair in pairs for x in pair]].isna().any(axis=None):
         return []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -43,6 +44,8 @@ COLUMNS = {
 ``floor`` has those of ``metrics`` too that could be measured on fresh real images.
 """
 
+MEASURES = ["fid", "inception_score", "fid_second", "fid_train", "pixel", "kid"]
+MEASURES += ["precision", "recall"]
 REQUIRED = ("metrics", "arms")
 FREE = {"seeds", "device", "threads", "sampling_batch", "checkpoint_every"}
 FREE |= {"runs_dir", "figures_dir"}
@@ -81,6 +84,12 @@ class Records:
     def unit(self) -> str:
         """The column whose values intervals are over."""
         return "training_seed" if len(self.training_seeds) > 1 else "seed"
+
+    @cached_property
+    def by_unit(self) -> dict[str, pd.DataFrame]:
+        """Measure -> [units, (cell, arm)], averaged within each unit."""
+        grouped = self.metrics.groupby([self.unit, "cell", "arm"])[MEASURES].mean()
+        return {name: grouped[name].unstack(["cell", "arm"]) for name in MEASURES}
 
     @property
     def titles(self) -> dict[str, str]:

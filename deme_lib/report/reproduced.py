@@ -90,9 +90,8 @@ def verdict(committed: Path, other: Path) -> int:
     moves, unequal = compare(records.read(committed), records.read(other))
     far = moves[~(moves["moved"] <= moves["allowed"])]  # also what is no number
     for row in far.itertuples():
-        print(
-            f"not reproduced: {row.kind} of {row.name} moved {row.moved:.2g} of {row.allowed:.2g}"
-        )
+        moved = f"moved {row.moved:.2g} of {row.allowed:.2g} allowed"
+        print(f"not reproduced: {row.kind} of {row.name} {moved}")
     for line in unequal:
         print(f"not reproduced: {line}")
     if len(far) or unequal:

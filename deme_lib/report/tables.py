@@ -9,10 +9,8 @@ import pandas as pd
 
 from deme_lib.report import intervals
 from deme_lib.report.formats import UNKNOWN, count, decimals, interval, percent, plus_minus
-from deme_lib.report.records import BASE, Records
+from deme_lib.report.records import BASE, MEASURES, Records
 
-MEASURES = ["fid", "inception_score", "fid_second", "fid_train", "pixel", "kid"]
-MEASURES += ["precision", "recall"]
 COSTS = ["calls_per_image", "parameters", "training_steps", "search_losses", "search_images"]
 PAPER = "the paper's FID (CIFAR10: not comparable)"
 
@@ -38,14 +36,14 @@ def table(records: Records) -> pd.DataFrame:
 def _row(records: Records, cell: str, arm: str) -> dict:
     known = records.arms[(records.arms["cell"] == cell) & (records.arms["arm"] == arm)]
     row = {"cell": cell, "arm": arm, "title": known["title"].iloc[0]}
-    fid = intervals.by_unit(records, "fid")
+    fid = records.by_unit["fid"]
     own = cell if (cell, "pretrained") in fid else BASE
     d = (fid[(cell, arm)] - fid[(own, "pretrained")]).to_numpy()
     if (cell, arm) != (own, "pretrained"):
         low, high, _ = intervals.t_interval(d, records.parameters["confidence"])
         row |= {"difference": d.mean(), "difference_low": low, "difference_high": high}
     for measure in MEASURES:
-        values = intervals.by_unit(records, measure)[(cell, arm)]
+        values = records.by_unit[measure][(cell, arm)]
         row |= {f"{measure}_mean": values.mean(), f"{measure}_sd": values.std(ddof=1)}
     row["test_loss"] = known["test_loss"].mean()
     row |= {cost: known[cost].mean() for cost in COSTS}

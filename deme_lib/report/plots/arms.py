@@ -32,7 +32,7 @@ from deme_lib.report.records import BASE, Records
 def main(records: Records) -> Figure:
     """Both ablations: FID of every arm minus the pretrained model's, paired by unit."""
     table = tables.table(records).set_index("arm")
-    fid = intervals.by_unit(records, "fid")[BASE]
+    fid = records.by_unit["fid"][BASE]
     d = fid.sub(fid["pretrained"], axis=0)
     compared = intervals.comparisons(records)
     primary = compared[compared["kind"] == "primary"]

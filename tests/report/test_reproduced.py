@@ -1,0 +1,116 @@
+"""Two runs agree when, and only when, no number moved further than rounding moves it."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import synthetic
+
+from deme_lib.report import reproduced
+
+
+@pytest.fixture
+def committed(tmp_path):
+    return synthetic.write(tmp_path / "one", training_seeds=(0, 1, 2), fid=synthetic.LONG)
+
+
+def changed(committed, name="metrics", seed=0, how=lambda frame: frame):
+    """A copy of a run in which one training seed's file was changed."""
+    folder = committed.with_name(f"{committed.name}-again")
+    shutil.copytree(committed, folder)
+    path = folder / f"seed-{seed}" / f"{name}.csv"
+    frame = pd.read_csv(path)
+    how(frame).to_csv(path, index=False)
+    return folder
+
+
+def move(arm, column, by):
+    def how(frame):
+        frame.loc[frame["arm"] == arm, column] += by
+        return frame
+
+    return how
+
+
+def test_rounding_is_reproduced_and_said(committed, capsys):
+    other = changed(committed, how=move("soup", "fid", 3e-5))
+    assert reproduced.verdict(committed, other) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("reproduced: largest move 1e-05 of 0.00012 allowed (FID")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (move("soup", "fid", 1e-3), "FID of soup moved 0.00033 of 0.00012 allowed"),
+        (move("averaged", "fid", 1e-3), "FID difference of averaged - deme_merged moved"),
+        (move("averaged", "inception_score", 0.01), "IS of averaged moved"),
+        (move("soup", "fid", float("nan")), "no number"),
+        (move("soup", "inception_score", float("nan")), "IS of soup moved nan"),
+    ],
+)
+def test_a_planted_mistake_is_caught(committed, capsys, how, said):
+    other = changed(committed, how=how)
+    try:
+        assert reproduced.verdict(committed, other) == 1
+        found = capsys.readouterr().out
+    except ValueError as error:  # a FID that is no number is not even read
+        found = str(error)
+    assert said in found and not found.startswith("reproduced")
+
+
+def test_two_arms_that_change_places_are_caught(committed, capsys):
+    def swap(frame):
+        return frame.replace({"arm": {"soup": "averaged", "averaged": "soup"}})
+
+    assert reproduced.verdict(committed, changed(committed, how=swap)) == 1
+    assert "FID of soup moved" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "said"),
+    [
+        (
+            "arms",
+            lambda f: f.assign(weights=f["weights"].str.replace("0.25", "0.3")),
+            "weights of",
+        ),
+        (
+            "search",
+            lambda f: f.assign(chosen=f["chosen"].shift(-1, fill_value=0)),
+            "search merge",
+        ),
+    ],
+)
+def test_other_weights_and_choices_are_caught(committed, capsys, name, how, said):
+    assert reproduced.verdict(committed, changed(committed, name, how=how)) == 1
+    assert f"not reproduced: {said}" in capsys.readouterr().out
+
+
+def test_seeds_of_both_are_compared(committed):
+    fewer = changed(committed)
+    shutil.rmtree(fewer / "seed-0")
+    assert reproduced.verdict(committed, fewer) == 0
+    later = changed(fewer, seed=2, how=move("soup", "fid", 1.0))
+    assert reproduced.verdict(committed, later) == 1
+
+
+def test_without_a_seed_in_common_there_is_no_verdict(committed):
+    other = synthetic.write(committed.with_name("other"), training_seeds=(7,), fid=synthetic.LONG)
+    with pytest.raises(ValueError, match="no training seed in common"):
+        reproduced.verdict(committed, other)
+
+
+@pytest.mark.parametrize(("name", "value", "refused"), [("margin", 9, True), ("threads", 9, False)])
+def test_another_experiment_is_refused(committed, name, value, refused):
+    other = changed(committed)
+    for path in other.glob("*/run.json"):
+        run = json.loads(path.read_text())
+        run["parameters"][name] = value
+        path.write_text(json.dumps(run))
+    if not refused:
+        assert reproduced.verdict(committed, other) == 0
+        return
+    with pytest.raises(ValueError, match="not the same experiment: margin"):
+        reproduced.verdict(committed, other)

@@ -6,6 +6,7 @@ Every function takes the parameters of one training seed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from deme_lib import ROOT
@@ -26,7 +27,7 @@ FEW = 20_000  # images of an arm, above which each arm is a job of its own
 def data(p: Parameters) -> Recipe:
     """The three roles of the images."""
     names = ("train_images", "search_images", "test_images", "split_seed", "image_size")
-    parameters = {**p.pick(*names), **_sources(p, "dataset"), "hash": fingerprint(p.dataset)}
+    parameters = {**p.pick(*names), **_sources(p, "dataset"), "hash": _hash(p, p.dataset)}
     return Recipe("data", "data", parameters, {}, locations=p.pick("dataset"), job="data")
 
 
@@ -51,7 +52,7 @@ def baseline(p: Parameters) -> Recipe:
     if p.pretrained:
         names = ("num_train_timesteps", "loss_images", "seed")
         source = _shipped(p) if p.pretrained == SHIPPED else p.pretrained
-        loaded = {**p.pick(*names), **_sources(p, "pretrained"), "hash": fingerprint(source)}
+        loaded = {**p.pick(*names), **_sources(p, "pretrained"), "hash": _hash(p, source)}
         inputs, locations = {"data": data(p)}, p.pick("pretrained")
         return Recipe("load_baseline", "baseline", loaded, inputs, locations=locations, job="data")
     names = ("model_channels", "layers_per_block", "attention", "num_train_timesteps")
@@ -332,10 +333,19 @@ def upstream_first(recipe: Recipe) -> list[Recipe]:
 def _features(p: Parameters) -> dict:
     return {
         **p.pick("features", "second_features"),
-        "classifiers": [classifier_hash(name) for name in (p.features, p.second_features)],
+        "classifiers": [
+            _hash(p, name, classifier_hash) for name in (p.features, p.second_features)
+        ],
         **_sources(p, "inception_weights"),
-        "inception_hash": fingerprint(p.inception_weights) if p.inception_weights else "",
+        "inception_hash": _hash(p, p.inception_weights) if p.inception_weights else "",
     }
+
+
+def _hash(p: Parameters, source: str, of: Callable[[str], str] = fingerprint) -> str:
+    """The hash of data or weights, looked at once for an experiment."""
+    if source not in p._hashes:
+        p._hashes[source] = of(source)
+    return p._hashes[source]
 
 
 def _sources(p: Parameters, *names: str) -> dict[str, str]:

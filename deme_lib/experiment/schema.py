@@ -7,7 +7,14 @@ import json
 import os
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from deme_lib import ROOT
 from deme_lib.experiment.arms import DEFAULT_ARMS, arm_of
@@ -183,6 +190,10 @@ class Parameters(BaseModel):
     figures_dir: str = Field(
         "runs/figures", min_length=1, description="folder of records, tables and figures"
     )
+
+    _hashes: dict[str, str] = PrivateAttr(
+        default_factory=dict
+    )  # of data and weights
 
     @field_validator(*LISTS, mode="before")
     @classmethod

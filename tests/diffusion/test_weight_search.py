@@ -4,7 +4,15 @@ import itertools
 
 import pytest
 
-from deme_lib.diffusion.weight_search import Candidate, Space, one_hot, propose, search, shortlist
+from deme_lib.diffusion.weight_search import (
+    Candidate,
+    Space,
+    choose,
+    one_hot,
+    propose,
+    search,
+    shortlist,
+)
 
 CUBE = Space(3, 0.0, 1.5, 0.05)
 OPTIMUM = (0.3, 0.9, 1.2)
@@ -26,7 +34,10 @@ def bowl(weights):
 
 
 def run(space=CUBE, strategy="tpe", losses=60, images=8, loss=bowl, score=bowl, seed=0):
-    return search(space, strategy, losses=losses, images=images, loss=loss, score=score, seed=seed)
+    def scores(weights):
+        return [score(weights)]
+
+    return search(space, strategy, losses=losses, images=images, loss=loss, score=scores, seed=seed)
 
 
 def multiple(value, step):
@@ -75,7 +86,7 @@ def test_proposals_are_valid_distinct_and_within_budget(strategy, single, bounds
     weights = [c.weights for c in found]
     assert weights == loss.asked and len(weights) == len(set(weights)) <= 40
     assert all(is_valid(space, w) for w in weights)
-    assert all(c.loss == bowl(c.weights) and c.score is None for c in found)
+    assert all(c.loss == bowl(c.weights) and c.scores is None for c in found)
 
 
 def test_proposals_stay_between_bounds_that_are_no_multiples():
@@ -122,15 +133,16 @@ def test_a_shortlist_is_filled_up_with_near_ones():
 @pytest.mark.parametrize("strategy", ["tpe", "grid"])
 def test_a_known_optimum_is_found(strategy):
     best = run(strategy=strategy, losses=125)[0]
-    assert best.score == bowl(best.weights)
+    assert best.scores == (bowl(best.weights),)
     assert max(abs(w - o) for w, o in zip(best.weights, OPTIMUM, strict=True)) <= 0.3
 
 
 def test_images_decide_not_the_loss():
     """The loss prefers its optimum; the score, its opposite."""
     found = run(score=lambda w: -bowl(w))
-    assert found[0].score == min(c.score for c in found if c.score is not None)
-    assert found[0].loss == max(c.loss for c in found if c.score is not None)
+    scored = [c for c in found if c.scores is not None]
+    assert found[0].scores == min(c.scores for c in scored)
+    assert found[0].loss == max(c.loss for c in scored)
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -146,7 +158,7 @@ def test_budgets_are_kept_and_anchors_scored(single, images):
     assert (0.0, 0.0, 0.0) in anchors
     plain = {one_hot(k, 3) for k in range(3)} if single else {(1 / 3,) * 3}
     assert plain <= set(anchors)
-    scores = [c.score for c in found]
+    scores = [c.scores for c in found]
     assert scores[:images] == sorted(scores[:images]) and set(scores[images:]) <= {None}
     assert len({c.weights for c in found}) == len(found)
 
@@ -162,6 +174,16 @@ def test_the_way_to_the_best_by_loss_is_scored():
     by_loss = min(found, key=lambda c: c.loss).weights
     expected = tuple(w / 2 for w in by_loss)
     assert max(abs(a - b) for a, b in zip(found[0].weights, expected, strict=True)) <= 0.03
+
+
+@pytest.mark.parametrize(
+    ("gains", "taken"), [((0.2, 0.3, 0.25), True), ((0.9, -0.5, 0.1), False), ((0.1,), True)]
+)
+def test_a_plain_choice_is_left_only_beyond_one_standard_error(gains, taken):
+    plain = Candidate((0.5, 0.5), 1.0, (1.0,) * len(gains))
+    other = Candidate((0.1, 0.9), 0.9, tuple(1 - g for g in gains))
+    unscored = Candidate((0.0, 0.0), 0.1)
+    assert choose([other, plain, unscored], [(0.5, 0.5)]) is (other if taken else plain)
 
 
 def test_a_search_is_a_function_of_its_seed():

@@ -1,15 +1,15 @@
 """Recipes: a key changes with what the artefact is made of, and with nothing else."""
 
-import inspect
-
 import pytest
 
-from deme_lib.experiment import recipes, stages
-from deme_lib.experiment.arms import SEARCHES, present
-from deme_lib.experiment.parameters import EXECUTION, Parameters, load
+from deme_lib.experiment import parameters, recipes, stages
+from deme_lib.experiment.arms import ARMS, DEFAULT_ARMS, SEARCHES, arm_of
+from deme_lib.experiment.schema import EXECUTION, Parameters
 
-P = load("params/digits.yaml")
-SHOW = {"experiment", "primary_decoupling", "primary_merging", "confidence"}
+EVERY_ARM = [*ARMS, "soup@0.98"]
+P = parameters.load("params/fashion8.yaml", arms=EVERY_ARM, loss_weighting="min-snr", seeds=[0])
+SHOW = {"experiment", "primary_decoupling", "primary_merging", "confidence", "margin"}
+TRAINED_HERE = {"model_channels", "layers_per_block", "attention", "pretrain_steps", "pretrain_lr"}
 CHANGES = {
     "dataset": "someone/pictures",
     "pretrained": "someone/model",
@@ -17,33 +17,29 @@ CHANGES = {
     "attention": True,
     "features": "inception",
     "second_features": "",
+    "fid_reference": "train",
     "inception_weights": "weights.pth",
     "sampling_seeds": [5, 6],
-    "merge_weights": "uniform",
-    "primary_decoupling": ["merged - all_same"],
-    "primary_merging": ["merged - one_scaled"],
+    "seeds": [1],
+    "arms": list(DEFAULT_ARMS),
+    "merge_weights": "search",
+    "primary_decoupling": ["soup - all_same"],
+    "primary_merging": ["deme_merged - one_scaled"],
+    "further_ema_decays": [0.98],
     "precision": "bf16",
     "search_strategy": "grid",
+    "search_low": -0.1,
     "timestep_spacing": "trailing",
     "device": "cpu",
     "experiment": "other",
     "runs_dir": "elsewhere",
-    "allow_long": True,
+    "figures_dir": "elsewhere",
     "channel_projection": False,
-    "search_candidates": 9,
-    "search_low": -0.1,
     "range_cut": "log-snr",
-    "loss_weighting": "p2",
-    "seeds": [1],
+    "loss_weighting": "uncertainty",
+    "acceptance_samples": 10_001,
 }
 """Another value of each parameter; numbers not listed here are changed by a rule."""
-
-
-BESIDES = {
-    "min_snr_gamma": load("params/digits.yaml", loss_weighting="min-snr"),
-    "p2_gamma": load("params/digits.yaml", loss_weighting="p2"),
-}
-"""Parameters that count only beside another."""
 
 
 def changed(name, value=None, p=P):
@@ -57,155 +53,154 @@ def changed(name, value=None, p=P):
 
 
 def keys(p):
-    return {label: recipe.key for label, recipe in recipes.everything(p).items()}
+    return {recipe.label: recipe.key for recipe in recipes.everything(p).values()}
 
 
-def moved(name, value=None):
+def moved(name, value=None, p=P):
     """Labels of the recipes whose key a change of one parameter moves."""
-    p = BESIDES.get(name, P)
+    if name in TRAINED_HERE:
+        p = changed("pretrained", "", p)
+    if name == "p2_gamma":
+        p = changed("loss_weighting", "p2", p)
     before, after = keys(p), keys(changed(name, value, p))
     return {label for label in before | after if before.get(label) != after.get(label)}
 
 
 @pytest.mark.parametrize("name", Parameters.model_fields)
 def test_exactly_what_matters_is_in_the_keys(name):
-    if name in EXECUTION | SHOW:
-        assert not moved(name)
-    else:
-        assert moved(name)
-
-
-def test_every_execution_parameter_exists():
-    assert set(Parameters.model_fields) >= EXECUTION | SHOW
+    assert bool(moved(name)) == (name not in EXECUTION | SHOW)
 
 
 # what a change leaves alone
 
-TRAINED = {"data", "baseline", "all-same", "all-plain"} | {
-    f"{kind}-{k}of4" for kind in ("expert", "soup") for k in (1, 2, 3, 4)
-}
+FAMILIES = ("all_plain", "all_same", "soup", "soup_same", "plain", "deme")
+TRAINED = {"data", "baseline"} | {r.label for f in FAMILIES for r in recipes.finetuned(P, f)}
+SEARCH = [n for n in Parameters.model_fields if n.startswith("search_") and n != "search_images"]
+AFTER_TRAINING = ("sampling_steps", "timestep_spacing", "samples", "sampling_seeds", "features")
+AFTER_TRAINING += ("second_features", "fid_reference", "is_splits", "kid_subset_size", "arms")
 
 
 def test_the_trained_are_all_there():
-    assert set(keys(P)) >= TRAINED
+    assert set(keys(P)) >= TRAINED and len(TRAINED) == 2 + 2 + 4 * 4
 
 
-SEARCH = [n for n in Parameters.model_fields if n.startswith("search_") and n != "search_images"]
-AFTER_TRAINING = [
-    *("merge_weights", "sampling_steps", "timestep_spacing", "samples", "sampling_seeds"),
-    *("features", "second_features", "is_splits", "kid_subset_size", "acceptance_samples"),
-]
-
-
-@pytest.mark.parametrize("name", SEARCH + AFTER_TRAINING)
+@pytest.mark.parametrize("name", [*SEARCH, *AFTER_TRAINING, "acceptance_samples"])
 def test_what_comes_after_training_retrains_nothing(name):
-    assert not moved(name) & TRAINED
+    added = {r.label for f in ("all_same", "soup_same") for r in recipes.finetuned(P, f)}
+    assert not moved(name) & TRAINED - (added if name == "arms" else set())
 
 
 @pytest.mark.parametrize("name", SEARCH)
 def test_a_search_parameter_moves_all_searches_alike(name):
-    assert moved(name) >= {f"search-{s}" for s in SEARCHES} | {"merged", "images-merged"}
-    assert not moved(name) & {"images-merged_uniform", "images-routed", "acceptance"}
+    assert moved(name) >= {f"search-{s}" for s in SEARCHES} | {"images-merged_searched"}
+    assert not moved(name) & {"images-deme_merged", "images-deme_routed", "acceptance"}
 
 
 @pytest.mark.parametrize("name", ["is_splits", "kid_subset_size", "kid_subsets"])
 def test_a_metric_s_parameter_moves_metrics_only(name):
-    assert moved(name) == {"acceptance"} | {f"metrics-{arm.name}" for arm in present("none")}
+    assert {label.split("-")[0] for label in moved(name)} == {"floor", "metrics"}
 
 
 @pytest.mark.parametrize("name", ["finetune_steps", "probability", "consistency_weight"])
 def test_finetuning_leaves_the_baseline(name):
     found = moved(name)
     assert not found & {"data", "baseline", "reference", "acceptance", "images-pretrained"}
-    assert {f"expert-{k}of4" for k in (1, 2, 3, 4)} <= found
-    assert ("all-plain" in found) == (name == "finetune_steps")
-
-
-def test_the_probability_is_the_experts_alone():
-    assert not moved("probability") & {"all-same", "all-plain", "soup-1of4"}
-
-
-@pytest.mark.parametrize("name", ["gradient_bins", "plane_points"])
-def test_an_analysis_moves_its_own_artefact(name):
-    gradients, planes = {"gradients", "gradients-merged"}, {"plane", "landscape"}
-    assert moved(name) == (gradients if name == "gradient_bins" else planes)
-
-
-def test_a_loss_weighting_adds_an_arm_and_moves_nothing_else():
-    added = {"all-p2", "images-reweighted", "metrics-reweighted"}
-    assert moved("loss_weighting") == added
-    plain, weighted = (
-        recipes.finetuned(BESIDES["p2_gamma"], m) for m in ("all_plain", "reweighted")
-    )
-    assert weighted[0].parameters == plain[0].parameters | {"loss_weighting": "p2", "p2_gamma": 1.0}
+    assert {f"deme-{k}of4" for k in (1, 2, 3, 4)} <= found
+    assert ({"all-plain", "plain-1of4", "soup-1of4"} <= found) == (name == "finetune_steps")
+    assert ("all-same" in found) == (name != "probability")
 
 
 def test_another_cut_retrains_the_experts_alone():
     found = moved("range_cut")
-    assert {"expert-1of4", "images-routed", "landscape", "range-losses"} <= found
+    assert {"plain-1of4", "deme-1of4", "images-deme_routed", "landscape", "gate"} <= found
     assert not found & {"baseline", "all-same", "all-plain", "soup-1of4", "images-soup"}
 
 
-def test_training_seeds_are_experiments_of_their_own():
-    p = load("params/digits.yaml", seeds=[3, 0])
-    assert [q.seeds for q in p.per_seed()] == [[3], [0]] and p.seed == 3
-    assert keys(p.per_seed()[1]) == keys(P)
-    same = {label for label, key in keys(P).items() if keys(p)[label] == key}
-    assert same == {"data", "reference"}
+def test_another_weighting_moves_its_arm_alone():
+    found = {label for label in moved("loss_weighting") if not label.startswith("all-")}
+    assert found == {"images-reweighted", "metrics-reweighted"}
+    plain, weighted = (recipes.finetuned(P, m)[0] for m in ("all_plain", "reweighted"))
+    added = {"loss_weighting": "min-snr", "min_snr_gamma": 5.0}
+    assert weighted.parameters == plain.parameters | added
+
+
+def test_training_seeds_share_the_data_alone():
+    other = keys(changed("seeds"))
+    same = {label for label, key in keys(P).items() if other[label] == key}
+    assert same == {"data", "reference", "floor"}
+
+
+def test_presets_of_the_same_design_share_their_stages():
+    """The long preset differs from the default in seeds and added arms only."""
+    short, long = (parameters.load(f"params/{n}.yaml") for n in ("fashion8", "fashion8-full"))
+    differ = {n for n, v in short.results().items() if long.results()[n] != v}
+    assert differ == {"experiment", "seeds", "arms"}
+    assert set(short.seeds) < set(long.seeds) and set(short.arms) < set(long.arms)
+    ours, theirs = keys(short.per_seed()[0]), keys(long.per_seed()[0])
+    assert ours.items() <= theirs.items()
 
 
 # the graph
 
 
-def test_labels_and_keys_are_unique():
-    found = recipes.everything(P)
-    assert all(label == recipe.label for label, recipe in found.items())
-    assert len({recipe.key for recipe in found.values()}) == len(found)
+def test_names_are_unique_and_upstream_comes_first():
+    found, seen = recipes.everything(P), set()
+    assert len({recipe.label for recipe in found.values()}) == len(found)
+    for name, recipe in found.items():
+        assert name == recipe.name and recipe.job and recipe.stage in stages.STAGES
+        assert {upstream.name for upstream in recipe.inputs.values()} <= seen
+        seen.add(name)
 
 
-def test_upstream_comes_first_and_every_stage_exists():
-    seen = set()
+def test_jobs_are_a_graph():
+    """A job must not wait for one that waits for it: Snakemake runs them whole."""
+    needs: dict[str, set[str]] = {}
     for recipe in recipes.everything(P).values():
-        assert {upstream.key for upstream in recipe.inputs.values()} <= seen
-        assert recipe.stage in stages.STAGES
-        seen.add(recipe.key)
+        upstream = {r.job for r in recipe.inputs.values()} - {recipe.job}
+        needs.setdefault(recipe.job, set()).update(upstream)
+    while needs:
+        free = [job for job, before in needs.items() if not before & needs.keys()]
+        assert free, needs
+        for job in free:
+            del needs[job]
 
 
-def test_the_total_of_training_steps_is_the_same_for_experts_and_controls():
-    families = {f: recipes.finetuned(P, f) for f in ("experts", "soup", "all_same", "all_plain")}
-    totals = {sum(r.training_steps for r in family) for family in families.values()}
-    assert totals == {4000}
+def test_every_family_takes_the_same_number_of_steps():
+    families = {f: recipes.finetuned(P, f) for f in (*FAMILIES, "reweighted")}
+    assert {sum(r.training_steps for r in family) for family in families.values()} == {4000}
     for family in families.values():
         assert all(r.parameters["steps"] == r.training_steps for r in family)
 
 
-def test_techniques_are_equal_but_for_the_plain_control():
-    names = ("consistency_weight", "channel_projection", "finetune_lr", "batch_size", "seed")
-
+def test_families_differ_in_what_their_names_say():
     def techniques(family):
+        names = ("consistency_weight", "channel_projection", "probability", "n_ranges")
         return [[r.parameters[n] for n in names] for r in recipes.finetuned(P, family)]
 
-    assert techniques("experts") == techniques("soup") == techniques("all_same") * 4
-    assert techniques("all_plain")[0][:2] == [0.0, False]
-    assert techniques("all_plain")[0][2:] == techniques("all_same")[0][2:]
+    assert techniques("deme") == [[1.0, True, 0.3, 4]] * 4
+    assert techniques("plain") == [[0.0, False, 0.0, 4]] * 4
+    assert techniques("soup_same") == techniques("all_same") * 4 == [[1.0, True, 0.0, 1]] * 4
+    assert techniques("soup") == techniques("all_plain") * 4 == [[0.0, False, 0.0, 1]] * 4
+    streams = {r.parameters["purpose"] for f in FAMILIES for r in recipes.finetuned(P, f)}
+    assert len(streams) == len(TRAINED) - 2
 
 
-@pytest.mark.parametrize("weights", ["uniform", [0.1, 0.2, 0.3, 0.4]])
-def test_given_weights_need_no_merge_search(weights):
-    found = recipes.everything(changed("merge_weights", weights))
-    assert "search-merge" in recipes.everything(P) and "search-merge" not in found
-    assert {"search-scale", "search-soup", "search-single"} <= set(found)
-    assert "search" not in found["merged"].inputs
-    assert found["images-output_merge"].parameters["weights"] == weights
-    assert found["images-one_scaled"].key == recipes.everything(P)["images-one_scaled"].key
-
-
-def test_every_arm_of_experts_has_them_in_order():
-    experts = [r.key for r in recipes.finetuned(P, "experts")]
-    for arm in present("none"):
+def test_every_arm_has_its_members_in_order_and_its_weights():
+    for name in EVERY_ARM:
+        arm = arm_of(name, P.further_ema_decays)
         inputs = recipes.images(P, arm).inputs
-        members = [r.key for role, r in inputs.items() if role.startswith("member")]
-        assert (members == experts) == (arm.members == "experts")
+        members = [r.label for role, r in inputs.items() if role.startswith("member")]
+        assert members == [r.label for r in recipes.finetuned(P, arm.members)]
+        assert ("search" in inputs) == (arm.weights in SEARCHES)
+    given = changed("merge_weights", [0.1, 0.2, 0.3, 0.4])
+    assert recipes.merged(given).parameters["weights"] == [0.1, 0.2, 0.3, 0.4]
+    assert "search" in recipes.merged(changed("merge_weights")).inputs
+
+
+@pytest.mark.parametrize("name", ["soup@0.5", "pretrained@0.98", "all_checkpoints@0", "sou"])
+def test_an_arm_that_there_is_not_is_refused(name):
+    with pytest.raises(ValueError, match="arm"):
+        arm_of(name, P.further_ema_decays)
 
 
 def test_a_pretrained_model_is_not_trained(tmp_path):
@@ -216,8 +211,14 @@ def test_a_pretrained_model_is_not_trained(tmp_path):
     assert recipes.baseline(changed("pretrained", str(tmp_path))).key != first.key
 
 
-@pytest.mark.parametrize("stage", sorted(stages.STAGES))
-def test_stages_are_described_by_recipes(stage):
-    """Every stage is asked for by some experiment."""
-    asked = {r.stage for p in (P, changed("pretrained")) for r in recipes.everything(p).values()}
-    assert stage in asked and inspect.isfunction(stages.STAGES[stage])
+def test_a_seed_without_a_shipped_model_is_refused_before_anything_runs():
+    p = parameters.load("params/fashion8.yaml", seeds=[12345])
+    with pytest.raises(parameters.ParameterError, match=r"seed 12345, only for seeds \[0, 1"):
+        recipes.everything(p)
+
+
+def test_every_stage_is_asked_for():
+    asked = {
+        r.stage for p in (P, changed("pretrained", "")) for r in recipes.everything(p).values()
+    }
+    assert asked == set(stages.STAGES)

@@ -22,7 +22,9 @@ export LD_PRELOAD := $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4)
 
 reproduce: .venv/installed
 	$(SNAKEMAKE) --config params=$(PARAMS) figures=runs/figures
-	$(BIN)/python -m deme_lib reproduced figures/$(NAME)/records runs/figures/$(NAME)/records
+	@if [ -d figures/$(NAME)/records ]; then \
+		$(BIN)/python -m deme_lib reproduced figures/$(NAME)/records runs/figures/$(NAME)/records; \
+	else echo "figures/$(NAME) holds no committed records to compare runs/figures/$(NAME) with"; fi
 
 figures: .venv/installed
 	$(SNAKEMAKE) --config params=$(PARAMS) figures=figures

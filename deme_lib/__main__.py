@@ -67,6 +67,13 @@ def sweep(options: argparse.Namespace) -> None:
     print(out)
 
 
+def gallery(options: argparse.Namespace) -> None:
+    """executed notebooks as Markdown beside the figures, and as a site"""
+    from deme_lib.report.gallery import gallery
+
+    gallery(options.executed, options.figures)
+
+
 def render(options: argparse.Namespace) -> None:
     """tables and figures again, from records alone"""
     from deme_lib.report import render
@@ -121,6 +128,7 @@ COMMANDS = {
     "list": (listing, [FILE]),
     "check": (check, [FILE]),
     "sweep": (sweep, [FILE, (("--figures",), {"help": "folder to write under"})]),
+    "gallery": (gallery, [((name,), {"type": Path}) for name in ("executed", "figures")]),
     "render": (render, [FOLDER]),
     "readme": (readme, [(("files",), {"nargs": "+", "type": Path})]),
     "reproduced": (reproduced, [((name,), {"type": Path}) for name in ("committed", "other")]),

@@ -89,6 +89,13 @@ def readme(options: argparse.Namespace) -> None:
         path.write_text(readme.fill(path.read_text(), ROOT / "figures"))
 
 
+def gallery(options: argparse.Namespace) -> None:
+    """executed notebooks as pages beside the figures"""
+    from deme_lib.report import gallery
+
+    gallery.gallery(options.executed, options.figures)
+
+
 def reproduced(options: argparse.Namespace) -> int:
     """whether two runs of one preset agree"""
     from deme_lib.report import reproduced
@@ -121,23 +128,27 @@ def fashion8(options: argparse.Namespace) -> None:
     fashion8.write(options.folder)
 
 
+def _paths(*names: str) -> list:
+    return [((name,), {"type": Path}) for name in names]
+
+
 FILE = ("-f", "--file"), {"default": PRESET, "help": f"parameter or sweep file ({PRESET})"}
-FOLDER = ("folder",), {"type": Path}
 COMMANDS = {
     "make": (make, [(("names",), {"nargs": "+", "help": "names as printed by `list`"}), FILE]),
     "list": (listing, [FILE]),
     "check": (check, [FILE]),
     "sweep": (sweep, [FILE, (("--figures",), {"help": "folder to write under"})]),
     "gallery": (gallery, [((name,), {"type": Path}) for name in ("executed", "figures")]),
-    "render": (render, [FOLDER]),
+    "render": (render, _paths("folder")),
     "readme": (readme, [(("files",), {"nargs": "+", "type": Path})]),
-    "reproduced": (reproduced, [((name,), {"type": Path}) for name in ("committed", "other")]),
+    "gallery": (gallery, _paths("executed", "figures")),
+    "reproduced": (reproduced, _paths("committed", "other")),
     "parameters": (parameters, []),
     "classifier": (
         classifier,
         [FILE, (("-o", "--out"), {"type": Path, "default": Path("runs/classifiers")})],
     ),
-    "fashion8": (fashion8, [FOLDER]),
+    "fashion8": (fashion8, _paths("folder")),
 }
 
 

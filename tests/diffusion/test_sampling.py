@@ -9,7 +9,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import nn
 
 from deme_lib.diffusion.heldout import FixedNoise
-from deme_lib.diffusion.randomness import generator, seed_of
+from deme_lib.diffusion.randomness import seed_of
 from deme_lib.diffusion.sampling import ddim_scheduler, initial_noise, sample, to_uint8
 from deme_lib.diffusion.training import Training, TrainingSpec, to_model_range
 from deme_lib.method.ensembles import RoutedEnsemble, averaged_ensemble
@@ -62,11 +62,6 @@ def test_seeds_are_63_bit_and_differ_by_purpose():
     assert seed_of("a", 1) == seeds[1]
 
 
-def test_streams_are_uncorrelated():
-    a, b = (torch.randn(10_000, generator=generator("stream", i)) for i in (0, 1))
-    assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1].item()) < 0.05
-
-
 # against diffusers
 
 
@@ -115,14 +110,6 @@ def test_an_image_does_not_depend_on_its_batch(tiny_unet):
     assert (sampled(unet, count=3).int() - together[:3].int()).abs().max() <= 1
 
 
-def test_images_differ_from_each_other_and_between_purposes(tiny_unet):
-    unet = tiny_unet()
-    first, second = sampled(unet), sampled(unet, purpose=("evaluation", 4))
-    everything = torch.cat([first, second]).flatten(1)
-    assert len(everything.unique(dim=0)) == 10
-    assert torch.equal(first, sampled(unet))
-
-
 def test_initial_noise_is_a_function_of_purpose_and_index():
     noise = initial_noise(range(2000), (1, 4, 4), *PURPOSE)
     assert torch.equal(noise[5:8], initial_noise(range(5, 8), (1, 4, 4), *PURPOSE))
@@ -151,10 +138,10 @@ def test_ensembles_are_sampled_like_models(tiny_unet):
     alike = averaged_ensemble([first, first])
     assert (sampled(alike).int() - sampled(first).int()).abs().max() <= 1
     routed = RoutedEnsemble([first, second], split_timesteps(2, 1000))
-    assert not torch.equal(sampled(routed), sampled(first))
-    assert not torch.equal(sampled(routed), sampled(second))
+    assert all((sampled(routed).int() - sampled(m).int()).abs().max() > 1 for m in routed.members)
     # all timesteps of a single leading step (t = 0) belong to the first expert
-    assert torch.equal(sampled(routed, steps=1), sampled(first, steps=1))
+    alone = sampled(first, steps=1).int()
+    assert (sampled(routed, steps=1).int() - alone).abs().max() <= 1
 
 
 # the closed form

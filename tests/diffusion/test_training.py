@@ -8,10 +8,19 @@ import types
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler
 
 from deme_lib.diffusion import training
-from deme_lib.diffusion.training import Training, TrainingError, TrainingSpec, to_model_range
+from deme_lib.diffusion.training import (
+    Training,
+    TrainingError,
+    TrainingSpec,
+    decouple,
+    draw,
+    finetune,
+)
+from deme_lib.method.objectives import deme_loss, squared_error
+from deme_lib.method.projection import ProjectedUNet2DModel
 
 SCHEDULER = DDPMScheduler(1000)
 SPEC = TrainingSpec(
@@ -44,11 +53,53 @@ def start(tiny_unet, images):
 
 
 def states(run):
-    return run.unet.state_dict(), run.ema_unet().state_dict()
+    averages = [run.ema_unet(decay).state_dict() for decay in run.spec.further_ema_decays]
+    return [run.unet.state_dict(), run.ema_unet().state_dict(), *averages]
 
 
 def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+# one telling of a finetuning run
+
+
+def test_the_losses_written_out_are_the_run_s(tiny_unet, images):
+    """Eq. 2 to 6 in sight, as the notebook shows them, equal the run's first loss."""
+    pretrained, spec = tiny_unet(), dataclasses.replace(SPEC, consistency_weight=0.7)
+    student = ProjectedUNet2DModel.from_stock(pretrained)
+    with torch.no_grad():  # so that student and teacher differ
+        student.mid_block.projection.weight.mul_(1.5)
+    clean, noise, noisy, timesteps = draw(images, SCHEDULER, spec, step=0)
+    a = SCHEDULER.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    torch.testing.assert_close(noisy, a.sqrt() * clean + (1 - a).sqrt() * noise)
+    with torch.no_grad():
+        prediction, target = (m(noisy, timesteps).sample for m in (student, pretrained))
+    consistency = squared_error(prediction, target)
+    loss = deme_loss(squared_error(prediction, noise), consistency, 0.7)
+    assert consistency.min() > 0
+    run = Training(student, SCHEDULER, images, spec, pretrained, "cpu")
+    assert next(iter(run)).loss == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_decouple_finetunes_a_copy_per_range(tiny_unet, images, weight):
+    pretrained, seen = tiny_unet(), []
+    before = copy.deepcopy(pretrained.state_dict())
+    experts = decouple(
+        DDPMPipeline(pretrained, SCHEDULER), images, n_ranges=2, steps=3, learning_rate=1e-3,
+        batch_size=4, consistency_weight=weight, ema_decay=0.9, device="cpu",
+        on_step=lambda *told: seen.append(told),
+    )  # fmt: skip
+    for k, (own, expert) in enumerate(zip((range(500), range(500, 1000)), experts, strict=True)):
+        changes = {"steps": 3, "purpose": (0, "expert", k), "own_range": own, "ema_decay": 0.9}
+        changes |= {"final_learning_rate": 1e-3, "consistency_weight": weight}
+        spec = dataclasses.replace(SPEC, **changes)
+        run = finetune(pretrained, SCHEDULER, images, spec, device="cpu")
+        assert [(k, s.step, s.loss) for s in run] == seen[3 * k : 3 * k + 3]
+        assert equal(run.ema_unet().state_dict(), expert.state_dict())
+        assert (run.teacher is None) == (weight == 0)
+    assert equal(pretrained.state_dict(), before)
 
 
 # reproducible
@@ -68,82 +119,63 @@ def test_another_purpose_draws_otherwise(start, change):
     assert next(iter(start())).loss != next(iter(start(**change))).loss
 
 
-@pytest.mark.parametrize("done", [2, 3, 5])
-def test_interrupted_and_resumed_equals_uninterrupted(start, tiny_unet, tmp_path, done):
-    whole = start(teacher=tiny_unet(1))
+@pytest.mark.parametrize(
+    ("done", "changes"),
+    [
+        (2, {}),
+        (3, {"further_ema_decays": (0.5, 0.9)}),
+        (5, {"ema_warmup": True}),
+        (6, {}),
+        (3, {"loss_weighting": "min-snr"}),
+        (3, {"loss_weighting": "uncertainty", "n_tasks": 2, "own_range": range(1000)}),
+    ],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(start, tiny_unet, tmp_path, done, changes):
+    whole = start(teacher=tiny_unet(1), **changes)
     steps = list(whole)
     file = tmp_path / "checkpoint.safetensors"
-    list(itertools.islice(start(teacher=tiny_unet(1), checkpoint=file), done))
-    resumed = start(teacher=tiny_unet(1), checkpoint=file)
+    list(itertools.islice(start(teacher=tiny_unet(1), checkpoint=file, **changes), done))
+    resumed = start(teacher=tiny_unet(1), checkpoint=file, **changes)
     saved = done // 2 * 2  # a checkpoint every other step
     assert resumed.position == saved
     assert list(resumed) == steps[saved:]
     assert all(map(equal, states(resumed), states(whole)))
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
-
-
-@pytest.mark.parametrize("name", ["min-snr", "uncertainty"])
-def test_a_weighted_run_resumes_exactly(start, tmp_path, name):
-    changes = {"loss_weighting": name, "n_tasks": 2, "own_range": range(0, 1000)}
-    whole, file = start(**changes), tmp_path / "checkpoint.safetensors"
-    steps = list(whole)
-    list(itertools.islice(start(checkpoint=file, **changes), 3))
-    resumed = start(checkpoint=file, **changes)
-    assert resumed.position == 2 and list(resumed) == steps[2:]
-    assert all(map(equal, states(resumed), states(whole)))
-    if name == "uncertainty":
+    if whole.uncertainty is not None:
         assert torch.equal(resumed.uncertainty.weights(), whole.uncertainty.weights())
         assert not torch.equal(whole.uncertainty.weights(), torch.ones(1000))
         assert whole.optimiser.param_groups[1]["lr"] == 1e-2  # the model's schedule is not its
 
 
 def test_weights_of_one_change_nothing_and_others_do(start):
-    plain, flat, p2 = (
-        start(),
-        start(loss_weighting="min-snr", min_snr_gamma=1e12),
-        start(loss_weighting="p2"),
-    )
-    losses = [[step.loss for step in run] for run in (plain, flat, p2)]
+    flat = {"loss_weighting": "min-snr", "min_snr_gamma": 1e12}
+    runs = start(), start(**flat), start(loss_weighting="p2")
+    losses = [[step.loss for step in run] for run in runs]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] != pytest.approx(losses[0], rel=1e-2)
-
-
-def test_a_finished_run_has_nothing_left_to_do(start, tmp_path):
-    first = start(checkpoint=tmp_path / "c")
-    list(first)
-    again = start(checkpoint=tmp_path / "c")
-    assert list(again) == []
-    assert all(map(equal, states(again), states(first)))
 
 
 # what moves
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_ema_is_a_weighted_mean_of_the_weights(start, warmup):
+def test_averages_are_weighted_means_of_the_weights(start, warmup):
     """m = d m + (1 - d) theta from m = theta_1; with warm-up d rises as (1 + k) / (10 + k)."""
-    run, mean = start(ema_decay=0.9, ema_warmup=warmup), None
+    run = start(ema_decay=0.9, further_ema_decays=(0.5, 0.2), ema_warmup=warmup)
+    means = {}
     for k, _ in enumerate(run):
         now = [w.detach().double().clone() for w in run.unet.parameters()]
-        decay = (1 + k) / (10 + k) if warmup else 0.9
-        mean = (
-            now
-            if mean is None
-            else [decay * m + (1 - decay) * w for m, w in zip(mean, now, strict=True)]
-        )
-    raw, ema = states(run)
-    for found, expected in zip(run.ema_unet().parameters(), mean, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
-    assert not equal(raw, ema)
-
-
-def test_asking_for_ema_weights_changes_nothing(start):
-    run = start()
-    next(iter(run))
+        for decay in (0.9, 0.5, 0.2):
+            d = min(decay, (1 + k) / (10 + k)) if warmup else decay
+            before = means.get(decay, now)
+            means[decay] = [d * m + (1 - d) * w for m, w in zip(before, now, strict=True)]
+    for decay, expected in means.items():
+        found = run.ema_unet(None if decay == 0.9 else decay).parameters()
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-7)
     before = copy.deepcopy(states(run))
-    with torch.no_grad():
-        for weight in run.ema_unet().parameters():
-            weight.zero_()
+    assert not equal(*before[:2])
+    run.ema_unet().requires_grad_(False).conv_in.weight.zero_()  # a copy: the run keeps its own
     assert all(map(equal, before, states(run)))
 
 
@@ -158,36 +190,16 @@ def test_the_teacher_does_not_move(start, tiny_unet):
     assert all(w.grad is None and not w.requires_grad for w in teacher.parameters())
 
 
-def test_the_teacher_counts_with_its_weight(start, tiny_unet):
-    """At the first step the loss is (Eq. 2) + weight * (Eq. 4): linear in the weight."""
-    losses = [next(iter(start(teacher=tiny_unet(1), consistency_weight=w))).loss for w in (0, 1, 3)]
-    assert losses[0] == pytest.approx(next(iter(start())).loss)
-    assert losses[1] > losses[0]
-    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)
-
-
-def test_training_reduces_the_loss(start):
-    losses = [s.loss for s in start(steps=150, batch_size=12, final_learning_rate=1e-3)]
-    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
-
-
 # learning rate
 
 
-@pytest.mark.parametrize("steps", [1, 2, 10, 1001])
+@pytest.mark.parametrize("steps", [1, 10, 1001])
 def test_the_learning_rate_falls_from_start_to_end(steps):
     spec = dataclasses.replace(SPEC, steps=steps)
-    rates = [spec.learning_rate_at(s) for s in range(steps + 1)]
+    rates, held = [spec.learning_rate_at(s) for s in range(steps + 1)], math.ceil(0.8 * steps)
     assert rates[0] == spec.learning_rate
-    assert rates[math.ceil(0.8 * steps) :] == pytest.approx(
-        [1e-4] * (steps + 1 - math.ceil(0.8 * steps))
-    )
+    assert rates[held:] == pytest.approx([1e-4] * (steps + 1 - held))
     assert all(a >= b for a, b in itertools.pairwise(rates))
-
-
-def test_equal_rates_are_constant():
-    spec = dataclasses.replace(SPEC, final_learning_rate=SPEC.learning_rate)
-    assert {spec.learning_rate_at(s) for s in range(spec.steps)} == {SPEC.learning_rate}
 
 
 def test_the_optimiser_uses_the_rate_that_is_reported(start):
@@ -200,21 +212,10 @@ def test_the_optimiser_uses_the_rate_that_is_reported(start):
     assert moved.median().item() == pytest.approx(3e-4, rel=0.01)
 
 
-def test_at_a_rate_of_zero_nothing_moves(start):
-    """Of 5 steps, the last is beyond 80 %."""
-    run = start(steps=5, final_learning_rate=0.0)
-    steps = iter(run)
-    next(steps), next(steps), next(steps)
-    states_after = []
-    for _ in steps:
-        states_after.append(copy.deepcopy(run.unet.state_dict()))
-    assert equal(*states_after) and run.spec.learning_rate_at(4) == 0
-
-
 # failure
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path):
     file = tmp_path / "checkpoint.safetensors"
     run = start(checkpoint=file)
     steps = iter(run)
@@ -228,12 +229,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path, monkeypatch):
     assert start(checkpoint=file).position == 2
 
 
-def test_a_diverging_run_stops(start):
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step 2"):
-        list(start(learning_rate=1e30, final_learning_rate=1e30))
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run(start, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_stops_the_run(start, tmp_path):
     file = tmp_path / "checkpoint.safetensors"
     run = start(checkpoint=file)
     steps = iter(run)
@@ -251,11 +247,8 @@ def test_fp16_may_skip_steps_but_not_for_ever(start, monkeypatch):
     monkeypatch.setattr(run.accelerator, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     monkeypatch.setattr(run.accelerator, "backward", lambda loss: None)
     monkeypatch.setattr(run.accelerator, "scaler", object())
-    monkeypatch.setattr(
-        run,
-        "optimiser",
-        types.SimpleNamespace(param_groups=[{}], step=lambda: None, zero_grad=lambda: None),
-    )
+    nothing = {"param_groups": [{}], "step": lambda: None, "zero_grad": lambda: None}
+    monkeypatch.setattr(run, "optimiser", types.SimpleNamespace(**nothing))
     steps = []
     with pytest.raises(TrainingError, match="norm of the gradients"):
         steps.extend(step.step for step in run)
@@ -275,7 +268,7 @@ def test_weights_that_are_not_finite_never_replace_good_ones(start, tmp_path, at
 
     def step(number):
         loss = original(number)
-        weights = list(run.unet.parameters()) if which == "unet" else run.emas[run.spec.ema_decay].shadow_params
+        weights = run.parameters if which == "unet" else run.emas[SPEC.ema_decay].shadow_params
         with torch.no_grad():
             weights[0].fill_(math.nan)
         return loss
@@ -293,6 +286,17 @@ def test_a_checkpoint_of_another_model_is_named(start, tiny_unet, tmp_path):
         Training(tiny_unet(block_out_channels=(8, 8)), SCHEDULER, None, SPEC, checkpoint=file)
 
 
-def test_the_model_range_is_minus_one_to_one():
-    values = to_model_range(torch.tensor([0, 255], dtype=torch.uint8))
-    assert values.tolist() == [-1, 1] and values.dtype == torch.float32
+@pytest.mark.parametrize(
+    ("processor", "refused"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+    ],
+)
+def test_bf16_is_refused_where_it_is_emulated(start, monkeypatch, processor, refused):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "it"} | processor)
+    if refused:
+        with pytest.raises(TrainingError, match="set precision to 'no'"):
+            start(precision="bf16")
+    else:
+        assert math.isfinite(next(iter(start(precision="bf16"))).loss)

@@ -25,6 +25,7 @@ CHANGES = {
     "merge_weights": "search",
     "primary_decoupling": ["soup - all_same"],
     "primary_merging": ["deme_merged - one_scaled"],
+    "ema_decay": 0.99,
     "further_ema_decays": [0.98],
     "precision": "bf16",
     "search_strategy": "grid",

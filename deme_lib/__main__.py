@@ -60,7 +60,6 @@ def sweep(options: argparse.Namespace) -> None:
     from deme_lib.report import render
 
     loaded = sweeps.load(options.file)
-
     overrides = {"figures_dir": options.figures} if options.figures else {}
     out = collect.collect_sweep(loaded, **overrides)
     render.render(out.parents[1])
@@ -87,13 +86,6 @@ def readme(options: argparse.Namespace) -> None:
 
     for path in options.files:
         path.write_text(readme.fill(path.read_text(), ROOT / "figures"))
-
-
-def gallery(options: argparse.Namespace) -> None:
-    """executed notebooks as pages beside the figures"""
-    from deme_lib.report import gallery
-
-    gallery.gallery(options.executed, options.figures)
 
 
 def reproduced(options: argparse.Namespace) -> int:
@@ -138,7 +130,6 @@ COMMANDS = {
     "list": (listing, [FILE]),
     "check": (check, [FILE]),
     "sweep": (sweep, [FILE, (("--figures",), {"help": "folder to write under"})]),
-    "gallery": (gallery, [((name,), {"type": Path}) for name in ("executed", "figures")]),
     "render": (render, _paths("folder")),
     "readme": (readme, [(("files",), {"nargs": "+", "type": Path})]),
     "gallery": (gallery, _paths("executed", "figures")),

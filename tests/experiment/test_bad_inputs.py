@@ -19,7 +19,7 @@ from PIL import Image
 
 from deme_lib import ROOT
 from deme_lib.__main__ import main
-from deme_lib.diffusion import data, metrics, models, sampling
+from deme_lib.diffusion import data, metrics, models
 from deme_lib.diffusion.data import DataError
 from deme_lib.diffusion.merged import merge_experts
 from deme_lib.diffusion.metrics import MetricError

@@ -66,11 +66,11 @@ def test_verdicts(mean, margin, words):
 @pytest.mark.parametrize("units", [5, 8])
 @pytest.mark.parametrize("effect", [0.0, 1.0])
 def test_simulated_experiments(units, effect):
-    """2,000 experiments of three comparisons; one has no effect, or one at the margin of 1.
+    """1,000 experiments of three comparisons; one has no effect, or one at the margin of 1.
 
     Allowed: the nominal rate plus three standard deviations of the binomial.
     """
-    rng, runs, alpha = np.random.default_rng(0), 2000, 0.05
+    rng, runs, alpha = np.random.default_rng(0), 1000, 0.05
     truth = np.array([effect, effect, 2.0])
     covered, different, inside, agree = 0, 0, 0, True
     for _ in range(runs):

@@ -36,7 +36,7 @@ def known(tmp_path_factory):
 
 
 def test_rendering_twice_gives_the_same_bytes(tmp_path):
-    synthetic.write(tmp_path / "records", training_seeds=(0, 1), points=3, bins=4)
+    synthetic.write(tmp_path / "records", training_seeds=(0, 1), n_ranges=2, points=3, bins=4)
     synthetic.write_sweep(tmp_path / "sweeps" / "cuts")
     for out in ("one", "two"):
         render.render(tmp_path, tmp_path / out)

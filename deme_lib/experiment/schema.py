@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from deme_lib import ROOT
-from deme_lib.experiment.arms import DEFAULT_ARMS, arm_of
+from deme_lib.experiment.arms import DEFAULT_ARMS, arm_of, search_of
 
 EXECUTION = {
     "device",
@@ -208,7 +208,7 @@ class Parameters(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Parameters:
-        for check in (_check_model, _check_weights, _check_seeds, _check_arms, _check_sizes):
+        for check in (_check_model, _check_seeds, _check_arms, _check_weights, _check_sizes):
             check(self)
         return self
 
@@ -277,7 +277,8 @@ def _check_weights(p: Parameters) -> None:
         raise ValueError("search_low is above search_high: swap them")
     if p.search_step > p.search_high - p.search_low:
         raise ValueError("search_step is above search_high - search_low: lower it")
-    if p.search_candidates < n + 1:
+    searched = any(search_of(arm_of(a, p.further_ema_decays), weights) for a in p.arms)
+    if searched and p.search_candidates < n + 1:
         raise ValueError(f"search_candidates must be at least n_ranges + 1 = {n + 1}")
 
 

@@ -41,7 +41,8 @@ def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
 
 def make_search(job: Job) -> dict[str, Any]:
     pipeline, device = job.pipeline, job.device
-    merger = Merger(pipeline.unet, job.members())
+    merger = Merger(pipeline.unet.to(device), job.members())
+    model = merger.merged([0.0] * len(merger.vectors))  # each try is written into it
     noise = job.few_noisy(pipeline.scheduler)
     reference = job.reference("search", job["features"])
     space = weight_search.Space(
@@ -57,12 +58,13 @@ def make_search(job: Job) -> dict[str, Any]:
         nonlocal losses
         losses += 1
         progress.update(1)
-        return noise.loss(merger.merged(weights).to(device), device)
+        return noise.loss(merger.merged(weights, into=model), device)
 
     def score(weights) -> list[float]:
         """FID to the search images on every stream."""
         progress.update(1)
-        model, fids = merger.merged(weights).to(device), []
+        merger.merged(weights, into=model)
+        fids = []
         for stream in range(job["search_streams"]):
             images = sampling.sample(
                 model,

@@ -123,7 +123,8 @@ def make_range_losses(job: Job) -> dict[str, Any]:
 
 def make_plane(job: Job) -> dict[str, Any]:
     pipeline, device = job.pipeline, job.device
-    merger = Merger(pipeline.unet, job.members())
+    merger = Merger(pipeline.unet.to(device), job.members())
+    model = merger.merged([0.0] * len(merger.vectors))  # each point is written into it
     noise = job.few_noisy(pipeline.scheduler)
     axis = np.linspace(-0.2, 1.2, job["plane_points"]).round(6).tolist()
     last, points = len(merger.vectors) - 1, []
@@ -133,7 +134,7 @@ def make_plane(job: Job) -> dict[str, Any]:
                 weights = [0.0] * (last + 1)
                 weights[0] += w1
                 weights[last] += w2
-                loss = noise.loss(merger.merged(weights).to(device), device)
+                loss = noise.loss(merger.merged(weights, into=model), device)
                 place = {"w1": w1, "w2": w2, "expert1": 1, "expert2": last + 1}
                 points.append({**place, "loss": loss})
                 progress.update(1)

@@ -11,6 +11,7 @@ import copy
 import json
 import math
 import os
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -332,11 +333,11 @@ class Training:
 
 def _check_bf16() -> None:
     """Refuse an x86 processor that would emulate bfloat16, several times slower than float32."""
-    found = torch.cpu.get_capabilities()
-    if found.get("architecture") == "x86_64" and not (found["avx512_bf16"] or found["amx_bf16"]):
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if x86 and not torch.cpu._is_avx512_bf16_supported():  # where AMX is, this is too
         raise TrainingError(
-            f"precision=bf16: this processor ({found['cpu_name']}) only emulates bfloat16, more "
-            "slowly than float32; set precision to 'no'"
+            "precision=bf16, which this processor only emulates, more slowly than float32; set "
+            "precision to 'no'"
         )
 
 

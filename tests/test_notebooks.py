@@ -5,11 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, Image
 from papermill import execute_notebook
@@ -17,19 +20,28 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.inspection import inspect_notebook
 
 from deme_lib import ROOT
+from deme_lib.diffusion.cuts import training_ranges
 from deme_lib.diffusion.models import load_pipeline, new_scheduler, new_unet, save_pipeline
-from deme_lib.experiment.parameters import DEFAULTS, EXECUTION, Parameters
+from deme_lib.diffusion.training import TrainingSpec
+from deme_lib.experiment import parameters, recipes
+from deme_lib.experiment.schema import Parameters
+from deme_lib.experiment.stages import train
+from deme_lib.experiment.stages.job import Job
 
+FIELDS = Parameters.model_fields
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 
 
-def parameters_cell(path):
-    cells = nbformat.read(path, as_version=4).cells
-    return next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+def cells(path):
+    return nbformat.read(path, as_version=4).cells
+
+
+def declaration(path) -> str:
+    return next(c.source for c in cells(path) if "parameters" in c.metadata.get("tags", []))
 
 
 def declared(path) -> dict:
-    statements = ast.parse(parameters_cell(path)).body
+    statements = ast.parse(declaration(path)).body
     return {s.target.id: ast.literal_eval(s.value) for s in statements}
 
 
@@ -41,23 +53,46 @@ def runs(tmp_path_factory):
 
 def run(path, out, runs, preset="smoke", **overrides):
     values = yaml.safe_load((ROOT / "params" / f"{preset}.yaml").read_text())
-    return execute_notebook(
-        path, out, {**values, "runs_dir": str(runs), **overrides}, progress_bar=False
-    )
+    values |= {"runs_dir": str(runs), "figures_dir": str(runs / "figures"), **overrides}
+    return execute_notebook(path, out, values, progress_bar=False)
+
+
+def outputs(executed):
+    return [output for cell in executed.cells for output in cell.get("outputs", [])]
 
 
 def test_all_six_run_one_after_another(runs, tmp_path):
     assert len(NOTEBOOKS) == 6
-    for path in NOTEBOOKS:
-        executed = run(path, tmp_path / path.name, runs)
-        for cell in executed.cells:
-            for output in cell.get("outputs", []):
-                assert output.output_type != "error"
-                assert "Warning" not in output.get("text", "")
-    folder = next((runs / "figures").iterdir())
-    assert folder.name.startswith("smoke-"), "another runs_dir is not the preset"
-    for name in ("ablation1.md", "ablation2.tex", "paired.csv", "main.png", "records/metrics.csv"):
+    executed = {path.name[:2]: run(path, tmp_path / path.name, runs) for path in NOTEBOOKS}
+    for output in [output for notebook in executed.values() for output in outputs(notebook)]:
+        assert output.output_type != "error"
+        assert "Warning" not in output.get("text", "")
+        assert "widget" not in json.dumps(output.get("data", {})), "a stored widget freezes"
+    (folder,) = (runs / "figures").iterdir()
+    assert folder.name == "smoke", "another runs_dir or figures_dir changes no result"
+    for name in ("table.md", "table.tex", "comparisons.csv", "main.png", "records/seed-1/run.json"):
         assert (folder / name).is_file()
+    shown = (o.get("data", {}).get("text/plain", "") for o in outputs(executed["02"]))
+    table = next(text for text in shown if "library" in text).splitlines()[2:]
+    steps = np.array([line.split()[1:] for line in table], float)  # Eq. 2, Eq. 4, Eq. 5, library
+    assert np.allclose(steps[:, 2], steps[:, 3], rtol=1e-4)
+    assert steps[0, 1] < 1e-9, "the first step's student is its teacher"
+    merged = next(o.text for o in outputs(executed["03"]) if "merge by hand" in o.get("text", ""))
+    assert float(merged.split(":")[1]) < 1e-6
+
+
+def test_02_trains_by_hand_what_the_stage_trains():
+    """The specification in sight is the one that the first expert's recipe leads to."""
+    q = parameters.load("params/smoke.yaml").per_seed()[0]
+    pipeline = SimpleNamespace(scheduler=new_scheduler(q.num_train_timesteps))
+    recipe = recipes.finetuned(q, "deme")[0]
+    names = {"q": q, "pipeline": pipeline, "recipes": recipes, "TrainingSpec": TrainingSpec}
+    names |= {"training_ranges": training_ranges}
+    exec(next(c.source for c in cells(NOTEBOOKS[1]) if "spec = TrainingSpec" in c.source), names)
+    job = Job(recipe.parameters, {}, {}, Path(), recipe.label, torch.device("cpu"), 1, 1)
+    ranges = training_ranges(job["range_cut"], job["n_ranges"], pipeline.scheduler)
+    stage = train._spec(job, job["steps"], ranges[job["range_index"]], job["finetune_lr"])
+    assert replace(stage, further_ema_decays=()) == names["spec"]
 
 
 def test_a_notebook_stands_alone(tmp_path):
@@ -68,8 +103,8 @@ def test_a_notebook_stands_alone(tmp_path):
     notebook, out = ROOT / "notebooks" / "03_merge.ipynb", tmp_path / "out.ipynb"
     papermill(tmp_path, str(notebook), str(out), "-f", str(preset))
     text = out.read_text()
-    assert "so made now: baseline" in text
-    assert "optimiser steps of" in text
+    assert "made now: baseline" in text
+    assert "deme-1of2, deme-2of2 (20 optimiser steps" in text
 
 
 @pytest.mark.parametrize(
@@ -107,6 +142,7 @@ def test_the_true_cifar_path_on_local_files(tmp_path, inception_weights):
     sizes = {"train_images": 16, "search_images": 5, "test_images": 5, "samples": 4}
     sizes |= {"search_samples": 4, "search_candidates": 5, "search_losses": 4, "plane_points": 2}
     sizes |= {"acceptance_samples": 8, "kid_subset_size": 4, "is_splits": 2, "sampling_steps": 2}
+    sizes |= {"loss_images": 5, "search_streams": 2}
     executed, pipeline = merge_on_cpu(
         tmp_path,
         preset="cifar",
@@ -115,21 +151,23 @@ def test_the_true_cifar_path_on_local_files(tmp_path, inception_weights):
         inception_weights=inception_weights,
         finetune_steps=8,
         ema_decay=0.5,
+        further_ema_decays=[],
         **sizes,
     )
     assert pipeline.unet.config.in_channels == 3
-    assert "5 scored by images" in json.dumps(executed)
+    assert "search-merge" in json.dumps(executed)
 
 
 def test_fashion_from_its_four_files(tmp_path, idx_folder, inception_weights):
-    """params/fashion.yaml but for sizes: idx files, padding, attention, bf16, from scratch."""
+    """params/fashion.yaml but for sizes and bf16: idx files, padding, attention, from scratch."""
     sizes = {"train_images": 20, "search_images": 5, "test_images": 6, "samples": 4}
+    sizes |= {"loss_images": 5, "acceptance_samples": 8}
     sizes |= {"kid_subset_size": 4, "is_splits": 2, "sampling_steps": 2, "plane_points": 2}
     _, pipeline = merge_on_cpu(
         tmp_path,
         preset="fashion",
         dataset=str(idx_folder()),
-        merge_weights="uniform",
+        precision="no",
         features="inception",
         second_features="",
         inception_weights=inception_weights,
@@ -137,6 +175,7 @@ def test_fashion_from_its_four_files(tmp_path, idx_folder, inception_weights):
         pretrain_steps=4,
         finetune_steps=4,
         ema_decay=0.0,
+        further_ema_decays=[],
         **sizes,
     )
     unet = pipeline.unet
@@ -161,27 +200,29 @@ def papermill(folder: Path, *arguments: str, fails: bool = False):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_declared_parameters_equal_the_defaults(path):
-    defaults = yaml.safe_load(DEFAULTS.read_text())
+def test_declared_parameters_are_the_schemas(path):
+    """Defaults, types and meanings; `papermill --help-notebook` sees those of one line."""
     for name, value in declared(path).items():
-        assert value == defaults[name], name
-        assert type(value) is type(defaults[name]), name
-    shown = {name: info["help"] for name, info in inspect_notebook(str(path)).items()}
-    assert shown == {name: Parameters.model_fields[name].description for name in declared(path)}
+        assert value == FIELDS[name].default, name
+        assert type(value) is type(FIELDS[name].default), name
+        assert f"  # {FIELDS[name].description}" in declaration(path)
+    for name, info in inspect_notebook(str(path)).items():
+        assert info["help"] in (FIELDS[name].description, ""), name
 
 
-def test_every_parameter_is_declared_somewhere_and_by_default():
-    everywhere = set().union(*(declared(path) for path in NOTEBOOKS))
-    assert everywhere == set(Parameters.model_fields)
-    assert set(yaml.safe_load(DEFAULTS.read_text())) == set(Parameters.model_fields)
-    assert set(Parameters.model_fields) >= EXECUTION
+def test_every_parameter_is_declared_somewhere():
+    assert set().union(*map(declared, NOTEBOOKS)) == set(FIELDS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebooks_are_committed_clean(path):
+def test_notebooks_are_short_told_in_prose_and_committed_clean(path):
     notebook = json.loads(path.read_text())
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert "widgets" not in notebook["metadata"]
-    for cell in notebook["cells"]:
-        assert not cell.get("outputs")
-        assert cell.get("execution_count") is None
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(code) <= 12
+    assert all(len(cell["source"]) <= 40 for cell in code)
+    assert notebook["cells"][0]["cell_type"] == notebook["cells"][-1]["cell_type"] == "markdown"
+    for cell in code:
+        assert not cell["outputs"]
+        assert cell["execution_count"] is None

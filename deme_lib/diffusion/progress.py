@@ -1,4 +1,4 @@
-"""Progress bars with the time left: widgets in JupyterLab, sparse text lines elsewhere."""
+"""Progress bars with the time left, as text: nothing that would freeze in a stored notebook."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import sys
 
 from tqdm import tqdm
 
-TEXT_INTERVAL_S = 5.0
+LIVE_INTERVAL_S, STORED_INTERVAL_S = 0.2, 5.0
 
 
 def bar(total: int, label: str, unit: str, done: int = 0) -> tqdm:
     """A bar over ``total`` units of which ``done`` were done by an earlier run.
 
-    A stored widget freezes, so kernels that no browser's session started (papermill's) print text.
+    Where a browser shows it (Jupyter's server names the session) it goes when it is full; papermill
+    and logs, which store what is printed, get few lines.
     """
-    if "ipykernel" in sys.modules and "JPY_SESSION_NAME" in os.environ:  # set by Jupyter's server
-        from tqdm.auto import tqdm as widget_bar
-
-        return widget_bar(total=total, desc=label, unit=unit, initial=done, leave=False)
-    interval = 0.1 if sys.stderr.isatty() else TEXT_INTERVAL_S
+    browser = "JPY_SESSION_NAME" in os.environ
+    live = browser or sys.stderr.isatty()
     return tqdm(
-        total=total, desc=label, unit=unit, initial=done, mininterval=interval, ascii=True, ncols=90
+        total=total,
+        desc=label,
+        unit=unit,
+        initial=done,
+        mininterval=LIVE_INTERVAL_S if live else STORED_INTERVAL_S,
+        file=sys.stdout if browser else sys.stderr,
+        leave=not browser,
+        ascii=True,
+        ncols=90,
     )

@@ -25,7 +25,13 @@ FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-
 FLAGS += "--disable-background-networking --disable-component-update --disable-sync"
 OPENED = "return window.jupyterapp?.shell.currentWidget?.content?.model?.cells?.length > 0"
 IDLE = "return jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
-RUN = "const done = arguments[0]; jupyterapp.commands.execute('notebook:run-all-cells').then(done)"
+RUN = "jupyterapp.commands.execute('notebook:run-all-cells')"
+DONE = (
+    IDLE
+    + """ && (cells => cells.every(c => c.execution_count)
+    || cells.some(c => c.outputs.some(o => o.output_type === 'error')))(
+    jupyterapp.shell.currentWidget.content.model.toJSON().cells.filter(c => c.outputs))"""
+)
 HELD = "return JSON.stringify(jupyterapp.shell.currentWidget.content.model.toJSON())"
 SHOWN = "return jupyterapp.shell.currentWidget.node.innerText"
 
@@ -56,7 +62,6 @@ def browser(tmp_path):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with Chrome(options, ChromeService(DRIVER)) as browser:
         browser.set_window_size(1400, 1600)
-        browser.set_script_timeout(600)
         yield browser
 
 
@@ -98,11 +103,11 @@ def test_jupyterlab_runs_all_cells_of_06(runs, browser, tmp_path):
     write_ipynb(notebook, str(tmp_path / "06_figures.ipynb"))
     with lab(tmp_path) as address:
         browser.get(f"{address}/lab/tree/06_figures.ipynb?reset")
-        wait = WebDriverWait(browser, 300)
+        wait = WebDriverWait(browser, 600)
         wait.until(lambda b: b.execute_script(OPENED))
         wait.until(lambda b: b.execute_script(IDLE))
-        browser.execute_async_script(RUN)
-        wait.until(lambda b: b.execute_script(IDLE))
+        browser.execute_script(RUN)
+        wait.until(lambda b: b.execute_script(DONE))
         time.sleep(1)
         screenshot(browser, "lab")
         held, shown = json.loads(browser.execute_script(HELD)), browser.execute_script(SHOWN)

@@ -179,7 +179,7 @@ def _kind(field: FieldInfo) -> list[str]:
     kind, arguments = field.annotation, get_args(field.annotation)
     if get_origin(kind) is Literal:
         return [" | ".join(arguments)]
-    bounds = [(sign, getattr(m, b, None)) for m in field.metadata for b, sign in BOUNDS.items()]
+    bounds = [(sign, getattr(m, b, None)) for b, sign in BOUNDS.items() for m in field.metadata]
     name = str(kind) if arguments else kind.__name__
     return [name, *(f"{sign} {bound}" for sign, bound in bounds if bound is not None)]
 

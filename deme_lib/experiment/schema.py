@@ -5,206 +5,157 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from deme_lib import ROOT
 from deme_lib.experiment.arms import DEFAULT_ARMS, arm_of, search_of
 
-EXECUTION = {
-    "device",
-    "threads",
-    "sampling_batch",
-    "checkpoint_every",
-    "runs_dir",
-    "figures_dir",
-}
+EXECUTION = {"device", "threads", "sampling_batch", "checkpoint_every", "runs_dir", "figures_dir"}
 """Parameters that change where and how fast, never what: they are in no artefact's key."""
 
-LISTS = (
-    "merge_weights",
-    "model_channels",
-    "further_ema_decays",
-    "seeds",
-    "arms",
-    "sampling_seeds",
-    "primary_decoupling",
-    "primary_merging",
-)
+
+def _from_text(value: Any) -> Any:
+    """papermill's -p hands lists over as text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"is not a list: {value}") from error
+    return value
+
+
+def _of(default: Any, meaning: str, **bounds: Any) -> Any:
+    return Field(default, description=meaning, **bounds)
+
+
+LIST = BeforeValidator(_from_text)
+Count = Annotated[int, Field(ge=1)]
+Images = Annotated[int, Field(ge=4, le=10**7)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Folder = Annotated[str, Field(min_length=1)]
+Integers = Annotated[list[int], Field(min_length=1), LIST]
+Names = Annotated[list[str], LIST]
+Cut = Literal["uniform", "log-snr", "overlapping", "random"]
+Weighting = Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty"]
 
 
 class Parameters(BaseModel):
-    """Every parameter of an experiment. Field descriptions are the reference; units in names."""
+    """Every parameter of an experiment: default, meaning, range; units in names."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
-    experiment: str = Field(
-        "fashion8",
-        pattern=r"^[a-z0-9][a-z0-9_-]*$",
-        max_length=60,
-        description="name of this experiment",
+    experiment: str = _of(
+        "fashion8", "name of this experiment", pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60
     )
 
     # data: every image has one role
-    dataset: str = Field(
-        "fashion8", min_length=1, description="fashion8, digits, a hub id, or a local folder"
-    )
-    train_images: int = Field(50_000, ge=1, description="images to train on")
-    search_images: int = Field(
-        10_000, ge=1, description="held-out images for searches, curves and the floor"
-    )
-    test_images: int = Field(10_000, ge=1, description="images no training and no search sees")
-    split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the split")
-    image_size: int = Field(
-        0, ge=0, le=4096, description="images padded or shrunk to this; 0: as they are"
-    )
+    dataset: Folder = _of("fashion8", "fashion8, digits, a hub id, or a local folder")
+    train_images: Count = _of(50_000, "images to train on")
+    search_images: Count = _of(10_000, "held-out images for searches, curves and the floor")
+    test_images: Count = _of(10_000, "images no training and no search sees")
+    split_seed: int = _of(0, "seed of the split", ge=0, lt=2**32)
+    image_size: int = _of(0, "images padded or shrunk to this; 0: as they are", ge=0, le=4096)
 
     # baseline: the learning rate decays to finetune_lr, so that finetuning is not more pretraining
-    pretrained: str = Field(
-        "fashion8",
-        description="fashion8 (shipped), a diffusers folder, a hub id; empty: trained",
+    pretrained: str = _of(
+        "fashion8", "fashion8 (shipped), a diffusers folder, a hub id; empty: trained"
     )
-    model_channels: list[int] = Field(
-        [8, 16], min_length=1, description="UNet channels per resolution"
-    )
-    layers_per_block: int = Field(1, ge=1, le=64, description="resnets per UNet block")
-    attention: bool = Field(False, description="self-attention at the lowest resolution")
-    num_train_timesteps: int = Field(1000, ge=2, le=100_000, description="T of the noise schedule")
-    pretrain_steps: int = Field(16_000, ge=0, le=10**9, description="optimiser steps from scratch")
-    pretrain_lr: float = Field(
-        2e-3, gt=0, description="decays to finetune_lr over the first 80 % of the steps"
-    )
+    model_channels: Integers = _of([8, 16], "UNet channels per resolution")
+    layers_per_block: Count = _of(1, "resnets per UNet block", le=64)
+    attention: bool = _of(False, "self-attention at the lowest resolution")
+    num_train_timesteps: int = _of(1000, "T of the noise schedule", ge=2, le=100_000)
+    pretrain_steps: int = _of(16_000, "optimiser steps from scratch", ge=0, le=10**9)
+    pretrain_lr: Positive = _of(2e-3, "decays to finetune_lr over the first 80 % of the steps")
 
     # finetuning, the same for experts and controls
-    n_ranges: int = Field(4, ge=1, le=1000, description="N of Eq. 3")
-    range_cut: Literal["uniform", "log-snr", "overlapping", "random"] = Field(
-        "uniform", description="how [0, T) is cut into ranges"
+    n_ranges: Count = _of(4, "N of Eq. 3", le=1000)
+    range_cut: Cut = _of("uniform", "how [0, T) is cut into ranges")
+    probability: NotNegative = _of(0.3, "p of Eq. 6", le=1)
+    consistency_weight: NotNegative = _of(1.0, "weight of Eq. 4 in Eq. 5; 0: without")
+    channel_projection: bool = _of(True, "channel-wise projections (Sec. 3.2)")
+    finetune_steps: Count = _of(
+        1000, "steps of one expert; a control on all timesteps N times", le=10**9
     )
-    probability: float = Field(0.3, ge=0, le=1, description="p of Eq. 6")
-    consistency_weight: float = Field(1.0, ge=0, description="weight of Eq. 4 in Eq. 5; 0: without")
-    channel_projection: bool = Field(True, description="channel-wise projections (Sec. 3.2)")
-    finetune_steps: int = Field(
-        1000, ge=1, le=10**9, description="steps of one expert; a control on all timesteps N times"
+    finetune_lr: Positive = _of(2e-4, "constant learning rate")
+    batch_size: Count = _of(64, "images per optimiser step", le=2**20)
+    adam_beta1: Decay = _of(0.9, "AdamW")
+    adam_beta2: Decay = _of(0.999, "AdamW")
+    weight_decay: NotNegative = _of(1e-2, "AdamW")
+    clip_norm: Positive = _of(1.0, "gradient norm clipped to this")
+    ema_decay: Decay = _of(0.995, "EMA of the weights that are judged")
+    further_ema_decays: Annotated[list[float], LIST] = _of(
+        [0.0, 0.98], "shorter EMAs kept too, for arms like soup@0.98"
     )
-    finetune_lr: float = Field(2e-4, gt=0, description="constant learning rate")
-    batch_size: int = Field(64, ge=1, le=2**20, description="images per optimiser step")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW")
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW")
-    clip_norm: float = Field(1.0, gt=0, description="gradient norm clipped to this")
-    ema_decay: float = Field(0.995, ge=0, lt=1, description="EMA of the weights that are judged")
-    further_ema_decays: list[float] = Field(
-        [0.0, 0.98], description="shorter EMAs kept too, for arms like soup@0.98"
-    )
-    loss_weighting: Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty"] = Field(
-        "none", description="re-weighting of the arm `reweighted`"
-    )
-    min_snr_gamma: float = Field(5.0, gt=0, description="of Min-SNR (Hang et al. 2023)")
-    p2_gamma: float = Field(1.0, gt=0, description="of P2 weighting (Choi et al. 2022)")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast in training")
-    seeds: list[int] = Field(
-        [0, 1, 2], min_length=1, description="training seeds; each trains and samples everything"
-    )
+    loss_weighting: Weighting = _of("none", "re-weighting of the arm `reweighted`")
+    min_snr_gamma: Positive = _of(5.0, "of Min-SNR (Hang et al. 2023)")
+    p2_gamma: Positive = _of(1.0, "of P2 weighting (Choi et al. 2022)")
+    precision: Literal["no", "bf16", "fp16"] = _of("no", "autocast in training")
+    seeds: Integers = _of([0, 1, 2], "training seeds; each trains and samples everything")
 
     # merge: weights of the arm deme_merged; the searches have one strategy and one budget
-    merge_weights: str | list[float] = Field(
-        "uniform", description="uniform (1/N), search, or one weight a range"
+    merge_weights: Annotated[str | list[float], LIST] = _of(
+        "uniform", "uniform (1/N), search, or one weight a range"
     )
-    search_strategy: Literal["tpe", "grid"] = Field("tpe", description="who proposes weights")
-    search_low: float = Field(0.0, description="smallest weight")
-    search_high: float = Field(1.5, description="largest weight")
-    search_step: float = Field(0.05, gt=0, description="weights are multiples of this")
-    search_losses: int = Field(60, ge=1, le=10**6, description="proposals scored by held-out loss")
-    search_candidates: int = Field(8, ge=3, le=10**4, description="candidates scored by images")
-    search_samples: int = Field(2000, ge=4, le=10**7, description="images per candidate, stream")
-    search_streams: int = Field(3, ge=1, le=100, description="noise streams of a search")
+    search_strategy: Literal["tpe", "grid"] = _of("tpe", "who proposes weights")
+    search_low: float = _of(0.0, "smallest weight")
+    search_high: float = _of(1.5, "largest weight")
+    search_step: Positive = _of(0.05, "weights are multiples of this")
+    search_losses: Count = _of(60, "proposals scored by held-out loss", le=10**6)
+    search_candidates: int = _of(8, "candidates scored by images", ge=3, le=10**4)
+    search_samples: Images = _of(2000, "images per candidate, stream")
+    search_streams: Count = _of(3, "noise streams of a search", le=100)
 
     # sampling and evaluation
-    arms: list[str] = Field(
-        list(DEFAULT_ARMS), min_length=2, description="arms that are judged; see arms.py"
+    arms: Annotated[list[str], Field(min_length=2), LIST] = _of(
+        list(DEFAULT_ARMS), "arms that are judged; see arms.py"
     )
-    sampling_steps: int = Field(20, ge=1, description="DDIM steps")
-    timestep_spacing: Literal["leading", "trailing", "linspace"] = Field(
-        "leading", description="of DDIM"
+    sampling_steps: Count = _of(20, "DDIM steps")
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = _of("leading", "of DDIM")
+    samples: Images = _of(5000, "images per arm, seed and stream")
+    sampling_seeds: Integers = _of([0], "sampling seeds: streams of noise of each training seed")
+    features: str = _of(
+        "fashion8-a", "fashion8-a, digits-a, ... (shipped classifiers) or inception"
     )
-    samples: int = Field(5000, ge=4, le=10**7, description="images per arm, seed and stream")
-    sampling_seeds: list[int] = Field(
-        [0], min_length=1, description="sampling seeds: streams of noise of each training seed"
+    second_features: str = _of("fashion8-b", "features that must rank models alike; empty: none")
+    fid_reference: Literal["test", "train"] = _of(
+        "test", "images that the headline FID compares with"
     )
-    features: str = Field(
-        "fashion8-a", description="fashion8-a, digits-a, ... (shipped classifiers) or inception"
-    )
-    second_features: str = Field(
-        "fashion8-b", description="features that must rank models alike; empty: none"
-    )
-    fid_reference: Literal["test", "train"] = Field(
-        "test", description="images that the headline FID compares with"
-    )
-    inception_weights: str = Field("", description="local file of torch-fidelity's Inception")
-    is_splits: int = Field(10, ge=1, description="splits of the inception score")
-    kid_subset_size: int = Field(500, ge=2, description="images per KID subset")
-    kid_subsets: int = Field(20, ge=1, le=10**4, description="KID subsets")
-    acceptance_samples: int = Field(
-        10_000, ge=8, le=10**7, description="images of the pretrained model, halved"
-    )
-    loss_images: int = Field(
-        2000,
-        ge=1,
-        description="search images of curves, planes and searches, one draw each",
-    )
-    loss_draws: int = Field(2, ge=1, le=1000, description="(timestep, noise) draws per test image")
-    primary_decoupling: list[str] = Field(
+    inception_weights: str = _of("", "local file of torch-fidelity's Inception")
+    is_splits: Count = _of(10, "splits of the inception score")
+    kid_subset_size: int = _of(500, "images per KID subset", ge=2)
+    kid_subsets: Count = _of(20, "KID subsets", le=10**4)
+    acceptance_samples: int = _of(10_000, "images of the pretrained model, halved", ge=8, le=10**7)
+    loss_images: Count = _of(2000, "search images of curves, planes and searches, one draw each")
+    loss_draws: Count = _of(2, "(timestep, noise) draws per test image", le=1000)
+    primary_decoupling: Names = _of(
         ["plain_routed - all_plain", "deme_merged - all_plain", "deme_merged - soup"],
-        description="primary comparisons of ablation 1, named before the run",
+        "primary comparisons of ablation 1, named before the run",
     )
-    primary_merging: list[str] = Field(
+    primary_merging: Names = _of(
         ["deme_merged - averaged", "deme_merged - deme_routed"],
-        description="primary comparisons of ablation 2, named before the run",
+        "primary comparisons of ablation 2, named before the run",
     )
-    margin: float = Field(
-        0.05, gt=0, lt=1, description="margin of interest, share of the pretrained model's excess"
-    )
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="level of the intervals")
+    margin: Positive = _of(0.05, "margin of interest, share of the pretrained model's excess", lt=1)
+    confidence: float = _of(0.95, "level of the intervals", gt=0.5, lt=1)
 
     # analysis
-    loss_bins: int = Field(20, ge=1, description="bins of [0, T) for losses per timestep")
-    gradient_bins: int = Field(20, ge=2, description="timesteps of the gradient similarity map")
-    plane_points: int = Field(
-        11, ge=2, le=1001, description="points per axis of the loss planes (Fig. 4, 6a)"
-    )
+    loss_bins: Count = _of(20, "bins of [0, T) for losses per timestep")
+    gradient_bins: int = _of(20, "timesteps of the gradient similarity map", ge=2)
+    plane_points: int = _of(11, "points per axis of the loss planes (Fig. 4, 6a)", ge=2, le=1001)
 
     # execution
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
-    threads: int = Field(1, ge=1, le=4096, description="CPU threads of one process")
-    sampling_batch: int = Field(250, ge=1, le=2**20, description="images per denoiser call")
-    checkpoint_every: int = Field(500, ge=1, description="optimiser steps between checkpoints")
-    runs_dir: str = Field("runs", min_length=1, description="folder of everything made")
-    figures_dir: str = Field(
-        "runs/figures", min_length=1, description="folder of records, tables and figures"
-    )
+    device: Literal["auto", "cpu", "cuda"] = _of("auto", "where to compute")
+    threads: Count = _of(1, "CPU threads of one process", le=4096)
+    sampling_batch: Count = _of(250, "images per denoiser call", le=2**20)
+    checkpoint_every: Count = _of(500, "optimiser steps between checkpoints")
+    runs_dir: Folder = _of("runs", "folder of everything made")
+    figures_dir: Folder = _of("runs/figures", "folder of records, tables and figures")
 
-    _hashes: dict[str, str] = PrivateAttr(
-        default_factory=dict
-    )  # of data and weights
-
-    @field_validator(*LISTS, mode="before")
-    @classmethod
-    def _list_from_text(cls, value: Any) -> Any:
-        """papermill's -p hands lists over as text."""
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            try:
-                return json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"is not a list: {value}") from error
-        return value
+    _hashes: dict[str, str] = PrivateAttr(default_factory=dict)  # of data and weights
 
     @model_validator(mode="after")
     def _fits_together(self) -> Parameters:
@@ -247,9 +198,7 @@ def _check_model(p: Parameters) -> None:
         raise ValueError("model_channels must be multiples of 8 (group norm with 8 groups)")
     if max(p.model_channels) > 2**14:
         raise ValueError(f"model_channels={p.model_channels} is beyond any UNet: lower it")
-    if p.n_ranges > p.num_train_timesteps:
-        raise ValueError(f"n_ranges={p.n_ranges} is above num_train_timesteps: lower it")
-    for name in ("sampling_steps", "loss_bins", "gradient_bins"):
+    for name in ("n_ranges", "sampling_steps", "loss_bins", "gradient_bins"):
         if getattr(p, name) > p.num_train_timesteps:
             raise ValueError(f"{name} is above num_train_timesteps: lower it")
     if 4 / (1 - p.ema_decay) > p.finetune_steps:
@@ -273,10 +222,8 @@ def _check_weights(p: Parameters) -> None:
         raise ValueError(f"merge_weights has {len(weights)} weights for n_ranges={n}: one each")
     if isinstance(weights, list) and max(map(abs, weights)) > 100:
         raise ValueError(f"merge_weights={weights}: weights beyond 100 are no merge: lower them")
-    if p.search_low > p.search_high:
-        raise ValueError("search_low is above search_high: swap them")
     if p.search_step > p.search_high - p.search_low:
-        raise ValueError("search_step is above search_high - search_low: lower it")
+        raise ValueError("search_step is above search_high - search_low: lower it, or swap them")
     searched = any(search_of(arm_of(a, p.further_ema_decays), weights) for a in p.arms)
     if searched and p.search_candidates < n + 1:
         raise ValueError(f"search_candidates must be at least n_ranges + 1 = {n + 1}")

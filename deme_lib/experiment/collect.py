@@ -67,9 +67,7 @@ def collect_sweep(sweep: sweeps.Sweep, **overrides: Any) -> Path:
         for cell, arms in {BASE: sweep.beside, **dict.fromkeys(cells, sweep.arms)}.items():
             of = cells.get(cell, base).model_copy(update={"seeds": [seed]})
             wanted = [recipes.metrics(of, arm_of(a, of.further_ema_decays)) for a in arms]
-            found = {
-                r.name: r for w in [recipes.floor(of), *wanted] for r in recipes.upstream_first(w)
-            }
+            found = recipes.upstream_first(recipes.floor(of), *wanted)
             made = make_all(list(found.values()), of)
             judged = {k: v for k, v in _frames(found.values(), made).items() if k in SWEPT}
             judged["arms"] = _described(judged["arms"], of, made)

@@ -27,34 +27,46 @@ FEW = 20_000  # images of an arm, above which each arm is a job of its own
 def data(p: Parameters) -> Recipe:
     """The three roles of the images."""
     names = ("train_images", "search_images", "test_images", "split_seed", "image_size")
-    parameters = {**p.pick(*names), **_sources(p, "dataset"), "hash": _hash(p, p.dataset)}
+    parameters = {**p.pick(*names), "dataset": _source(p.dataset), "hash": _hash(p, p.dataset)}
     return Recipe("data", "data", parameters, {}, locations=p.pick("dataset"), job="data")
 
 
 def reference(p: Parameters) -> Recipe:
     """Features of the real images of every role."""
-    parameters, locations = _features(p), p.pick("inception_weights")
-    inputs = {"data": data(p)}
-    return Recipe("reference", "reference", parameters, inputs, locations=locations, job="data")
+    inputs, locations = {"data": data(p)}, p.pick("inception_weights")
+    return Recipe("reference", "reference", _features(p), inputs, locations=locations, job="data")
+
+
+def _scored(p: Parameters, recipe: Recipe) -> Recipe:
+    """The recipe of a stage that also extracts features and compares with those of real images."""
+    return replace(
+        recipe,
+        parameters={**recipe.parameters, **_features(p)},
+        inputs={"data": data(p), "reference": reference(p), **recipe.inputs},
+        locations=p.pick("inception_weights"),
+    )
 
 
 def floor(p: Parameters) -> Recipe:
     """What real images score that no model trained on."""
     names = ("samples", "fid_reference", "is_splits", "kid_subset_size", "kid_subsets")
-    parameters = {**p.pick(*names), **_features(p)}
-    inputs = {"data": data(p), "reference": reference(p)}
-    locations = p.pick("inception_weights")
-    return Recipe("floor", "floor", parameters, inputs, locations=locations, job="data")
+    return _scored(p, Recipe("floor", "floor", p.pick(*names), {}, job="data"))
 
 
 def baseline(p: Parameters) -> Recipe:
     """The pretrained model: shipped, loaded, or trained here."""
     if p.pretrained:
         names = ("num_train_timesteps", "loss_images", "seed")
-        source = _shipped(p) if p.pretrained == SHIPPED else p.pretrained
-        loaded = {**p.pick(*names), **_sources(p, "pretrained"), "hash": _hash(p, source)}
-        inputs, locations = {"data": data(p)}, p.pick("pretrained")
-        return Recipe("load_baseline", "baseline", loaded, inputs, locations=locations, job="data")
+        content = _shipped(p) if p.pretrained == SHIPPED else p.pretrained
+        parameters = {"pretrained": _source(p.pretrained), "hash": _hash(p, content)}
+        return Recipe(
+            "load_baseline",
+            "baseline",
+            parameters | p.pick(*names),
+            {"data": data(p)},
+            locations=p.pick("pretrained"),
+            job="data",
+        )
     names = ("model_channels", "layers_per_block", "attention", "num_train_timesteps")
     steps = ("pretrain_steps", "pretrain_lr", "finetune_lr")
     return Recipe(
@@ -81,19 +93,14 @@ def _shipped(p: Parameters) -> str:
 
 def finetuned(p: Parameters, members: str) -> list[Recipe]:
     """A family of finetuned copies; see ``arms.Arm`` for the families."""
-    n, one = p.n_ranges, p.finetune_steps
+    n, label = p.n_ranges, members.replace("_", "-")
     if members == "none":
         return []
-    if members in ("plain", "deme"):
-        techniques = members == "deme"
-        labels = [f"{members}-{k + 1}of{n}" for k in range(n)]
-        return [_finetune(p, members, s, one, techniques, k) for k, s in enumerate(labels)]
-    if members in ("soup", "soup_same"):
-        techniques, name = members == "soup_same", members.replace("_", "-")
-        return [_finetune(p, members, f"{name}-{k + 1}of{n}", one, techniques) for k in range(n)]
     if members == "reweighted":
         return [_reweighted(p)]
-    return [_finetune(p, members, members.replace("_", "-"), n * one, members == "all_same")]
+    if members in ("all_plain", "all_same"):
+        return [_finetune(p, members, label, n * p.finetune_steps)]
+    return [_finetune(p, members, f"{label}-{k + 1}of{n}", p.finetune_steps, k) for k in range(n)]
 
 
 def _reweighted(p: Parameters) -> Recipe:
@@ -107,16 +114,9 @@ def _reweighted(p: Parameters) -> Recipe:
     return replace(plain, label=label, parameters=parameters, job=f"reweighted-{p.seed}")
 
 
-def _finetune(
-    p: Parameters,
-    family: str,
-    label: str,
-    steps: int,
-    techniques: bool,
-    range_index: int | None = None,
-) -> Recipe:
-    """One finetuned copy; without a range it trains on all timesteps."""
-    ranged = range_index is not None
+def _finetune(p: Parameters, family: str, label: str, steps: int, k: int = 0) -> Recipe:
+    """Copy ``k`` of a family: of some on its range of timesteps, of the others on all."""
+    ranged, techniques = family in ("plain", "deme"), family in ("deme", "soup_same", "all_same")
     return Recipe(
         "finetune",
         label,
@@ -127,7 +127,7 @@ def _finetune(
             "checkpoints": steps // p.finetune_steps,
             "n_ranges": p.n_ranges if ranged else 1,
             "range_cut": p.range_cut if ranged else "uniform",
-            "range_index": range_index or 0,
+            "range_index": k if ranged else 0,
             "probability": p.probability if ranged and techniques else 0.0,
             "consistency_weight": p.consistency_weight if techniques else 0.0,
             "channel_projection": p.channel_projection and techniques,
@@ -143,15 +143,15 @@ def search(p: Parameters, name: str) -> Recipe:
     budget = ("search_strategy", "search_low", "search_high", "search_step", "search_losses")
     scoring = ("search_candidates", "search_samples", "search_streams", "loss_images", "seed")
     images = p.search_candidates * p.search_samples * p.search_streams
-    return Recipe(
+    recipe = Recipe(
         "search",
         f"search-{name}",
-        {**p.pick(*budget, *scoring, *SAMPLING), **_features(p), "single": name == "single"},
-        {"data": data(p), "reference": reference(p), **_models(p, SEARCHES[name])},
-        locations=p.pick("inception_weights"),
+        {**p.pick(*budget, *scoring, *SAMPLING), "single": name == "single"},
+        _models(p, SEARCHES[name]),
         denoiser_calls=p.search_losses * p.loss_images + images * p.sampling_steps,
         job=f"search-{name}-{p.seed}",
     )
+    return _scored(p, recipe)
 
 
 def _models(p: Parameters, members: str) -> dict[str, Recipe]:
@@ -167,9 +167,7 @@ def _denoiser(p: Parameters, arm: Arm) -> tuple[dict, dict[str, Recipe]]:
         inputs["search"] = search(p, name)
     weights = p.merge_weights if arm.weights == "preset" else arm.weights
     parameters = {"combine": arm.combine, "weights": weights, "checkpoints": arm.checkpoints}
-    parameters["ema_decay"] = arm.ema_decay
-    if arm.combine == "routed":
-        parameters |= p.pick(*CUT)
+    parameters |= {"ema_decay": arm.ema_decay, **(p.pick(*CUT) if arm.combine == "routed" else {})}
     return parameters, inputs
 
 
@@ -184,8 +182,7 @@ def gate(p: Parameters) -> Recipe:
     families = ("all_plain", "plain", "deme")
     inputs = {f"{f}{k}": r for f in families for k, r in enumerate(finetuned(p, f))}
     inputs = {"data": data(p), "baseline": baseline(p), **inputs}
-    job = f"evaluate-{p.seed}"
-    return Recipe("gate", "gate", p.pick(*CUT, "loss_draws"), inputs, job=job)
+    return Recipe("gate", "gate", p.pick(*CUT, "loss_draws"), inputs, job=f"evaluate-{p.seed}")
 
 
 def images(p: Parameters, arm: Arm) -> Recipe:
@@ -207,15 +204,9 @@ def images(p: Parameters, arm: Arm) -> Recipe:
 def metrics(p: Parameters, arm: Arm) -> Recipe:
     """An arm's metrics per sampling seed."""
     names = ("samples", "sampling_seeds", "is_splits", "kid_subset_size", "kid_subsets")
-    made = images(p, arm)
-    return Recipe(
-        "metrics",
-        f"metrics-{_file_name(arm)}",
-        {"arm": arm.name, **p.pick(*names, "sampling_steps", "fid_reference"), **_features(p)},
-        {"data": data(p), "reference": reference(p), "images": made},
-        locations=p.pick("inception_weights"),
-        job=made.job,
-    )
+    parameters = {"arm": arm.name, **p.pick(*names, "sampling_steps", "fid_reference")}
+    made, label = images(p, arm), f"metrics-{_file_name(arm)}"
+    return _scored(p, Recipe("metrics", label, parameters, {"images": made}, job=made.job))
 
 
 def _file_name(arm: Arm) -> str:
@@ -225,15 +216,15 @@ def _file_name(arm: Arm) -> str:
 def acceptance(p: Parameters) -> Recipe:
     """Whether the metric holds still and ranks alike, before any arm is judged."""
     names = ("acceptance_samples", "samples", "seed", "fid_reference", *SAMPLING)
-    return Recipe(
+    recipe = Recipe(
         "acceptance",
         "acceptance",
-        {**p.pick(*names), **_features(p)},
-        {"data": data(p), "reference": reference(p), "baseline": baseline(p)},
-        locations=p.pick("inception_weights"),
+        p.pick(*names),
+        {"baseline": baseline(p)},
         denoiser_calls=(p.acceptance_samples + 2 * p.samples) * p.sampling_steps,
         job=f"acceptance-{p.seed}",
     )
+    return _scored(p, recipe)
 
 
 def gradients(p: Parameters, after_merging: bool = False) -> Recipe:
@@ -272,13 +263,11 @@ def task_vectors(p: Parameters) -> Recipe:
 
 def range_losses(p: Parameters) -> Recipe:
     """Held-out loss of the pretrained model, each expert and the plain control in each range."""
-    members = [
-        recipe for family in ("plain", "deme", "all_plain") for recipe in finetuned(p, family)
-    ]
+    members = [r for family in ("plain", "deme", "all_plain") for r in finetuned(p, family)]
     inputs = {f"member{k}": recipe for k, recipe in enumerate(members)}
+    inputs = {"data": data(p), "baseline": baseline(p), **inputs}
     parameters = {"labels": ["pretrained", *(r.label for r in members)]}
     parameters |= p.pick("loss_images", *CUT)
-    inputs = {"data": data(p), "baseline": baseline(p), **inputs}
     return Recipe("range_losses", "range-losses", parameters, inputs, job=f"look-{p.seed}")
 
 
@@ -294,15 +283,13 @@ def plane(p: Parameters) -> Recipe:
     )
 
 
-def judged(p: Parameters) -> list[Recipe]:
-    """What one training seed is judged by: the floor, the gate and every arm's metrics."""
-    arms = [arm_of(name, p.further_ema_decays) for name in p.arms]
-    return [floor(p), gate(p), *(metrics(p, arm) for arm in arms)]
+def everything(p: Parameters, looks: bool = True) -> dict[str, Recipe]:
+    """All recipes of one training seed by name, upstream first.
 
-
-def looked_at(p: Parameters) -> list[Recipe]:
-    """What the figures look at, of one training seed."""
-    return [
+    Args:
+        looks: with what the figures look at, beside what arms are judged by.
+    """
+    looked_at = [
         acceptance(p),
         gradients(p),
         landscape(p),
@@ -312,31 +299,25 @@ def looked_at(p: Parameters) -> list[Recipe]:
         activations(p),
         gradients(p, after_merging=True),
     ]
+    arms = [arm_of(name, p.further_ema_decays) for name in p.arms]
+    judged = [floor(p), gate(p), *(metrics(p, arm) for arm in arms)]
+    return upstream_first(*(looked_at if looks else []), *judged)
 
 
-def everything(p: Parameters, looks: bool = True) -> dict[str, Recipe]:
-    """All recipes of one training seed by name, upstream first."""
+def upstream_first(*wanted: Recipe) -> dict[str, Recipe]:
+    """Recipes by name after all that they are made from, each once."""
     found: dict[str, Recipe] = {}
-    for recipe in [*(looked_at(p) if looks else []), *judged(p)]:
-        found |= {r.name: r for r in upstream_first(recipe) if r.name not in found}
+    for recipe in wanted:
+        found |= upstream_first(*recipe.inputs.values()) | {recipe.name: recipe}
     return found
 
 
-def upstream_first(recipe: Recipe) -> list[Recipe]:
-    """A recipe after all that it is made from, each once."""
-    found: dict[str, Recipe] = {}
-    for upstream in recipe.inputs.values():
-        found |= {r.name: r for r in upstream_first(upstream) if r.name not in found}
-    return [*found.values(), recipe]
-
-
 def _features(p: Parameters) -> dict:
+    names = p.pick("features", "second_features")
     return {
-        **p.pick("features", "second_features"),
-        "classifiers": [
-            _hash(p, name, classifier_hash) for name in (p.features, p.second_features)
-        ],
-        **_sources(p, "inception_weights"),
+        **names,
+        "classifiers": [_hash(p, name, classifier_hash) for name in names.values()],
+        "inception_weights": _source(p.inception_weights),
         "inception_hash": _hash(p, p.inception_weights) if p.inception_weights else "",
     }
 
@@ -348,7 +329,6 @@ def _hash(p: Parameters, source: str, of: Callable[[str], str] = fingerprint) ->
     return p._hashes[source]
 
 
-def _sources(p: Parameters, *names: str) -> dict[str, str]:
-    """Parameters that may name local files: "local" for the key, where the content stands."""
-    given = p.pick(*names)
-    return {n: "local" if is_local(source) else source for n, source in given.items()}
+def _source(name: str) -> str:
+    """For a key: "local" where a name is of a local file, whose content stands there too."""
+    return "local" if is_local(name) else name

@@ -196,6 +196,6 @@ def plan(path: str | Path, recorded: bool = True, **overrides: Any) -> Plan:
         ]
     found: Plan = {}
     for recipe, p in wanted:
-        for each in recipes.upstream_first(recipe):
-            found.setdefault(each.name, (each, p))
+        for name, each in recipes.upstream_first(recipe).items():
+            found.setdefault(name, (each, p))
     return found

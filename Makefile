@@ -1,6 +1,7 @@
 # make reproduce [PARAMS=params/smoke.yaml] [CORES=2]   both ablations, from data to figures, compared
 #                                                       with the committed records
-# make figures [PARAMS=...]                             the same into figures/, seeds that are missing
+# make figures [PARAMS=...]                             the same into figures/, seeds that are missing;
+#                                                       make gallery then renders the notebooks there
 # make sweep SWEEP=params/sweeps/techniques.yaml        one further table of the paper
 # make check [PARAMS=...]                               what would stop a run, before it starts
 # make test   make lint   make bench   make gallery   make readme   make lab   make clean
@@ -46,7 +47,7 @@ bench: .venv/installed
 	$(BIN)/python tests/benchmarks/run.py
 
 gallery: .venv/installed
-	$(BIN)/python -m deme_lib gallery runs/$(NAME) figures/$(NAME)
+	$(BIN)/python -m deme_lib gallery runs/committed/$(NAME) figures/$(NAME)
 
 readme: .venv/installed
 	$(BIN)/python -m deme_lib readme README.md */README.md figures/*/README.md

@@ -23,7 +23,7 @@ P = parameters.load(BASE, figures_dir=FIGURES)
 PLAN = sweeps.plan(PARAMS, recorded=False, figures_dir=FIGURES)
 STORE = Store(P.runs_dir)
 NAME = sweeps.load(PARAMS).sweep if IS_SWEEP else parameters.folder_name(P)
-EXECUTED = f"{P.runs_dir}/{NAME}"
+EXECUTED = f"{P.runs_dir}/{NAME}" if FIGURES == "runs/figures" else f"{P.runs_dir}/committed/{NAME}"
 PYTHON = f'"{sys.executable}"'
 NOTEBOOKS = {path.stem: str(path) for path in sorted(Path("notebooks").glob("0*.ipynb"))}
 if P.seed not in {q.seed for _, q in PLAN.values()}:  # recorded: 01 to 04 would make it again

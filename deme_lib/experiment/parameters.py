@@ -74,7 +74,7 @@ def folder_name(p: Parameters) -> str:
 
 def folder_of(p: Parameters) -> Path:
     """Where records, tables and figures of an experiment go."""
-    return ROOT / Path(p.figures_dir).expanduser() / folder_name(p)
+    return ROOT / p.figures_dir / folder_name(p)
 
 
 def is_recorded(out: Path, q: Parameters) -> bool:

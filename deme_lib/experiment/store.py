@@ -22,8 +22,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -116,7 +116,7 @@ class Store:
     """The folder of artefacts under ``runs_dir`` (relative to the repository's root)."""
 
     def __init__(self, runs_dir: str | Path = "runs"):
-        self.root = ROOT / Path(runs_dir).expanduser() / "store"
+        self.root = ROOT / runs_dir / "store"
 
     def folder(self, recipe: Recipe) -> Path:
         return self.root / recipe.name
@@ -128,14 +128,13 @@ class Store:
     def holds(self, recipe: Recipe) -> bool:
         return (self.folder(recipe) / RECORD).is_file()
 
-    def missing(self, recipe: Recipe) -> list[Recipe]:
-        """What must be made to have ``recipe``, upstream first; each once."""
-        if self.holds(recipe):
-            return []
+    def missing(self, *wanted: Recipe) -> list[Recipe]:
+        """What must be made to have them, upstream first; each once."""
         found: dict[str, Recipe] = {}
-        for upstream in recipe.inputs.values():
-            found.update((r.key, r) for r in self.missing(upstream))
-        found[recipe.key] = recipe
+        for recipe in wanted:
+            if not self.holds(recipe):
+                upstream = self.missing(*recipe.inputs.values())
+                found |= {r.name: r for r in [*upstream, recipe]}
         return list(found.values())
 
     def load(self, recipe: Recipe) -> Artefact:
@@ -172,16 +171,25 @@ class Store:
     def make(
         self, recipe: Recipe, build: Callable[[Path], dict[str, Any]], device: str = "cpu"
     ) -> Artefact:
-        """Load the artefact, or have ``build(folder)`` write its files and return its results."""
+        """Load the artefact, or have ``build(folder)`` write its files and return its results.
+
+        Raises:
+            ResourceError: a full disk, a folder that cannot be written, or memory that ran out.
+        """
         if self.holds(recipe):
             return self.load(recipe)
-        with explained(recipe.name, self.root):
-            locks = self.root / ".locks"
-            locks.mkdir(parents=True, exist_ok=True)
-            with _locked(locks / f"{recipe.name}.lock", recipe.name):
-                if self.holds(recipe):
-                    return self.load(recipe)
-                return self._make(recipe, build, device)
+        try:
+            with _locked(self.root, recipe.name):
+                if not self.holds(recipe):
+                    return self._make(recipe, build, device)
+            return self.load(recipe)
+        except Exception as error:
+            if not (remedy := _remedy(error, self.root)):
+                raise
+            raise ResourceError(
+                f"{recipe.name} was not made: {remedy}. What was made so far is kept: run again to "
+                "go on"
+            ) from error
 
     def _make(self, recipe: Recipe, build: Callable, device: str) -> Artefact:
         self._check_place_is_free(recipe)
@@ -189,6 +197,7 @@ class Store:
         _keep_working(partial)
         started, cpu = time.time(), sum(os.times()[:4])
         results = build(partial)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         told = ("name", "stage", "version", "parameters", "training_steps", "denoiser_calls")
         record = {
             **{name: getattr(recipe, name) for name in told},
@@ -197,14 +206,14 @@ class Store:
             "files": _files(partial),
             "seconds": round(time.time() - started, 2),
             "core_seconds": round(sum(os.times()[:4]) - cpu, 2),
-            "process_peak_memory_mib": _peak_memory_mib(),
+            "process_peak_memory_mib": peak // (2**20 if sys.platform == "darwin" else 2**10),
             "device": device,
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **provenance(),
         }
         record = json.loads(json.dumps(record))
         record["checksum"] = _checksum(record)
-        write_text(partial / RECORD, json.dumps(record, indent=1, sort_keys=True))
+        (partial / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True))
         _flush(partial)
         os.rename(partial, folder)
         remove(folder / WORKING)
@@ -219,18 +228,18 @@ class Store:
             )
 
 
-def rates(store: Store, data: str = "") -> tuple[float, float]:
-    """Seconds of an optimiser step and of one image through a denoiser: medians over the store.
+def rates(store: Store, data: str) -> tuple[float, float]:
+    """Seconds of an optimiser step and of one image through a denoiser.
 
-    Args:
-        data: name of the data artefact whose records count; empty: all.
+    Medians over what the store holds of the data artefact called ``data``, so that models of other
+    sizes do not count.
     """
     found: dict[str, list[float]] = {"training_steps": [], "denoiser_calls": []}
     for path in store.root.glob(f"*/{RECORD}"):
         with suppress(StoreError):  # whoever loads that one is told
             record = read_json(path)
             for work, seconds in found.items():
-                if record.get(work) and data in ("", record["inputs"].get("data")):
+                if record.get(work) and record["inputs"].get("data") == data:
                     seconds.append(record["seconds"] / record[work])
     return tuple(
         statistics.median(seconds or [otherwise])
@@ -267,26 +276,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def explained(what: str, root: Path) -> Iterator[None]:
-    """Turn the machine's refusals while making ``what`` under ``root`` into one clear message.
-
-    Raises:
-        ResourceError: a full disk, a folder that cannot be written, or memory that ran out.
-    """
-    try:
-        yield
-    except Exception as error:
-        remedy = None if isinstance(error, Explained) else _remedy(error, root)
-        if remedy is None:
-            raise
-        raise ResourceError(
-            f"{what} was not made: {remedy}. What was made so far is kept: run again to go on"
-        ) from error
-
-
 def _remedy(error: Exception, root: Path) -> str | None:
     """What failed and what to do, where the machine is at fault."""
+    if isinstance(error, Explained):
+        return None
     text = " ".join(str(error).split())[:200]
     number = getattr(error, "errno", None)
     if found := re.search(r"os error (\d+)", text):  # safetensors hands the number on as text
@@ -325,14 +318,14 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _locked(path: Path, name: str) -> FileLock:
-    lock = FileLock(path)
+def _locked(root: Path, name: str) -> AbstractContextManager:
+    lock = FileLock(root / ".locks" / f"{name}.lock")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock.acquire(timeout=0)
-        lock.release()
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"{name}: another process is making it; waiting", flush=True)
-    return lock
+        return lock.acquire()
 
 
 def _keep_working(partial: Path) -> None:
@@ -356,21 +349,17 @@ def _checksum(record: dict[str, Any]) -> str:
 
 def _files(folder: Path) -> dict[str, str]:
     """Hashes of an artefact's files by name, without its record and what a stage resumes from."""
-    names = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*"))}
-    ours = {n: p for n, p in names.items() if n != RECORD and not n.startswith(f"{WORKING}/")}
-    return {n: _sha256(p) for n, p in ours.items() if p.is_file() or p.is_symlink()}
-
-
-def _sha256(path: Path) -> str:
-    if path.is_symlink():
-        return "a link, which may change with its target"
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _peak_memory_mib() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
+    found = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if name == RECORD or name.startswith(f"{WORKING}/"):
+            continue
+        if path.is_symlink():
+            found[name] = "a link, which may change with its target"
+        elif path.is_file():
+            with open(path, "rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _flush(folder: Path) -> None:

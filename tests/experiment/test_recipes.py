@@ -39,6 +39,7 @@ CHANGES = {
     "range_cut": "log-snr",
     "loss_weighting": "uncertainty",
     "acceptance_samples": 10_001,
+    "confidence": 0.9,
 }
 """Another value of each parameter; numbers not listed here are changed by a rule."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deme_lib.diffusion import models
+from deme_lib.experiment.recipes import upstream_first
 from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.stages import calibrate, combine, evaluate, look, prepare, train
 from deme_lib.experiment.stages.job import Job
@@ -47,10 +48,9 @@ def make(recipe: Recipe, p: Parameters) -> Artefact:
 def make_all(wanted: Sequence[Recipe], p: Parameters) -> dict[str, Artefact]:
     """``make`` for several recipes of one training seed; the artefacts by label."""
     store = Store(p.runs_dir)
-    missing = {r.name: r for recipe in wanted for r in store.missing(recipe)}
-    if missing:
+    if missing := store.missing(*wanted):
         torch.set_num_threads(p.usable_threads)
-        _announce(list(missing.values()), store)
+        _announce(missing, store)
     known: dict[str, Artefact] = {}
     return {recipe.label: _build(recipe, store, p, known) for recipe in wanted}
 
@@ -59,7 +59,8 @@ def _announce(missing: Sequence[Recipe], store: Store) -> None:
     """Say what will be made, and for how long, by what earlier runs on this machine took."""
     steps = sum(r.training_steps for r in missing)
     calls = sum(r.denoiser_calls for r in missing)
-    per_step, per_call = rates(store)
+    data = next(n for n, r in upstream_first(missing[-1]).items() if r.stage == "data")
+    per_step, per_call = rates(store, data)
     minutes = (steps * per_step + calls * per_call) / 60
     print(
         f"made now: {', '.join(r.label for r in missing)} ({steps:,} optimiser steps, {calls:,} "
@@ -77,17 +78,7 @@ def _build(recipe: Recipe, store: Store, p: Parameters, known: dict[str, Artefac
     device = models.accelerator(p.device).device
 
     def run(folder: Path) -> dict[str, Any]:
-        torch.set_num_threads(p.usable_threads)
-        job = Job(
-            recipe.parameters,
-            recipe.locations,
-            inputs,
-            folder,
-            recipe.label,
-            device,
-            p.sampling_batch,
-            p.checkpoint_every,
-        )
-        return STAGES[recipe.stage](job)
+        given = (recipe.parameters, recipe.locations, inputs, folder, recipe.label)
+        return STAGES[recipe.stage](Job(*given, device, p.sampling_batch, p.checkpoint_every))
 
     return known.setdefault(recipe.name, store.make(recipe, run, str(device)))

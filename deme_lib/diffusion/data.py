@@ -5,11 +5,12 @@ Images are uint8 ``[n, C, H, W]``; models see them as float32 in [-1, 1].
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -17,18 +18,13 @@ import numpy as np
 from PIL import Image
 
 from deme_lib import ROOT
-from deme_lib.diffusion import idx
 from deme_lib.errors import Explained
 
 SHIPPED = ROOT / "deme_lib" / "shipped"
 CLASSIFIERS = SHIPPED / "classifiers"
 FASHION8 = SHIPPED / "datasets" / "fashion8.npz"  # made by fashion8.py
-FASHION8_HASHES = {
-    "train_images": "a23e7e069558b677",
-    "train_labels": "3a5a898e8a129e05",
-    "test_images": "ed261e2eb3d50068",
-    "test_labels": "b943cf13d75a9c05",
-}
+FASHION8_HASH = "1c375ee39707c337"
+IDX = {"train": "train", "test": "t10k"}  # part -> how the names of its two files begin
 
 
 class DataError(Explained, RuntimeError):
@@ -43,9 +39,17 @@ class Images:
     labels: np.ndarray
 
 
+# what a name stands for
+
+
 def local_folder(source: str) -> Path | None:
     """``source`` as an existing folder, from the working directory or the repository's root."""
     return next((p for p in (Path(source), ROOT / source) if source and p.is_dir()), None)
+
+
+def is_local(source: str) -> bool:
+    """Whether ``source`` is a folder or file of this machine, rather than a name."""
+    return local_folder(source) is not None or Path(source).is_file()
 
 
 def is_lost(source: str) -> bool:
@@ -55,11 +59,6 @@ def is_lost(source: str) -> bool:
     return (path or beside or Path(source).is_file()) and local_folder(source) is None
 
 
-def is_local(source: str) -> bool:
-    """Whether ``source`` is a folder or file of this machine, rather than a name."""
-    return bool(source) and (local_folder(source) is not None or Path(source).is_file())
-
-
 def fingerprint(source: str) -> str:
     """Hash of what stands behind a data set or pretrained model, for artefact keys.
 
@@ -67,26 +66,13 @@ def fingerprint(source: str) -> str:
     name.
     """
     if source in BUILT_IN:
-        return _built_in_hash(source)
+        return parts_hash(BUILT_IN[source]())
     if not is_local(source):
         return f"hub:{source}"
     path = local_folder(source) or Path(source)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     return _content_hash(path.parent if path.is_file() else path, tuple(stats))
-
-
-@cache
-def _built_in_hash(name: str) -> str:
-    parts = BUILT_IN[name]().values()
-    content = b"".join(part.images.tobytes() + part.labels.tobytes() for part in parts)
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def classifier_hash(name: str) -> str:
-    """Hash of a shipped classifier's weights; of other features (Inception's) their name."""
-    weights = CLASSIFIERS / f"{name}.safetensors"
-    return fingerprint(str(weights)) if weights.is_file() else name
 
 
 @cache  # by size and time of change, so that a file is read once a process and change
@@ -99,14 +85,36 @@ def _content_hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
     return total.hexdigest()[:16]
 
 
+def classifier_hash(name: str) -> str:
+    """Hash of a shipped classifier's weights; of other features (Inception's) their name."""
+    weights = CLASSIFIERS / f"{name}.safetensors"
+    return fingerprint(str(weights)) if weights.is_file() else name
+
+
+def parts_hash(parts: dict[str, Images]) -> str:
+    """Hash of a whole data set."""
+    total = hashlib.sha256()
+    for part in parts.values():
+        total.update(part.images.tobytes() + part.labels.tobytes())
+    return total.hexdigest()[:16]
+
+
+def content_hash(array: np.ndarray) -> str:
+    """Hash of a uint8 array, such as images [n, C, H, W]: the same wherever they come from."""
+    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
+
+
+# built-in data and Fashion-MNIST's own files
+
+
 @cache
-def digits() -> Images:
-    """scikit-learn's 1,797 digits, 8x8, 17 grey levels spread over 0..255."""
+def digits() -> dict[str, Images]:
+    """scikit-learn's 1,797 digits, 8x8, 17 grey levels spread over 0..255; one part."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images = np.round(data.images / 16 * 255).astype(np.uint8)[:, None]
-    return Images(images, data.target.astype(np.int64))
+    return {"train": Images(images, data.target.astype(np.int64))}
 
 
 @cache
@@ -119,23 +127,65 @@ def fashion8() -> dict[str, Images]:
     remedy = "install the package again, or run python -m deme_lib fashion8 FOLDER"
     try:
         with np.load(FASHION8) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+            parts = {
+                part: Images(file[f"{part}_images"], file[f"{part}_labels"].astype(np.int64))
+                for part in IDX
+            }
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
         raise DataError(f"{FASHION8} cannot be read ({error}): {remedy}") from error
-    if {name: content_hash(array) for name, array in arrays.items()} != FASHION8_HASHES:
+    if parts_hash(parts) != FASHION8_HASH:
         raise DataError(f"{FASHION8} differs from the data that were shipped: {remedy}")
-    return {
-        part: Images(arrays[f"{part}_images"], arrays[f"{part}_labels"].astype(np.int64))
-        for part in ("train", "test")
-    }
+    return parts
 
 
-BUILT_IN = {"digits": lambda: {"train": digits()}, "fashion8": fashion8}
+BUILT_IN = {"digits": digits, "fashion8": fashion8}
 
 
-def content_hash(array: np.ndarray) -> str:
-    """Hash of a uint8 array, such as images [n, C, H, W]: the same wherever they come from."""
-    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
+def holds_idx(folder: Path) -> bool:
+    """Whether a folder holds any of Fashion-MNIST's four files."""
+    return any(folder.glob("*-idx[13]-ubyte*"))
+
+
+def read_idx(folder: Path) -> dict[str, Images]:
+    """``train`` and ``test`` of Fashion-MNIST's (or MNIST's) four files, gzipped or plain.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    remedy = (
+        "copy the four files of Fashion-MNIST (train-images-idx3-ubyte.gz and so on) to "
+        f"{folder} again, or name the hub id zalando-datasets/fashion_mnist in the parameter "
+        "`dataset`"
+    )
+    parts = {}
+    for part, begin in IDX.items():
+        arrays = []
+        for kind, dimensions in (("images", 3), ("labels", 1)):
+            path = folder / f"{begin}-{kind}-idx{dimensions}-ubyte"
+            path = path if path.is_file() else path.with_name(f"{path.name}.gz")
+            try:
+                arrays.append(_idx_array(path, dimensions))
+            except (OSError, EOFError, ValueError, zlib.error) as error:
+                raise DataError(f"{path} cannot be read ({error}): {remedy}") from error
+        images, labels = arrays
+        if len(images) != len(labels):
+            raise DataError(f"{path} has {len(labels)} labels for {len(images)} images: {remedy}")
+        parts[part] = Images(images[:, None], labels.astype(np.int64))
+    return parts
+
+
+def _idx_array(path: Path, dimensions: int) -> np.ndarray:
+    """Two zero bytes, the numbers' type (8: uint8), how many sizes, these (big-endian), numbers."""
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    start = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
+        raise ValueError(f"no idx file of uint8 with {dimensions} dimensions")
+    shape = np.frombuffer(content[4:start], ">u4").tolist()
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+# roles
 
 
 def split(
@@ -162,101 +212,67 @@ def split(
         DataError: the data cannot be reached, cannot be read, or holds too few images.
     """
     sizes = {"train": train_images, "search": search_images, "test": test_images}
-    roles: dict[str, Images] = {}
-    parts = _load(source)
+    roles, parts = {}, _load(source)
     for part, names in _parts_to_roles(parts, train_images + search_images).items():
-        labels, read = parts[part]
-        wanted = {name: sizes[name] for name in names}
-        roles |= _cut(labels, wanted, seed, source, partial(read, size=image_size))
+        labels, image_at = parts[part]
+        chosen = _cut(labels, {name: sizes[name] for name in names}, seed, source)
+        for name, rows in chosen.items():
+            roles[name] = Images(_read(image_at, rows, image_size, source), labels[rows])
     shapes = {name: images.images.shape[1:] for name, images in roles.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"{source}: the roles differ in shape: {shapes}; make them alike")
     return roles
 
 
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """A uint8 image [C, H, W] as a square of ``size`` pixels a side; 0: as it is.
-
-    Shrunk until its shorter side fits, then cut or padded with black evenly on both sides.
-    """
-    if not size:
-        return image
-    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-    shrink = max(1.0, min(picture.size) / size)
-    if shrink > 1:
-        shape = [round(side / shrink) for side in picture.size]
-        picture = picture.resize(shape, Image.Resampling.BICUBIC)  # antialiased
-    left, top = ((side - size) // 2 for side in picture.size)
-    array = np.asarray(picture.crop((left, top, left + size, top + size)))  # black outside
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+def _parts_to_roles(parts: dict, train_and_search: int) -> dict[str, tuple[str, ...]]:
+    train = "train" if "train" in parts else next(iter(parts))
+    held_out = next((p for p in ("test", "validation") if p in parts and p != train), None)
+    if held_out is None:
+        return {train: ("train", "search", "test")}
+    if train_and_search <= len(parts[train][0]):
+        return {train: ("train", "search"), held_out: ("test",)}
+    return {train: ("train",), held_out: ("search", "test")}
 
 
-def _cut(labels, sizes, seed, source, read) -> dict[str, Images]:
-    """Disjoint stratified subsets; ``read`` turns indices into uint8 images [n, C, H, W]."""
+def _cut(labels: np.ndarray, sizes: dict[str, int], seed: int, source: str) -> dict:
+    """Disjoint stratified subsets of these sizes, as indices."""
     from sklearn.model_selection import train_test_split
 
     if sum(sizes.values()) > len(labels):
         asked = " + ".join(f"{size} {name}" for name, size in sizes.items())
+        lower = ", ".join(f"{name}_images" for name in sizes)
         raise DataError(
-            f"{source} holds {len(labels)} images where {asked} are asked for: lower "
-            + ", ".join(f"{name}_images" for name in sizes)
+            f"{source} holds {len(labels)} images where {asked} are asked for: lower {lower}"
         )
-    left, roles = np.arange(len(labels)), {}
+    left, subsets = np.arange(len(labels)), {}
     for name, size in sizes.items():
-        chosen = left
+        subsets[name] = left
         if size < len(left):
             _, counts = np.unique(labels[left], return_counts=True)
             possible = counts.min() >= 2 and len(counts) <= min(size, len(left) - size)
-            chosen, left = train_test_split(
-                left,
-                train_size=size,
-                stratify=labels[left] if possible else None,
-                random_state=seed,
+            stratify = labels[left] if possible else None
+            subsets[name], left = train_test_split(
+                left, train_size=size, stratify=stratify, random_state=seed
             )
-        roles[name] = Images(read(chosen), labels[chosen].astype(np.int64))
-    return roles
+    return subsets
 
 
-def _load(source: str) -> dict[str, tuple[np.ndarray, Callable]]:
-    """Of each part: its labels, and a function from indices and a size to its images."""
+# reading
+
+
+Part = tuple[np.ndarray, Callable[[int], np.ndarray]]
+"""int64 labels [n], and a function from an index to its uint8 image [C, H, W]."""
+
+
+def _load(source: str) -> dict[str, Part]:
     folder = local_folder(source)
     if source in BUILT_IN:
-        parts = BUILT_IN[source]().items()
-        return {part: (data.labels, partial(_take, data.images)) for part, data in parts}
-    if folder and idx.is_folder(folder):
-        return _load_idx(folder)
-    return {name: _part(data, source) for name, data in _load_dataset(source).items()}
-
-
-def _load_idx(folder: Path) -> dict[str, tuple[np.ndarray, Callable]]:
-    try:
-        parts = {part: idx.load(folder, part) for part in idx.FILES}
-    except idx.IdxError as error:
-        raise DataError(
-            f"{error}: copy the four files of Fashion-MNIST (train-images-idx3-ubyte.gz and so on) "
-            f"to {folder} again, or name the hub id zalando-datasets/fashion_mnist in the "
-            "parameter `dataset`"
-        ) from error
-    return {part: (labels, partial(_take, images)) for part, (images, labels) in parts.items()}
-
-
-def _part(data, source: str) -> tuple[np.ndarray, Callable]:
-    import datasets
-
-    images, labels = (
-        [name for name, feature in data.features.items() if isinstance(feature, kind)]
-        for kind in (datasets.Image, datasets.ClassLabel)
-    )
-    if not images:
-        raise DataError(f"{source} has no image column, only {sorted(data.features)}: give it one")
-    found = list(data[labels[0]]) if labels else [None]
-    if any(x is None or x < 0 for x in found):  # -1: how hubs mark labels that are kept back
-        found = [0] * len(data)
-    return np.array(found, np.int64), partial(_decode, data, images[0], source)
-
-
-def _take(images: np.ndarray, indices: np.ndarray, size: int) -> np.ndarray:
-    return np.stack([fit(image, size) for image in images[indices]])
+        parts = BUILT_IN[source]()
+    elif folder and holds_idx(folder):
+        parts = read_idx(folder)
+    else:
+        return {name: _part(data, source) for name, data in _load_dataset(source).items()}
+    return {name: (part.labels, part.images.__getitem__) for name, part in parts.items()}
 
 
 def _load_dataset(source: str):
@@ -269,7 +285,7 @@ def _load_dataset(source: str):
             "a hub id, in the parameter `dataset`"
         )
     try:
-        return datasets.load_dataset(str(folder) if folder else source)
+        return datasets.load_dataset(str(folder or source))
     except Exception as error:  # the library raises dozens of types, its HTTP client's too
         layout = "parquet files, or images sorted into train/ and test/, and no code"
         remedy = f"It should hold {layout}"
@@ -282,21 +298,27 @@ def _load_dataset(source: str):
         raise DataError(f"cannot load the data set {source} ({reason}). {remedy}") from error
 
 
-def _parts_to_roles(parts, train_and_search: int) -> dict[str, tuple[str, ...]]:
-    train = "train" if "train" in parts else next(iter(parts))
-    held_out = next((p for p in ("test", "validation") if p in parts and p != train), None)
-    if held_out is None:
-        return {train: ("train", "search", "test")}
-    if train_and_search <= len(parts[train][0]):
-        return {train: ("train", "search"), held_out: ("test",)}
-    return {train: ("train",), held_out: ("search", "test")}
+def _part(data, source: str) -> Part:
+    import datasets
+
+    images, labels = (
+        [name for name, feature in data.features.items() if isinstance(feature, kind)]
+        for kind in (datasets.Image, datasets.ClassLabel)
+    )
+    if not images:
+        raise DataError(f"{source} has no image column, only {sorted(data.features)}: give it one")
+    found = list(data[labels[0]]) if labels else [None]
+    if any(x is None or x < 0 for x in found):  # -1: how hubs mark labels that are kept back
+        found = [0] * len(data)
+    return np.array(found, np.int64), lambda i: _pixels(data[i][images[0]])
 
 
-def _decode(data, column: str, source: str, indices: np.ndarray, size: int) -> np.ndarray:
+def _read(image_at: Callable, indices: np.ndarray, size: int, source: str) -> np.ndarray:
+    """uint8 images [n, C, H, W], each fitted to ``size``."""
     images = None
     for k, i in enumerate(indices.tolist()):
         try:
-            image = fit(_pixels(data[i][column]), size)
+            image = fit(image_at(i), size)
         except Exception as error:  # whatever the image decoder raises
             raise DataError(f"{source}: image {i} cannot be read ({error}): replace it") from error
         if images is None:
@@ -318,7 +340,26 @@ def _pixels(picture: Image.Image | None) -> np.ndarray:
     if picture.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits and no known range, 8 or 16 are taken")
     if picture.mode.startswith("I;16"):  # convert() would clip at 255
-        array = (np.asarray(picture) >> 8).astype(np.uint8)
-    else:
-        array = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+        return (np.asarray(picture) >> 8).astype(np.uint8)[None]
+    return _channels_first(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+
+
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """A uint8 image [C, H, W] as a square of ``size`` pixels a side; 0: as it is.
+
+    Shrunk until its shorter side fits, then cut or padded with black evenly on both sides.
+    """
+    if not size:
+        return image
+    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    shrink = max(1.0, min(picture.size) / size)
+    if shrink > 1:
+        shape = [round(side / shrink) for side in picture.size]
+        picture = picture.resize(shape, Image.Resampling.BICUBIC)  # antialiased
+    left, top = ((side - size) // 2 for side in picture.size)
+    return _channels_first(picture.crop((left, top, left + size, top + size)))  # black outside
+
+
+def _channels_first(picture: Image.Image) -> np.ndarray:
+    array = np.asarray(picture)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

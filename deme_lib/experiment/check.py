@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError, safe_open
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from deme_lib.diffusion import data, idx, metrics, models
+from deme_lib.diffusion import data, metrics, models
 from deme_lib.errors import Explained
 from deme_lib.experiment import recipes
 from deme_lib.experiment.schema import Parameters
@@ -103,7 +103,7 @@ def _real_images(p: Parameters) -> dict[str, Any] | None:
     if store.holds(recipe):
         return store.check(recipe).results
     quick = (
-        p.dataset in data.BUILT_IN or data.is_lost(p.dataset) or (folder and idx.is_folder(folder))
+        p.dataset in data.BUILT_IN or data.is_lost(p.dataset) or (folder and data.holds_idx(folder))
     )
     return _split(*(getattr(p, name) for name in SPLIT)) if quick else None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deme_lib.diffusion import data, fashion8, idx
+from deme_lib.diffusion import data, fashion8
 from deme_lib.diffusion.data import DataError, fingerprint, split
 
 SIZES = {"train_images": 1200, "search_images": 297, "test_images": 300}
@@ -61,7 +61,8 @@ def numbers(images):
 
 def test_each_digit_has_one_role_and_keeps_its_label():
     """No two of the 1,797 digits are alike, so their bytes tell them apart."""
-    labels = dict(zip(map(bytes, data.digits().images), data.digits().labels, strict=True))
+    digits = data.digits()["train"]
+    labels = dict(zip(map(bytes, digits.images), digits.labels, strict=True))
     roles = split("digits", **SIZES, seed=0)
     assert [len(roles[role].labels) for role in ROLES] == [1200, 297, 300]
     found = [bytes(image) for role in ROLES for image in roles[role].images]
@@ -74,7 +75,7 @@ def test_each_digit_has_one_role_and_keeps_its_label():
 @pytest.mark.parametrize("sizes", [SIZES, dict.fromkeys(SIZES, 100)])
 def test_the_split_is_stratified_and_a_function_of_its_seed(sizes):
     first, again, other = (split("digits", **sizes, seed=s) for s in (3, 3, 1))
-    shares = np.bincount(data.digits().labels) / 1797
+    shares = np.bincount(data.digits()["train"].labels) / 1797
     for name, role in first.items():
         counts = np.bincount(role.labels, minlength=10)
         assert abs(counts - shares * len(role.labels)).max() < 2
@@ -131,17 +132,19 @@ def test_its_script_makes_the_shipped_data(fashion_mnist, tmp_path, monkeypatch)
 
 def test_other_data_than_the_shipped_are_refused(idx_folder, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"other images than Fashion-MNIST's"):
-        fashion8.make(idx_folder())
-    with pytest.raises(DataError, match=r"copy Fashion-MNIST's four files"):
-        fashion8.make(tmp_path)
+        fashion8.write(idx_folder(), tmp_path / "mine.npz")
+    with pytest.raises(DataError, match=r"copy the four files of Fashion-MNIST"):
+        fashion8.write(tmp_path, tmp_path / "mine.npz")
     with np.load(data.FASHION8) as file:
         arrays = dict(file)
-    arrays["test_labels"] = arrays["test_labels"][::-1]
-    np.savez(tmp_path / "other.npz", **arrays)
+    np.savez(tmp_path / "other.npz", **arrays | {"test_labels": arrays["test_labels"][::-1]})
+    del arrays["test_labels"]
+    np.savez(tmp_path / "half.npz", **arrays)
     (tmp_path / "cut.npz").write_bytes(data.FASHION8.read_bytes()[:-1000])
-    for name, words in (("other", "differs from"), ("cut", "cannot be"), ("no", "cannot be")):
+    words = {"other": "differs from", **dict.fromkeys(("half", "cut", "no"), "cannot be read")}
+    for name, said in words.items():
         monkeypatch.setattr(data, "FASHION8", tmp_path / f"{name}.npz")
-        with pytest.raises(DataError, match=rf"{name}.npz {words}.*deme_lib fashion8"):
+        with pytest.raises(DataError, match=rf"{name}.npz {said}.*deme_lib fashion8"):
             data.fashion8.__wrapped__()
 
 
@@ -151,10 +154,9 @@ def test_other_data_than_the_shipped_are_refused(idx_folder, tmp_path, monkeypat
 @pytest.mark.parametrize("gz", [True, False])
 def test_the_four_files_and_a_parquet_copy_give_the_same_images(idx_folder, tmp_path, gz):
     files = idx_folder(gz=gz)
-    for part in ("train", "test"):
-        images, labels = idx.load(files, part)
-        pictures = [Image.fromarray(i[0]) for i in images]
-        copy = parquet(tmp_path / "copy", labels.tolist(), pictures, part)
+    for part, found in data.read_idx(files).items():
+        pictures = [Image.fromarray(i[0]) for i in found.images]
+        copy = parquet(tmp_path / "copy", found.labels.tolist(), pictures, part)
     first, second = (split(str(f), 16, 5, 6, seed=0, image_size=32) for f in (files, copy))
     for role in ROLES:
         assert first[role].images.dtype == np.uint8
@@ -188,7 +190,7 @@ def test_images_and_labels_must_be_as_many(idx_folder):
     folder = idx_folder()
     labels = "t10k-labels-idx1-ubyte.gz"
     (folder / labels).write_bytes((folder / labels.replace("t10k", "train")).read_bytes())
-    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte has 12, .* 20 entries"):
+    with pytest.raises(DataError, match=rf"{labels} has 20 labels for 12 images: copy"):
         split(str(folder), 16, 5, 6, seed=0)
 
 

@@ -17,7 +17,7 @@ from deme_lib.diffusion.metrics import Features, MetricError
 @pytest.fixture(scope="module")
 def digits():
     """Two disjoint sets of 300 real digits, the second darkened."""
-    found = torch.from_numpy(data.digits().images)
+    found = torch.from_numpy(data.digits()["train"].images)
     return found[:300], (found[300:600].float() * 0.8).to(torch.uint8)
 
 

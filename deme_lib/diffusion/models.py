@@ -36,18 +36,14 @@ def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
     Args:
         device: ``cpu``, ``cuda``, or ``auto`` (CUDA where it is there).
         precision: ``no``, ``bf16`` or ``fp16`` autocast.
-
-    Raises:
-        ModelError: CUDA is asked for and not there, or the device is another.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ModelError(f"device={device}: set device to auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
         raise ModelError("device=cuda, but torch sees no CUDA device; set device to auto or cpu")
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=device == "cpu" or not torch.cuda.is_available(), mixed_precision=precision
-    )
+    return Accelerator(cpu=device == "cpu" or not cuda, mixed_precision=precision)
 
 
 def new_unet(
@@ -103,9 +99,6 @@ def shipped_pretrained(name: str, seed: int) -> Path:
 
     It holds ``pipeline``, the earlier ``snapshot-4`` and ``snapshot-2`` (a quarter and half of the
     steps), ``history.csv`` and ``card.json``.
-
-    Raises:
-        ModelError: there is no such model or seed.
     """
     folder = PRETRAINED / name / f"seed-{seed}"
     if not folder.is_dir():
@@ -138,16 +131,17 @@ def load_pipeline(source: str | Path) -> DDPMPipeline:
     Raises:
         ModelError: it cannot be reached or read, or is another kind of model.
     """
-    folder = local_folder(str(source))
-    if is_lost(str(source)):
+    source = str(source)
+    folder = local_folder(source)
+    if is_lost(source):
         raise ModelError(
             f"there is no folder {source}: name an existing diffusers folder, or a hub id, in the "
             "parameter `pretrained`"
         )
     try:
-        index = folder / INDEX if folder else Path(hf_hub_download(str(source), INDEX))
+        index = folder / INDEX if folder else Path(hf_hub_download(source, INDEX))
         _check_parts(json.loads(index.read_text()), source)
-        return _load_folder(folder or Path(DDPMPipeline.download(str(source))))
+        return _load_folder(folder or Path(DDPMPipeline.download(source)))
     except ModelError:
         raise
     except Exception as error:  # diffusers and its HTTP client raise dozens of types
@@ -161,7 +155,7 @@ def load_pipeline(source: str | Path) -> DDPMPipeline:
         raise ModelError(f"cannot load the pipeline {source} ({reason}): {remedy}") from error
 
 
-def _check_parts(index: dict, source: str | Path) -> None:
+def _check_parts(index: dict, source: str) -> None:
     """Refuse what its model_index.json shows to be no pixel-space pipeline of a UNet."""
     parts = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
     if parts != {"unet", "scheduler"}:
@@ -184,8 +178,7 @@ def _load_folder(folder: Path) -> DDPMPipeline:
 def load_unet(folder: str | Path) -> UNet2DModel:
     """A ``UNet2DModel`` or ``ProjectedUNet2DModel`` from the folder it was saved to.
 
-    Raises:
-        ModelError: it cannot be read, is another kind of model, or its weights are not all there.
+    Weights with NaN or infinity are refused: their images are black, and score like any others.
     """
     try:
         cls = unet_class(json.loads((Path(folder) / "config.json").read_text()))
@@ -194,16 +187,11 @@ def load_unet(folder: str | Path) -> UNet2DModel:
             raise ValueError(f"config.json and weights do not fit, such as in {wrong[0]}")
     except (ValueError, OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: {error}; save or copy a UNet there again") from error
-    check_finite(unet, str(folder))
-    unet.register_to_config(_name_or_path="")  # a path of this machine, else saved with the model
-    return unet
-
-
-def check_finite(unet: nn.Module, name: str = "the model") -> None:
-    """Refuse weights with NaN or infinity: their images are black, and score like any others."""
     for key, weight in unet.state_dict().items():
         if not weight.isfinite().all():
-            raise ModelError(f"{name}: the weights {key} hold NaN or infinity: take another model")
+            raise ModelError(f"{folder}: weights {key} hold NaN or infinity: take another model")
+    unet.register_to_config(_name_or_path="")  # a path of this machine, else saved with the model
+    return unet
 
 
 def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Path) -> None:
@@ -215,31 +203,20 @@ def shape_of(denoiser: nn.Module) -> tuple[int, int, int]:
     """(C, H, W) of the images that a UNet, or an ensemble of them, denoises."""
     size = denoiser.config.sample_size
     if size is None:
-        raise ModelError(
-            "the UNet's sample_size is null: write the images' size into its config.json"
-        )
+        raise ModelError("the UNet's sample_size is null: write the images' size into config.json")
     height, width = (size, size) if isinstance(size, int) else size
     return denoiser.config.in_channels, height, width
 
 
 def check_pipeline(
-    pipeline: DDPMPipeline, num_train_timesteps: int, image_shape: tuple[int, ...]
+    pipeline: DDPMPipeline, num_train_timesteps: int, image_shape: tuple[int, int, int]
 ) -> None:
-    """Refuse, before any training starts, a pipeline that the experiment cannot use.
-
-    Args:
-        image_shape: (C, H, W) of the data set.
-
-    Raises:
-        ModelError: another prediction type, T, number of channels or image size.
-    """
-    config, model_shape = pipeline.unet.config, shape_of(pipeline.unet)
+    """Refuse, before any training starts, a pipeline that the experiment cannot use."""
+    config, shape = pipeline.unet.config, shape_of(pipeline.unet)
     kind = pipeline.scheduler.config.prediction_type
-    if kind != "epsilon":
-        raise ModelError(
-            f"the scheduler predicts {kind}; DeMe's losses are on noise: take an epsilon model"
-        )
     timesteps = pipeline.scheduler.config.num_train_timesteps
+    if kind != "epsilon":
+        raise ModelError(f"the scheduler predicts {kind}, not noise: take an epsilon model")
     if timesteps != num_train_timesteps:
         raise ModelError(
             f"the pretrained model has {timesteps} timesteps and num_train_timesteps is "
@@ -252,8 +229,8 @@ def check_pipeline(
         )
     if config.class_embed_type is not None or config.num_class_embeds is not None:
         raise ModelError("the UNet is class-conditional: take an unconditional one")
-    if model_shape != tuple(image_shape):
+    if shape != image_shape:
         raise ModelError(
-            f"the model makes images {model_shape}, the data set has {image_shape}: take a model "
-            "or a data set of the other's shape"
+            f"the model makes images {shape}, the data set has {image_shape}: take a model or a "
+            "data set of the other's shape"
         )

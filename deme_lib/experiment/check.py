@@ -44,25 +44,22 @@ def examine(plan: Plan) -> Iterator[tuple[str, bool, str]]:
         for item in items(plan):
             try:
                 problem, found = False, check(item)
-            except Exception as error:  # whatever would go wrong
+            except Explained as error:
                 problem, found = True, str(error)
-                found = (
-                    found if isinstance(error, Explained) else f"{type(error).__name__}: {found}"
-                )
+            except Exception as error:  # whatever else would go wrong
+                problem, found = True, f"{type(error).__name__}: {error}"
             if found:
                 yield about, problem, found
 
 
 def _versions(plan: Plan) -> str:
     wanted = [r for r in map(Requirement, metadata.requires("deme")) if r.marker is None]
-    found = {r.name: metadata.version(r.name) for r in wanted}
-    wanted.append(Requirement(f"python{metadata.metadata('deme')['Requires-Python']}"))
-    found["python"] = platform.python_version()
-    odd = [r for r in wanted if not r.specifier.contains(found[r.name], prereleases=True)]
+    found = [(r, metadata.version(r.name)) for r in wanted]
+    odd = [(r, v) for r, v in found if not r.specifier.contains(v, prereleases=True)]
     if odd:
-        named = ", ".join(f"{r.name} is {found[r.name]}, not {r.specifier}" for r in odd)
+        named = ", ".join(f"{r.name} is {v}, not {r.specifier}" for r, v in odd)
         raise CheckError(f"{named}: delete .venv and run make again")
-    return f"python {found['python']}, {len(wanted) - 1} packages in the ranges of pyproject.toml"
+    return f"python {platform.python_version()}, {len(wanted)} packages as in pyproject.toml"
 
 
 def _device(p: Parameters) -> str:
@@ -73,7 +70,7 @@ def _disk(plan: Plan) -> str:
     """Room for images (their size guessed where it is not set) and the right to write."""
     p = next(iter(plan.values()))[1]
     store = Store(p.runs_dir)
-    there = next(folder for folder in store.root.parents if folder.exists())
+    there = next(filter(Path.exists, store.root.parents))
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise CheckError(f"cannot write to {there}: set runs_dir to a folder that you may write to")
     of_arms = [q for r, q in plan.values() if r.stage == "images" and not store.holds(r)]
@@ -87,14 +84,13 @@ def _disk(plan: Plan) -> str:
 
 
 def _dataset(p: Parameters) -> str:
-    folder = data.local_folder(p.dataset)
     if real := _real_images(p):
         return f"{p.dataset}, images {tuple(real['shape'])}"
-    if folder:
+    if folder := data.local_folder(p.dataset):
         return f"{folder}, {datasets.load_dataset_builder(str(folder)).dataset_name}"
     cached = Path(datasets.config.HF_DATASETS_CACHE, p.dataset.replace("/", "___")).is_dir()
-    ask = HfApi().dataset_info
-    return _reachable(f"huggingface.co/datasets/{p.dataset}", cached, ask, "dataset", p.dataset)
+    where = f"huggingface.co/datasets/{p.dataset}"
+    return _reachable(where, cached, HfApi().dataset_info, "dataset", p.dataset)
 
 
 def _real_images(p: Parameters) -> dict[str, Any] | None:
@@ -102,10 +98,9 @@ def _real_images(p: Parameters) -> dict[str, Any] | None:
     store, recipe, folder = Store(p.runs_dir), recipes.data(p), data.local_folder(p.dataset)
     if store.holds(recipe):
         return store.check(recipe).results
-    quick = (
-        p.dataset in data.BUILT_IN or data.is_lost(p.dataset) or (folder and data.holds_idx(folder))
-    )
-    return _split(*(getattr(p, name) for name in SPLIT)) if quick else None
+    idx = folder is not None and data.holds_idx(folder)
+    quick = idx or p.dataset in data.BUILT_IN or data.is_lost(p.dataset)
+    return _split(*p.pick(*SPLIT).values()) if quick else None
 
 
 @cache
@@ -145,12 +140,11 @@ def _features(p: Parameters) -> str:
         metrics.extract(one, metrics.INCEPTION, p.inception_weights)
         return p.inception_weights
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name).is_file()
-    request = urllib.request.Request(URL_INCEPTION_V3, method="HEAD")
     ask = urllib.request.urlopen
-    return _reachable(URL_INCEPTION_V3, cached, ask, "inception_weights", request)
+    return _reachable(URL_INCEPTION_V3, cached, ask, "inception_weights", URL_INCEPTION_V3)
 
 
-def _reachable(where: str, cached: bool, ask: Callable, parameter: str, about: Any) -> str:
+def _reachable(where: str, cached: bool, ask: Callable, parameter: str, about: str) -> str:
     """Whether a download is cached, or can be had: the network is asked once, with patience."""
     if cached:
         return f"{where}, in the cache"
@@ -168,7 +162,7 @@ def _artefact(entry: tuple[Recipe, Parameters]) -> str:
     """Only damage is told: of a stored artefact, or of what a run would resume from."""
     recipe, p = entry
     store = Store(p.runs_dir)
-    if store.holds(recipe) or store.folder(recipe).exists():
+    if store.folder(recipe).exists():
         store.check(recipe)
     history, checkpoint = (store.partial(recipe) / name for name in (HISTORY, CHECKPOINT))
     if history.is_file():

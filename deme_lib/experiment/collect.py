@@ -22,6 +22,9 @@ from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.store import Artefact, Recipe, provenance
 
 SAMPLES_SHOWN = 16
+TIMING = ["artefact", "seconds", "core_seconds", "process_peak_memory_mib", "device"]
+TIMING += ["training_steps", "denoiser_calls"]
+SWEPT = ("metrics", "arms", "timing", "floor")  # the floor is the same in every cell
 
 
 def collect(p: Parameters) -> Path:
@@ -33,17 +36,12 @@ def collect(p: Parameters) -> Path:
     Raises:
         ParameterError: records of other parameters are there.
     """
-    from deme_lib.experiment.stages import make_all
-
     out = parameters.folder_of(p)
     for q in p.per_seed():
         first = q.seed == p.seed
         if not parameters.is_recorded(out, q):
-            recipes_wanted = recipes.everything(q, looks=first)
-            made = make_all(list(recipes_wanted.values()), q)
-            frames = _frames(recipes_wanted.values(), made)
-            frames["arms"] = _described(frames["arms"], q, made)
-            _write(out, q, frames, made, first)
+            frames, made = _made(recipes.everything(q, looks=first), q)
+            _write(out, q, frames, made if first else {})
     return out
 
 
@@ -53,54 +51,42 @@ def collect_sweep(sweep: sweeps.Sweep, **overrides: Any) -> Path:
     Args:
         overrides: of the base's parameters, such as ``figures_dir``.
     """
-    from deme_lib.experiment.stages import make_all
-
     base, cells = parameters.load(sweep.base, **overrides), sweep.experiments()
     out = parameters.folder_of(base) / "sweeps" / sweeps.folder_name(sweep)
     out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.json").write_text(json.dumps(sweeps.document(sweep), indent=1) + "\n")
-    for seed in base.seeds:
-        q = base.model_copy(update={"seeds": [seed]})
+    for q in base.per_seed():
         if parameters.is_recorded(out, q):
             continue
-        frames: dict[str, list[pd.DataFrame]] = {}
-        for cell, arms in {BASE: sweep.beside, **dict.fromkeys(cells, sweep.arms)}.items():
-            of = cells.get(cell, base).model_copy(update={"seeds": [seed]})
-            wanted = [recipes.metrics(of, arm_of(a, of.further_ema_decays)) for a in arms]
-            found = recipes.upstream_first(recipes.floor(of), *wanted)
-            made = make_all(list(found.values()), of)
-            judged = {k: v for k, v in _frames(found.values(), made).items() if k in SWEPT}
-            judged["arms"] = _described(judged["arms"], of, made)
-            if cell != BASE:
-                judged.pop("floor")
-            for name, frame in judged.items():
-                frame.insert(0, "cell", cell)
-                frames.setdefault(name, []).append(frame)
-        _write(out, q, {name: pd.concat(parts) for name, parts in frames.items()}, {}, False)
+        parts: dict[str, list[pd.DataFrame]] = {}
+        for cell, p in {BASE: base, **cells}.items():
+            of = p.model_copy(update={"seeds": q.seeds})
+            arms = sweep.beside if cell == BASE else sweep.arms
+            metrics = [recipes.metrics(of, arm_of(arm)) for arm in arms]
+            frames, _ = _made(recipes.upstream_first(recipes.floor(of), *metrics), of)
+            for name in SWEPT if cell == BASE else SWEPT[:-1]:
+                frames[name].insert(0, "cell", cell)
+                parts.setdefault(name, []).append(frames[name])
+        _write(out, q, {name: pd.concat(found) for name, found in parts.items()}, {})
     return out
 
 
-SWEPT = ("metrics", "arms", "floor", "timing")
+def _made(
+    wanted: Mapping[str, Recipe], q: Parameters
+) -> tuple[dict[str, pd.DataFrame], dict[str, Artefact]]:
+    """Every stage's CSV files by name, and what each artefact took; the artefacts by label."""
+    from deme_lib.experiment.stages import make_all
 
-
-def _frames(wanted: Any, made: Mapping[str, Artefact]) -> dict[str, pd.DataFrame]:
-    """Every stage's CSV files by name, and what each artefact took."""
+    made = make_all(list(wanted.values()), q)
     parts: dict[str, list[pd.DataFrame]] = {}
-    timing = []
-    for recipe in wanted:
-        artefact = made[recipe.label]
+    for artefact in made.values():
         for path in sorted(artefact.path.glob("*.csv")):
             parts.setdefault(path.stem, []).append(pd.read_csv(path))
-        timing.append(_timing(recipe, artefact))
     frames = {name: pd.concat(found, ignore_index=True) for name, found in parts.items()}
-    return frames | {"timing": pd.DataFrame(timing)}
-
-
-def _timing(recipe: Recipe, artefact: Artefact) -> dict[str, Any]:
-    record = artefact.record
-    names = ("seconds", "core_seconds", "process_peak_memory_mib", "device")
-    work = {"training_steps": recipe.training_steps, "denoiser_calls": recipe.denoiser_calls}
-    return {"artefact": recipe.label, **{n: record.get(n) for n in names}, **work}
+    frames["arms"] = _described(frames["arms"], q, made)
+    took = [{"artefact": label, **artefact.record} for label, artefact in made.items()]
+    frames["timing"] = pd.DataFrame(took)[TIMING]
+    return frames, made
 
 
 def _described(arms: pd.DataFrame, q: Parameters, made: Mapping[str, Artefact]) -> pd.DataFrame:
@@ -121,30 +107,28 @@ def _described(arms: pd.DataFrame, q: Parameters, made: Mapping[str, Artefact]) 
 
 
 def _write(
-    out: Path,
-    q: Parameters,
-    frames: Mapping[str, pd.DataFrame],
-    made: Mapping[str, Artefact],
-    first: bool,
+    out: Path, q: Parameters, frames: Mapping[str, pd.DataFrame], made: Mapping[str, Artefact]
 ) -> None:
-    """The folder of one training seed, whole or not at all."""
+    """The folder of one training seed, whole or not at all; ``made`` of the first seed alone."""
     final = out / "records" / f"seed-{q.seed}"
     folder = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name, frame in frames.items():
-        if first or name not in ("history", "neighbours"):
-            frame = frame.copy()
-            frame.insert(0, "training_seed", q.seed)
-            frame.to_csv(folder / f"{name}.csv", index=False)
+    for name in frames.keys() - (() if made else ("history", "neighbours")):
+        frame = frames[name].copy()
+        frame.insert(0, "training_seed", q.seed)
+        frame.to_csv(folder / f"{name}.csv", index=False)
     run = {"experiment": q.experiment, "parameters": q.model_dump(), "cpu_threads": q.threads}
     run |= {"device": ", ".join(sorted(set(frames["timing"]["device"]))), **provenance()}
-    (folder / "run.json").write_text(json.dumps(run, indent=1, sort_keys=True) + "\n")
-    if first:
-        acceptance = json.dumps(made["acceptance"].results, indent=1, sort_keys=True) + "\n"
-        (folder / "acceptance.json").write_text(acceptance)
+    _write_json(folder / "run.json", run)
+    if made:
+        _write_json(folder / "acceptance.json", made["acceptance"].results)
         save_file(_samples(q, made), folder / "samples.safetensors")
     os.rename(folder, final)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _samples(q: Parameters, made: Mapping[str, Artefact]) -> dict[str, Any]:

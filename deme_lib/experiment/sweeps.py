@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deme_lib.experiment import parameters, recipes
 from deme_lib.experiment.arms import BASE, arm_of
@@ -60,37 +60,47 @@ class Sweep(BaseModel):
     note: str = ""
     cells: list[Cell] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _names_lead_somewhere(self) -> Sweep:
+        names = [cell.cell for cell in self.cells]
+        taken = {BASE, *(arm_of(name).name for name in (*self.arms, *self.beside))}
+        if len(set(self.arms)) < len(self.arms) or "pretrained" not in self.beside:
+            raise ValueError("name every arm once, and pretrained in beside")
+        if len(set(names)) < len(names) or any(n in taken or " / " in n for n in names):
+            raise ValueError(
+                f"cells need names of their own, other than {BASE} or an arm's and without ' / ': "
+                f"{names}"
+            )
+        known = {*self.beside, *names, *(f"{name} / {arm}" for name in names for arm in self.arms)}
+        named = {*self.against, *(name for cell in self.cells for name in cell.against)}
+        if unknown := sorted(named - known):
+            raise ValueError(f"against names {unknown}: no cell, cell / arm, or arm beside")
+        if all({*self.against, *cell.against} <= {cell.cell} for cell in self.cells):
+            raise ValueError("against compares no cell with anything else: name another")
+        return self
+
     def experiments(self) -> dict[str, Parameters]:
         """The parameters of every cell.
 
         Raises:
-            ParameterError: a cell sets an unknown or ill-typed parameter, or trains longer than
-                another: cells are compared at equal total optimiser steps.
+            ParameterError: a cell sets an unknown or ill-typed parameter.
         """
+        arms = list(dict.fromkeys(["pretrained", *self.arms]))
+        named = {"primary_decoupling": [], "primary_merging": [], "arms": arms}
         found = {}
         for cell in self.cells:
             try:
-                named = {"primary_decoupling": [], "primary_merging": [], "arms": self._arms()}
                 found[cell.cell] = parameters.load(self.base, **named, **{**self.set, **cell.set})
             except ParameterError as error:
                 message = f"sweep {self.sweep}, cell {cell.cell!r}: {error}"
                 raise ParameterError(message) from None
-        totals = {name: p.n_ranges * p.finetune_steps for name, p in found.items()}
-        if len(set(totals.values())) > 1:
-            raise ParameterError(
-                f"sweep {self.sweep}: cells train for different totals of n_ranges * "
-                f"finetune_steps, {totals}: set finetune_steps so that they are equal"
-            )
         return found
-
-    def _arms(self) -> list[str]:
-        return list(dict.fromkeys(["pretrained", *self.arms]))
 
     def wanted(self) -> list[tuple[Recipe, Parameters]]:
         """The metrics of the base's arms, then of the arms of every cell, of every seed."""
         of = {BASE: parameters.load(self.base), **self.experiments()}
         return [
-            (recipes.metrics(q, arm_of(arm, q.further_ema_decays)), q)
+            (recipes.metrics(q, arm_of(arm)), q)
             for cell, p in of.items()
             for q in p.per_seed()
             for arm in (self.beside if cell == BASE else self.arms)
@@ -108,16 +118,14 @@ def load(path: str | Path) -> Sweep:
     Raises:
         ParameterError: it is no sweep, or something in it is unknown, ill-typed or twice there.
     """
-    if not is_sweep(path):
+    values = parameters.read(path)
+    if "sweep" not in values:
         raise ParameterError(f"{path} is no sweep: name a file such as those in params/sweeps")
     try:
-        sweep = Sweep(**parameters.read(path))
+        sweep = Sweep(**values)
     except ValidationError as error:
-        problems = "\n".join(
-            f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
-        )
-        raise ParameterError(f"{path} is no sweep:\n{problems}") from None
-    _check_names(sweep, path)
+        problems = [f"\n  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ParameterError(f"{path} is no sweep:{''.join(problems)}") from None
     _check_cells(sweep, path)
     return sweep
 
@@ -137,30 +145,8 @@ def document(sweep: Sweep) -> dict[str, Any]:
     return found | {"cells": [cell.model_dump() for cell in sweep.cells]}
 
 
-def _check_names(sweep: Sweep, path: str | Path) -> None:
-    names, arms = [cell.cell for cell in sweep.cells], (*sweep.arms, *sweep.beside)
-    try:
-        known_arms = [arm_of(arm).name for arm in arms]
-    except ValueError as error:
-        raise ParameterError(f"{path}: {error}") from None
-    if len(set(sweep.arms)) < len(sweep.arms) or "pretrained" not in sweep.beside:
-        raise ParameterError(f"{path}: name every arm once, and pretrained in beside")
-    odd = [name for name in names if name in {BASE, *known_arms} or " / " in name]
-    if odd or len(set(names)) < len(names):
-        raise ParameterError(
-            f"{path}: cells need names of their own, other than {BASE} or an arm's and without "
-            f"' / ': {names}"
-        )
-    known = {*sweep.beside, *names, *(f"{name} / {arm}" for name in names for arm in sweep.arms)}
-    named = {*sweep.against, *(name for cell in sweep.cells for name in cell.against)}
-    if unknown := sorted(named - known):
-        raise ParameterError(f"{path}: against names {unknown}: no cell, cell / arm, or arm beside")
-    if all({*sweep.against, *cell.against} <= {cell.cell} for cell in sweep.cells):
-        raise ParameterError(f"{path}: against compares no cell with anything else: name another")
-
-
 def _check_cells(sweep: Sweep, path: str | Path) -> None:
-    """Cells may differ from the base in finetuning, merging and search alone."""
+    """Cells may differ from the base in finetuning, merging and search alone; not in how long."""
     base, cells = parameters.load(sweep.base), sweep.experiments()
     same = recipes.metrics(base, arm_of("pretrained")).key
     for cell, p in cells.items():
@@ -170,12 +156,13 @@ def _check_cells(sweep: Sweep, path: str | Path) -> None:
                 f"{path}: cell {cell!r} changes the pretrained model, its evaluation, the seeds or "
                 "runs_dir; a sweep varies finetuning, merging and search: set the rest in its base"
             )
-    trained = base.n_ranges * base.finetune_steps
-    total = {p.n_ranges * p.finetune_steps for p in cells.values()}
-    if total != {trained} and set(sweep.beside) != {"pretrained"}:
+    compared = cells if set(sweep.beside) == {"pretrained"} else {BASE: base, **cells}
+    totals = {name: p.n_ranges * p.finetune_steps for name, p in compared.items()}
+    if len(set(totals.values())) > 1:
         raise ParameterError(
-            f"{path}: cells train for {total} steps and the arms beside them for {trained}: set "
-            "finetune_steps so that they are equal, or name pretrained alone in beside"
+            f"{path}: what is compared trains for different totals of n_ranges * finetune_steps, "
+            f"{totals}: set finetune_steps so that they are equal, or, where only {BASE} differs, "
+            "name pretrained alone in beside"
         )
 
 

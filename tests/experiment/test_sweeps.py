@@ -80,12 +80,12 @@ def cell(name="1", **changes):
         ({"set": SET | {"runs_dir": "elsewhere"}}, r"or runs_dir"),
         (
             {"beside": ["pretrained", "all_plain"], "cells": LONGER},
-            r"for \{16\} steps and the arms",
+            r"'base': 8, '1': 16.*pretrained alone",
         ),
         ({"against": ["3"]}, r"against names \['3'\]: no cell"),
         ({"colour": "red"}, r"is no sweep:\n  colour"),
         ({"sweep": "../elsewhere"}, r"is no sweep:\n  sweep"),
-        ({"base": "params/digit.yaml"}, r"no parameter file params/digit.yaml"),
+        ({"base": "params/digit.yaml"}, r"no parameter file 'params/digit.yaml'"),
         ({"set": SET | {"seeds": [0, 3]}}, r"the seeds"),
     ],
 )

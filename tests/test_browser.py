@@ -49,7 +49,7 @@ def runs(tmp_path_factory):
     for path in NOTEBOOKS:
         run(path, folder / "smoke" / path.name, folder)
     (figures,) = (folder / "figures").iterdir()
-    gallery(folder / "smoke", figures)
+    gallery(folder / "smoke", figures, folder / "site")
     return folder
 
 

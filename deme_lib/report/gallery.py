@@ -29,14 +29,14 @@ def records_hash(records: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def gallery(executed: Path, figures: Path) -> None:
+def gallery(executed: Path, figures: Path, site: Path = ROOT / "runs" / "site") -> None:
     """Write ``figures/<experiment>/notebooks/*.md`` and ``site/<experiment>/*.html``.
 
     A picture that is a file of ``figures`` is linked there, all others are written beside the
-    pages. The site lies beside ``executed``, its pictures within its pages.
+    pages. Pages of the site hold their pictures themselves.
 
     Args:
-        executed: folder of notebooks that papermill ran, ``runs/<experiment>``.
+        executed: folder of notebooks that papermill ran.
         figures: folder of the experiment's records, tables and figures.
 
     Raises:
@@ -50,18 +50,18 @@ def gallery(executed: Path, figures: Path) -> None:
     shared = sorted([*figures.glob("*.png"), *figures.glob("sweeps/*.png")])
     known = {path.read_bytes(): path for path in shared}
     first = f"<!-- records {records_hash(figures / 'records')} -->"
-    pages, pictures, site = {}, {}, {}
+    pages, pictures, html = {}, {}, {}
     for path in paths:
         body, own = _markdown(path, figures, known)
         if path.name.startswith("06") and own:
             raise ValueError(f"{path} shows figures that are not in {figures}: run `make figures`")
         pages[f"{path.stem}.md"], pictures = f"{first}\n{body.strip()}\n", pictures | own
         page = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
-        site[f"{path.stem}.html"], _ = page.from_notebook_node(cleaned(path, ".html"))
-    links = "".join(f'<li><a href="{name}">{name[:-5]}</a></li>' for name in site)
-    site["index.html"] = f'<!doctype html><meta charset="utf-8"><title>deme</title><ul>{links}</ul>'
+        html[f"{path.stem}.html"], _ = page.from_notebook_node(cleaned(path, ".html"))
+    links = "".join(f'<li><a href="{name}">{name[:-5]}</a></li>' for name in html)
+    html["index.html"] = f'<!doctype html><meta charset="utf-8"><title>deme</title><ul>{links}</ul>'
     _write(figures / "notebooks", pages | pictures)
-    _write(executed.parent / "site" / figures.name, site)
+    _write(site / figures.name, html)
 
 
 def _markdown(path: Path, figures: Path, known: dict) -> tuple[str, dict[str, bytes]]:

@@ -46,7 +46,7 @@ def test_pages_keep_results_and_drop_what_the_machine_said(folders):
     said += [new_output("display_data", {"text/html": FRAME, "text/plain": "frame"})]
     execute(executed / "01_x.ipynb", *said, picture(SHARED), picture(OWN))
     for _ in range(2):  # again over what is there
-        gallery(executed, figures)
+        gallery(executed, figures, executed.parent / "site")
         page = (figures / "notebooks" / "01_x.md").read_text()
         (own,) = (figures / "notebooks" / "pictures").iterdir()
         assert own.read_bytes() == OWN
@@ -64,7 +64,7 @@ def test_pages_keep_results_and_drop_what_the_machine_said(folders):
 def test_pages_name_the_records_that_they_belong_to(folders):
     executed, figures = folders
     execute(executed / "01_x.ipynb")
-    gallery(executed, figures)
+    gallery(executed, figures, executed.parent / "site")
     before = records_hash(figures / "records")
     assert before in (figures / "notebooks" / "01_x.md").read_text().splitlines()[0]
     (figures / "records" / "seed-1").mkdir()
@@ -75,13 +75,13 @@ def test_pages_name_the_records_that_they_belong_to(folders):
 def test_what_cannot_be_shown_is_refused(folders):
     executed, figures = folders
     with pytest.raises(FileNotFoundError, match="no executed notebook"):
-        gallery(executed, figures)
+        gallery(executed, figures, executed.parent / "site")
     execute(executed / "06_x.ipynb", picture(OWN))
     with pytest.raises(ValueError, match="shows figures that are not in"):
-        gallery(executed, figures)
+        gallery(executed, figures, executed.parent / "site")
     execute(executed / "06_x.ipynb", new_output("error", ename="E", evalue="", traceback=[]))
     with pytest.raises(ValueError, match="a cell failed"):
-        gallery(executed, figures)
+        gallery(executed, figures, executed.parent / "site")
     assert not (figures / "notebooks").exists()
 
 

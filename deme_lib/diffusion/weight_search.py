@@ -41,20 +41,18 @@ class Space:
     single: bool = False
 
     def suggest(self, trial: optuna.Trial) -> Weights:
-        if not self.single:
-            names = [f"w{i}" for i in range(self.dimensions)]
-            return tuple(self._snap(trial.suggest_float(n, self.low, self.high)) for n in names)
-        expert = trial.suggest_int("expert", 0, self.dimensions - 1)
-        scale = self._snap(trial.suggest_float("scale", self.low, self.high))
-        return one_hot(expert, self.dimensions, scale)
+        if self.single:
+            expert = trial.suggest_int("expert", 0, self.dimensions - 1)
+            scale = trial.suggest_float("scale", self.low, self.high)
+            return one_hot(expert, self.dimensions, self.snap(scale))
+        names = [f"w{i}" for i in range(self.dimensions)]
+        return tuple(self.snap(trial.suggest_float(n, self.low, self.high)) for n in names)
 
     def grid(self, budget: int) -> dict[str, list[float]]:
         """A full grid of at most ``budget`` points, as fine as ``step`` at the finest."""
-        free = 1 if self.single else self.dimensions
-        cells = budget // self.dimensions if self.single else budget
+        most = budget // self.dimensions if self.single else budget ** (1 / self.dimensions)
         finest = round((self.high - self.low) / self.step) + 1
-        points = max(2, min(finest, int(cells ** (1 / free) + 1e-9)))
-        axis = np.linspace(self.low, self.high, points).tolist()
+        axis = np.linspace(self.low, self.high, max(2, min(finest, int(most + 1e-9)))).tolist()
         if self.single:
             return {"expert": list(range(self.dimensions)), "scale": axis}
         return {f"w{i}": axis for i in range(self.dimensions)}
@@ -65,15 +63,7 @@ class Space:
             return [one_hot(k, self.dimensions) for k in range(self.dimensions)]
         return [(1 / self.dimensions,) * self.dimensions]
 
-    def anchors(self) -> list[Weights]:
-        """Points that are always scored by images: no merge at all, and the plain choices."""
-        return [(0.0,) * self.dimensions, *self.plain()]
-
-    def ray(self, weights: Weights) -> list[Weights]:
-        """The way from no merge to ``weights``: loss finds a direction, images its length."""
-        return [tuple(self._snap(share * w) for w in weights) for share in (0.25, 0.5, 0.75, 1.0)]
-
-    def _snap(self, value: float) -> float:
+    def snap(self, value: float) -> float:
         """The nearest multiple of ``step`` in the bounds; 0 where a ray leaves them."""
         nearest = round(value / self.step)
         lowest, highest = math.ceil(self.low / self.step - 1e-9), self.high / self.step + 1e-9
@@ -120,9 +110,8 @@ def shortlist(candidates: Sequence[Candidate], size: int, gap: float) -> list[Ca
         for candidate in ranked:
             if len(chosen) == size:
                 return chosen
-            if candidate not in chosen and all(
-                _distance(candidate, other) >= minimum - 1e-9 for other in chosen
-            ):
+            away = [np.subtract(candidate.weights, c.weights) for c in chosen]
+            if candidate not in chosen and all(abs(d).max() >= minimum - 1e-9 for d in away):
                 chosen.append(candidate)
     return chosen
 
@@ -139,21 +128,25 @@ def search(
 ) -> list[Candidate]:
     """Every candidate tried; those scored by images come first, the best (lowest) mean leading.
 
+    Always scored by images are no merge at all, the plain choices, and the way from no merge to the
+    best by loss: loss finds a direction, images its length.
+
     Args:
         losses: how many weights may be scored by loss.
-        images: how many may be scored by images; the anchors and the ray are among them.
+        images: how many may be scored by images.
         loss, score: lower is better; handed in. A score has a number for every noise stream, the
             same streams for all.
     """
     proposed = propose(space, strategy, losses, loss, seed)
     best = min(proposed, key=lambda c: c.loss).weights
-    fixed = list(dict.fromkeys([*space.anchors(), *space.ray(best)]))[:images]
+    shares = (0.25, 0.5, 0.75, 1.0)
+    ray = [tuple(space.snap(share * w) for w in best) for share in shares]
+    fixed = list(dict.fromkeys([(0.0,) * space.dimensions, *space.plain(), *ray]))[:images]
     listed = [Candidate(w, loss(w)) for w in fixed]
     others = [c for c in proposed if c.weights not in fixed]
-    listed += shortlist(others, images - len(listed), 4 * space.step)
-    scored = [replace(c, scores=tuple(score(c.weights))) for c in listed]
-    chosen = {c.weights for c in scored}
-    rest = [c for c in others if c.weights not in chosen]
+    more = shortlist(others, images - len(listed), 4 * space.step)
+    scored = [replace(c, scores=tuple(score(c.weights))) for c in listed + more]
+    rest = [c for c in others if c not in more]
     return sorted(scored, key=lambda c: np.mean(c.scores)) + rest
 
 
@@ -169,7 +162,3 @@ def choose(candidates: Sequence[Candidate], plain: Sequence[Weights]) -> Candida
     gain = np.subtract(simple.scores, best.scores)
     error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
     return best if gain.mean() > error else simple
-
-
-def _distance(a: Candidate, b: Candidate) -> float:
-    return max(abs(x - y) for x, y in zip(a.weights, b.weights, strict=True))

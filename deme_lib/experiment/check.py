@@ -6,19 +6,16 @@ A check looks at one thing and returns what it found, or raises what the run wou
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from packaging.requirements import Requirement
 from safetensors import SafetensorError, safe_open
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -50,16 +47,6 @@ def examine(plan: Plan) -> Iterator[tuple[str, bool, str]]:
                 problem, found = True, f"{type(error).__name__}: {error}"
             if found:
                 yield about, problem, found
-
-
-def _versions(plan: Plan) -> str:
-    wanted = [r for r in map(Requirement, metadata.requires("deme")) if r.marker is None]
-    found = [(r, metadata.version(r.name)) for r in wanted]
-    odd = [(r, v) for r, v in found if not r.specifier.contains(v, prereleases=True)]
-    if odd:
-        named = ", ".join(f"{r.name} is {v}, not {r.specifier}" for r, v in odd)
-        raise CheckError(f"{named}: delete .venv and run make again")
-    return f"python {platform.python_version()}, {len(wanted)} packages as in pyproject.toml"
 
 
 def _device(p: Parameters) -> str:
@@ -180,16 +167,11 @@ def _each(*names: str) -> Callable[[Plan], list[Parameters]]:
     return lambda plan: list({repr(p.pick(*names)): p for _, p in plan.values()}.values())
 
 
-def _once(plan: Plan) -> list[Plan]:
-    return [plan]
-
-
 SPLIT = ("dataset", "train_images", "search_images", "test_images", "split_seed", "image_size")
 SCORING = ("features", "second_features", "inception_weights")
 CHECKS: dict[str, tuple[Callable[[Plan], Any], Callable[[Any], str]]] = {
-    "versions": (_once, _versions),
     "device": (_each("device"), _device),
-    "disk": (_once, _disk),
+    "disk": (lambda plan: [plan], _disk),
     "dataset": (_each(*SPLIT), _dataset),
     "pretrained": (_each("pretrained", "seed", "num_train_timesteps", *SPLIT), _pretrained),
     "features": (_each(*SCORING, *SPLIT), _features),

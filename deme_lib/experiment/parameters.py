@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -159,11 +160,10 @@ def _assigned(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
 
 
 def _is_literal(value: ast.expr) -> bool:
-    try:
+    with suppress(ValueError, TypeError):
         ast.literal_eval(value)
-    except (ValueError, TypeError):
-        return False
-    return True
+        return True
+    return False
 
 
 def listing() -> str:
@@ -200,17 +200,14 @@ def _misread(text: Any, value: Any) -> str | None:
 
 
 def _number(text: Any) -> float | None:
-    try:
+    with suppress(ValueError, TypeError, OverflowError):
         return float(text)
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5)
-    return (
-        f"; did you mean {close[0]!r}?" if close else "; `python -m deme_lib parameters` lists them"
-    )
+    if close := difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5):
+        return f"; did you mean {close[0]!r}?"
+    return "; `python -m deme_lib parameters` lists them"
 
 
 def _explain(error: Any) -> str:

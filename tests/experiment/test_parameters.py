@@ -162,12 +162,6 @@ def test_yaml_is_data_and_never_code(tmp_path, tag):
     assert not mark.exists()
 
 
-def test_a_missing_file_names_the_presets():
-    with pytest.raises(ParameterError) as caught:
-        load("params/nothing.yaml")
-    assert all(f"params/{p.name}" in str(caught.value) for p in PRESET_FILES)
-
-
 # notebooks
 
 CELL = "n_ranges: int = 4  # N of Eq. 3\nprobability: float = 0.3\npretrained: str = 'fashion8'\n"

@@ -18,7 +18,7 @@ from deme_lib.experiment.stages import calibrate, combine, evaluate, look, prepa
 from deme_lib.experiment.stages.job import Job
 from deme_lib.experiment.store import Artefact, Recipe, Store, rates
 
-STAGES: dict[str, Callable[[Job], dict[str, Any]]] = {
+STAGES: dict[str, Callable[[Job], dict[str, Any] | None]] = {
     "data": prepare.make_data,
     "reference": prepare.make_reference,
     "floor": prepare.make_floor,
@@ -79,6 +79,7 @@ def _build(recipe: Recipe, store: Store, p: Parameters, known: dict[str, Artefac
 
     def run(folder: Path) -> dict[str, Any]:
         given = (recipe.parameters, recipe.locations, inputs, folder, recipe.label)
-        return STAGES[recipe.stage](Job(*given, device, p.sampling_batch, p.checkpoint_every))
+        job = Job(*given, device, p.sampling_batch, p.checkpoint_every)
+        return STAGES[recipe.stage](job) or {}
 
     return known.setdefault(recipe.name, store.make(recipe, run, str(device)))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
-from deme_lib.diffusion import metrics, models, sampling
+from deme_lib.diffusion import metrics, models
 from deme_lib.diffusion.progress import bar
 from deme_lib.experiment.stages.job import Job
 from deme_lib.experiment.stages.train import SNAPSHOTS
@@ -27,24 +25,19 @@ def make_acceptance(job: Job) -> dict[str, Any]:
     features, rows = {}, []
     with bar(sum(counts.values()), job.label, "image") as progress:
         for share, path in unets.items():
-            images = sampling.sample(
-                models.load_unet(path).eval().to(job.device),
-                job.pipeline.scheduler,
-                counts[share],
-                steps=job["sampling_steps"],
-                purpose=(job["seed"], "acceptance"),
-                spacing=job["timestep_spacing"],
-                batch_size=job.batch,
-                device=job.device,
-                on_batch=progress.update,
-            )
+            unet, stream = models.load_unet(path).eval().to(job.device), (job["seed"], "acceptance")
+            images = job.sample(unet, counts[share], *stream, on_batch=progress.update)
             features[share] = job.extract(images, job["features"])
-            rows.append({"share_of_steps": share, "n": job["samples"], **_fids(job, images)})
+            few, role = images[: job["samples"]], job["fid_reference"]
+            row = {"share_of_steps": share, "n": len(few)}
+            row["fid"] = job.fid(few, job["features"], role)
+            row["fid_second"] = job.fid(few, job["second_features"], role)
+            rows.append(row)
     ranking = pd.DataFrame(rows)
     same = None
     if job["second_features"] and len(ranking) > 1:
         same = bool((ranking["fid"].rank() == ranking["fid_second"].rank()).all())
-    reference = job.reference(job["fid_reference"], job["features"])
+    reference = job.reference(role, job["features"])
     difference = metrics.halves_difference(features["1"], reference, repeats=HALVINGS, seed=0)
     return {
         "halves": {
@@ -57,14 +50,3 @@ def make_acceptance(job: Job) -> dict[str, Any]:
         "same_ranking": same,
         "accepted": bool(difference <= LARGEST_DIFFERENCE and same is not False),
     }
-
-
-def _fids(job: Job, images: torch.Tensor) -> dict[str, float]:
-    """FID of the first ``samples`` images by both classifiers."""
-    names = {"fid": job["features"], "fid_second": job["second_features"]}
-    found = dict.fromkeys(names, np.nan)
-    for column, name in names.items():
-        if name:
-            few = job.extract(images[: job["samples"]], name)
-            found[column] = metrics.frechet(few, job.reference(job["fid_reference"], name))
-    return found

@@ -7,22 +7,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from deme_lib.diffusion import metrics, models, sampling, weight_search
+from deme_lib.diffusion import models, weight_search
 from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
 from deme_lib.experiment.stages.job import Job
 from deme_lib.method.ensembles import RoutedEnsemble, averaged_ensemble
 from deme_lib.method.projection import projection_share
-
-
-def weights_of(job: Job, members: int) -> list[float]:
-    """An arm's weights: fixed, or what a search found."""
-    rule = job["weights"]
-    if isinstance(rule, list):
-        return rule
-    if rule in ("one", "uniform"):
-        return [1.0 if rule == "one" else 1 / members] * members
-    return job.inputs["search"].results["weights"]
 
 
 def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
@@ -35,7 +25,11 @@ def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
         return RoutedEnsemble(members, job.ranges()), []
     if job["combine"] == "outputs":
         return averaged_ensemble(members), []
-    weights = weights_of(job, len(members))
+    weights = job["weights"]
+    if weights in ("one", "uniform"):
+        weights = [1 / len(members)] * len(members)  # "one" is of families of one
+    elif isinstance(weights, str):
+        weights = job.inputs["search"].results["weights"]
     return Merger(base, members).merged(weights), weights
 
 
@@ -44,14 +38,8 @@ def make_search(job: Job) -> dict[str, Any]:
     merger = Merger(pipeline.unet.to(device), job.members())
     model = merger.merged([0.0] * len(merger.vectors))  # each try is written into it
     noise = job.few_noisy(pipeline.scheduler)
-    reference = job.reference("search", job["features"])
-    space = weight_search.Space(
-        len(merger.vectors),
-        job["search_low"],
-        job["search_high"],
-        job["search_step"],
-        job["single"],
-    )
+    limits = (job[f"search_{name}"] for name in ("low", "high", "step"))
+    space = weight_search.Space(len(merger.vectors), *limits, job["single"])
     losses = 0
 
     def loss(weights) -> float:
@@ -66,17 +54,8 @@ def make_search(job: Job) -> dict[str, Any]:
         merger.merged(weights, into=model)
         fids = []
         for stream in range(job["search_streams"]):
-            images = sampling.sample(
-                model,
-                pipeline.scheduler,
-                job["search_samples"],
-                steps=job["sampling_steps"],
-                purpose=(job["seed"], "search", stream + 1),
-                spacing=job["timestep_spacing"],
-                batch_size=job.batch,
-                device=device,
-            )
-            fids.append(metrics.frechet(job.extract(images, job["features"]), reference))
+            images = job.sample(model, job["search_samples"], job["seed"], "search", stream + 1)
+            fids.append(job.fid(images, job["features"], "search"))
         return fids
 
     with bar(job["search_losses"] + 2 * job["search_candidates"], job.label, "try") as progress:
@@ -90,10 +69,8 @@ def make_search(job: Job) -> dict[str, Any]:
             seed=job["seed"],
         )
     chosen = weight_search.choose(candidates, space.plain())
-    name = job.label.removeprefix("search-")
-    job.table(
-        "search", [{"search": name, **_row(c), "chosen": int(c is chosen)} for c in candidates]
-    )
+    name = {"search": job.label.removeprefix("search-")}
+    job.table("search", [name | _row(c) | {"chosen": int(c is chosen)} for c in candidates])
     scored = sum(c.scores is not None for c in candidates)
     return {
         "weights": list(chosen.weights),

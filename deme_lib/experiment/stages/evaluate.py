@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from deme_lib.diffusion import analysis, metrics, sampling
+from deme_lib.diffusion import analysis, metrics
 from deme_lib.diffusion.progress import bar
 from deme_lib.experiment.stages.combine import denoiser
 from deme_lib.experiment.stages.job import Job
@@ -18,7 +17,7 @@ from deme_lib.method.timesteps import split_timesteps
 NEIGHBOURS = 1000  # images of an arm whose nearest training images are looked for
 
 
-def make_gate(job: Job) -> dict[str, Any]:
+def make_gate(job: Job) -> None:
     """Where can decoupling help? Test loss per range, paired with the all-timestep model's."""
     scheduler, ranges = job.pipeline.scheduler, job.ranges()
     noise = job.test_noisy(scheduler)
@@ -42,49 +41,41 @@ def make_gate(job: Job) -> dict[str, Any]:
                 | {"se": noise.standard_error_in(difference, own), "images": images}
             )
     job.table("gate", rows)
-    return {}
 
 
 def make_images(job: Job) -> dict[str, Any]:
     model, weights = denoiser(job)
-    model, device = model.to(job.device), job.device
-    scheduler = job.pipeline.scheduler
-    tensors = {}
+    model, scheduler, tensors = model.to(job.device), job.pipeline.scheduler, {}
     with bar(job["samples"] * len(job["sampling_seeds"]), job.label, "image") as progress:
         for seed in job["sampling_seeds"]:
-            tensors[f"seed{seed}"] = sampling.sample(
-                model,
-                scheduler,
-                job["samples"],
-                steps=job["sampling_steps"],
-                purpose=("evaluation", job["seed"], seed, 1),
-                spacing=job["timestep_spacing"],
-                batch_size=job.batch,
-                device=device,
-                on_batch=progress.update,
-            )
+            stream = ("evaluation", job["seed"], seed, 1)
+            images = job.sample(model, job["samples"], *stream, on_batch=progress.update)
+            tensors[f"seed{seed}"] = images
     save_file(tensors, job.folder / "images.safetensors")
     bins = split_timesteps(job["loss_bins"], scheduler.config.num_train_timesteps)
     noise = job.test_noisy(scheduler)
-    errors = noise.errors(model, device)
-    bounds = [{"bin_start": b.start, "bin_stop": b.stop} for b in bins]
-    losses = [noise.mean_in(errors, b) for b in bins]
+    errors = noise.errors(model, job.device)
     job.table(
         "losses",
-        [{"arm": job["arm"], **b, "loss": x} for b, x in zip(bounds, losses, strict=True)],
+        [
+            {"arm": job["arm"], "bin_start": own.start, "bin_stop": own.stop}
+            | {"loss": noise.mean_in(errors, own)}
+            for own in bins
+        ],
     )
     members = len(model.members) if job["combine"] == "outputs" else 1
     row = {
+        "arm": job["arm"],
         "parameters": sum(t.numel() for t in model.parameters()),
         "calls_per_image": members * job["sampling_steps"],
         "weights": weights or None,
         "test_loss": errors.double().mean().item(),
     }
-    job.table("arms", [{"arm": job["arm"], **row}])
+    job.table("arms", [row])
     return {"weights": weights}
 
 
-def make_metrics(job: Job) -> dict[str, Any]:
+def make_metrics(job: Job) -> None:
     images = load_file(job.inputs["images"].path / "images.safetensors")
     rows, kept = [], {}
     for seed in job["sampling_seeds"]:
@@ -101,29 +92,23 @@ def make_metrics(job: Job) -> dict[str, Any]:
         "neighbours",
         [{"arm": a, "n": len(d), **analysis.quantiles(d)} for a, d in distances.items()],
     )
-    return {}
 
 
 def _score(job: Job, images: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
     """All metrics of one stream's images, and their features, extracted once."""
-    role, second = job["fid_reference"], job["second_features"]
-    main = job.extract(images, job["features"])
-    test = job.reference("test", job["features"])
-    train = job.reference("train", job["features"])
-    fid_second = np.nan
-    if second:
-        fid_second = metrics.frechet(job.extract(images, second), job.reference(role, second))
-    pixels = job.extract(images, metrics.PIXELS)
-    precision, recall = metrics.precision_recall(main, test if role == "test" else train)
+    role, main = job["fid_reference"], job.extract(images, job["features"])
+    test, train = (job.reference(r, job["features"]) for r in ("test", "train"))
+    reference = test if role == "test" else train
+    precision, recall = metrics.precision_recall(main, reference)
     row = {
         "n": len(images),
         "features": job["features"],
         "steps": job["sampling_steps"],
         "reference": role,
-        "fid": metrics.frechet(main, test if role == "test" else train),
-        "fid_second": fid_second,
+        "fid": metrics.frechet(main, reference),
+        "fid_second": job.fid(images, job["second_features"], role),
         "fid_train": metrics.frechet(main, train),
-        "pixel": metrics.frechet(pixels, job.reference(role, metrics.PIXELS)),
+        "pixel": job.fid(images, metrics.PIXELS, role),
         "kid": metrics.kid(main, test, job["kid_subset_size"], job["kid_subsets"]),
         "inception_score": metrics.inception_score(main, job["is_splits"]),
         "precision": precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +14,9 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from deme_lib.diffusion import metrics, models
+from deme_lib.diffusion import metrics, models, sampling
 from deme_lib.diffusion.cuts import routing_ranges
 from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.experiment.store import Artefact
@@ -39,7 +41,7 @@ class Job:
     def __getitem__(self, name: str) -> Any:
         return {**self.parameters, **self.locations}[name]
 
-    def images(self, role: str) -> torch.Tensor:
+    def images(self, role: str) -> Tensor:
         """uint8 images [n, C, H, W] of a role."""
         return load_file(self.inputs["data"].path / "images.safetensors")[role]
 
@@ -49,15 +51,35 @@ class Job:
             found = [file.get_tensor(f"{role}.{features}.{kind}") for kind in ("values", "logits")]
         return metrics.Features(*found)
 
-    def extract(self, images: torch.Tensor, features: str) -> metrics.Features:
+    def extract(self, images: Tensor, features: str) -> metrics.Features:
         """Features of uint8 images [n, C, H, W]."""
         cuda = self.device.type == "cuda"
         return metrics.extract(images, features, self["inception_weights"], cuda)
+
+    def fid(self, images: Tensor, features: str, role: str) -> float:
+        """Frechet distance of uint8 images to a role's; NaN where ``features`` is empty."""
+        if not features:
+            return math.nan
+        return metrics.frechet(self.extract(images, features), self.reference(role, features))
 
     @cached_property
     def pipeline(self) -> DDPMPipeline:
         """The pretrained model."""
         return models.load_pipeline(self.inputs["baseline"].path / "pipeline")
+
+    def sample(self, denoiser: nn.Module, count: int, *purpose: int | str, **kwargs) -> Tensor:
+        """uint8 images [count, C, H, W] of the stream ``purpose``, as the recipe samples."""
+        return sampling.sample(
+            denoiser,
+            self.pipeline.scheduler,
+            count,
+            steps=self["sampling_steps"],
+            purpose=purpose,
+            spacing=self["timestep_spacing"],
+            batch_size=self.batch,
+            device=self.device,
+            **kwargs,
+        )
 
     def members(
         self, prefix: str = "member", ema_decay: float | None = None, checkpoints: bool = False
@@ -68,13 +90,11 @@ class Job:
             checkpoints: the copies along the run of the family's only member instead.
         """
         paths = [a.path for role, a in self.inputs.items() if role.startswith(prefix)]
+        copy = "unet" if ema_decay is None else f"ema-{ema_decay:g}"
+        folders = [path / copy for path in paths]
         if checkpoints:
             count = len(list(paths[0].glob("checkpoint-*")))
             folders = [paths[0] / f"checkpoint-{k + 1}" for k in range(count)]
-        else:
-            folders = [
-                path / ("unet" if ema_decay is None else f"ema-{ema_decay:g}") for path in paths
-            ]
         return [models.load_unet(folder) for folder in folders]
 
     def ranges(self) -> list[range]:
@@ -88,9 +108,8 @@ class Job:
 
     def test_noisy(self, scheduler: DDPMScheduler) -> FixedNoise:
         """All test images under ``loss_draws`` fixed draws each: reported losses."""
-        return FixedNoise(
-            self.images("test"), scheduler, self["loss_draws"], FIXED_NOISE_SEEDS["test"]
-        )
+        images, draws = self.images("test"), self["loss_draws"]
+        return FixedNoise(images, scheduler, draws, FIXED_NOISE_SEEDS["test"])
 
     def table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write ``rows`` as a record, ``<name>.csv`` beside what else the stage makes."""

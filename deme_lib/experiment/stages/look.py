@@ -23,7 +23,7 @@ RANDOM_STEPS = 3
 LANDSCAPE_RADIUS = 0.25  # of each filter's norm: the loss on digits doubles about there
 
 
-def make_gradients(job: Job) -> dict[str, Any]:
+def make_gradients(job: Job) -> None:
     """Of the pretrained model, or of the merged one where that is an input (Fig. 1a)."""
     name = "merged" if "merged" in job.inputs else "pretrained"
     pipeline = models.load_pipeline(
@@ -46,10 +46,9 @@ def make_gradients(job: Job) -> dict[str, Any]:
             ]
             progress.update(1)
     job.table("gradients", rows)
-    return {}
 
 
-def make_activations(job: Job) -> dict[str, Any]:
+def make_activations(job: Job) -> None:
     """Of every expert, beside random weight changes as long as its task vector."""
     scheduler, members = job.pipeline.scheduler, job.members()
     ranges = job.ranges()
@@ -72,10 +71,9 @@ def make_activations(job: Job) -> dict[str, Any]:
                 share = sum(found[i]["share"] for found in random) / RANDOM_STEPS
                 rows.append({"range": k + 1, "n": len(images), **row, "share_at_random": share})
     job.table("activations", rows)
-    return {}
 
 
-def make_landscape(job: Job) -> dict[str, Any]:
+def make_landscape(job: Job) -> None:
     scheduler, points = job.pipeline.scheduler, job["plane_points"] | 1  # odd: with the centre
     noise = job.few_noisy(scheduler)
     with bar(points**2, job.label, "point") as progress:
@@ -90,7 +88,6 @@ def make_landscape(job: Job) -> dict[str, Any]:
             lambda: progress.update(1),
         )
     job.table("landscape", rows)
-    return {}
 
 
 def make_task_vectors(job: Job) -> dict[str, Any]:
@@ -108,7 +105,7 @@ def make_task_vectors(job: Job) -> dict[str, Any]:
     }
 
 
-def make_range_losses(job: Job) -> dict[str, Any]:
+def make_range_losses(job: Job) -> None:
     scheduler = job.pipeline.scheduler
     ranges, noise = job.ranges(), job.few_noisy(scheduler)
     rows = []
@@ -118,10 +115,9 @@ def make_range_losses(job: Job) -> dict[str, Any]:
             loss = noise.mean_in(errors, own)
             rows.append({"model": label, "range": k, "held_out_loss": loss})
     job.table("range_losses", rows)
-    return {}
 
 
-def make_plane(job: Job) -> dict[str, Any]:
+def make_plane(job: Job) -> None:
     pipeline, device = job.pipeline, job.device
     merger = Merger(pipeline.unet.to(device), job.members())
     model = merger.merged([0.0] * len(merger.vectors))  # each point is written into it
@@ -139,4 +135,3 @@ def make_plane(job: Job) -> dict[str, Any]:
                 points.append({**place, "loss": loss})
                 progress.update(1)
     job.table("plane", points)
-    return {}

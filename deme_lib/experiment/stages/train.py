@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from diffusers import DDPMScheduler, UNet2DModel
@@ -24,16 +23,15 @@ LOOKS = {"pretraining": 16, "finetuning": 4}  # at the losses, over a run as lon
 SNAPSHOTS = (4, 2)  # pretraining leaves models at 1/4 and 1/2 of its steps, to judge the metric
 
 
-def load_baseline(job: Job) -> dict[str, Any]:
+def load_baseline(job: Job) -> None:
     """A shipped model of this training seed with its snapshots and history, or a user's own."""
     source = job["pretrained"]
     data = job.inputs["data"].results
     if source == SHIPPED:
         folder = models.shipped_pretrained(source, job["seed"])
         models.check_card(folder, data["train_hash"], job["seed"])
-        for path in [*folder.glob("snapshot-*"), folder / "history.csv"]:
-            copy = shutil.copytree if path.is_dir() else shutil.copyfile
-            copy(path, job.folder / path.name)
+        beside = shutil.ignore_patterns("pipeline", "card.json")
+        shutil.copytree(folder, job.folder, ignore=beside, dirs_exist_ok=True)
         source = str(folder / "pipeline")
     pipeline = models.load_pipeline(source)
     models.check_pipeline(pipeline, job["num_train_timesteps"], tuple(data["shape"]))
@@ -41,10 +39,9 @@ def load_baseline(job: Job) -> dict[str, Any]:
     if not (job.folder / "history.csv").is_file():
         losses = _losses(job, pipeline.unet.eval(), pipeline.scheduler)
         job.table("history", [{"run": "baseline", "step": 0, "learning_rate": 0.0, **losses}])
-    return {}
 
 
-def train_baseline(job: Job) -> dict[str, Any]:
+def train_baseline(job: Job) -> None:
     """A model from scratch, with snapshots along the way."""
     unet = models.new_unet(
         tuple(job.images("train").shape[1:]),
@@ -60,7 +57,6 @@ def train_baseline(job: Job) -> dict[str, Any]:
     run = Training(unet, scheduler, job.images("train"), spec, **_execution(job))
     _follow(job, run, snapshots, LOOKS["pretraining"])
     models.save_pipeline(run.ema_unet(), scheduler, job.folder / "pipeline")
-    return {}
 
 
 def finetune(job: Job) -> dict[str, Any]:
@@ -132,7 +128,8 @@ def _follow(job: Job, run: Training, snapshots: Mapping[int, str], looks: int) -
     """Train to the end; keep losses of the EMA weights along the way, and some of the weights."""
     spec, kept = run.spec, job.folder / HISTORY
     every = max(1, spec.steps // looks)
-    history = _history(kept, run.position)
+    found = read_json(kept) if kept.is_file() else []
+    history = [point for point in found if point["step"] <= run.position]
 
     def look(step: int) -> None:
         """Also after a resumption: a run may be killed between a checkpoint and its look."""
@@ -142,8 +139,8 @@ def _follow(job: Job, run: Training, snapshots: Mapping[int, str], looks: int) -
         ema = run.ema_unet()
         if step in snapshots:
             ema.save_pretrained(job.folder / WORKING / snapshots[step])
-        point = {"run": job.label, "step": step}
-        point["learning_rate"] = spec.learning_rate_at(max(0, step - 1))
+        rate = spec.learning_rate_at(max(0, step - 1))
+        point = {"run": job.label, "step": step, "learning_rate": rate}
         history.append(point | _losses(job, ema, run.scheduler))
         write_text(kept, json.dumps(history))
 
@@ -155,9 +152,3 @@ def _follow(job: Job, run: Training, snapshots: Mapping[int, str], looks: int) -
     for name in snapshots.values():  # kept there, so that an interrupted run has them too
         shutil.copytree(job.folder / WORKING / name, job.folder / name)
     job.table("history", history)
-
-
-def _history(path: Path, position: int) -> list[dict[str, Any]]:
-    """The looks of an interrupted run, up to the step that it goes on from."""
-    found = read_json(path) if path.is_file() else []
-    return [point for point in found if point["step"] <= position]

@@ -91,6 +91,7 @@ MOMENTS = [
     ("deme_lib.diffusion.training:Training", "_step", 19, "before"),
     ("deme_lib.diffusion.training", "save_file", 1, "after"),  # written, not yet renamed
     ("deme_lib.diffusion.training", "save_file", 6, "before"),
+    ("deme_lib.diffusion.heldout:FixedNoise", "loss", 9, "before"),  # in a look at the losses
     ("deme_lib.experiment.stages.train", "write_text", 3, "before"),  # a look, not yet kept
     ("deme_lib.diffusion.models", "save_pipeline", 0, "after"),
     ("os", "rename", 1, "before"),

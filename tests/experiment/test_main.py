@@ -10,7 +10,6 @@ import yaml
 from deme_lib import ROOT
 from deme_lib.__main__ import main
 from deme_lib.experiment import parameters, recipes
-from deme_lib.experiment.parameters import FIELDS
 from deme_lib.experiment.store import Store
 
 
@@ -43,10 +42,6 @@ def test_list_and_make_by_name_label_and_job(preset, capsys):
     assert recipes.floor(p).job == reference.job and Store(p.runs_dir).holds(recipes.floor(p))
 
 
-def test_parameters_are_all_listed(capsys):
-    assert yaml.safe_load(said(capsys, "parameters")).keys() == FIELDS.keys()
-
-
 @pytest.mark.parametrize("command", ["--help", "list", "parameters", "make xyzzy"])
 def test_what_answers_at_once_imports_no_torch(command):
     """Asked in a process of its own."""
@@ -55,13 +50,6 @@ def test_what_answers_at_once_imports_no_torch(command):
     script += "assert not {'torch', 'pandas', 'matplotlib', 'sklearn'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_readme_is_filled_from_the_committed_tables(tmp_path, capsys):
-    file = tmp_path / "README.md"
-    file.write_text("no markers\n")
-    said(capsys, "readme", file)
-    assert file.read_text() == "no markers\n"
 
 
 RECORDED = sorted({path.parents[1] for path in (ROOT / "figures").glob("*/records/seed-*")})

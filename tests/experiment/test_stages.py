@@ -1,7 +1,6 @@
 """Stages: made once, resumed where killed, refused early; on an experiment of seconds."""
 
 import json
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -12,20 +11,12 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from deme_lib.diffusion import data, metrics
-from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.models import ModelError, load_pipeline, load_unet
-from deme_lib.diffusion.training import Training
 from deme_lib.experiment import collect, parameters, recipes, stages
 from deme_lib.experiment.arms import ARMS, arm_of
 from deme_lib.experiment.store import Store
 from deme_lib.report import render, tables
 from deme_lib.report.records import read
-
-
-class Killed(BaseException):
-    """What a test kills a stage with."""
-
 
 TINY = {
     "train_images": 1200,
@@ -47,7 +38,6 @@ TINY = {
     "is_splits": 2,
     "acceptance_samples": 8,
     "loss_images": 10,
-    "checkpoint_every": 2,
     "device": "cpu",
     "threads": 1,
 }
@@ -167,57 +157,6 @@ def test_averaged_checkpoints_are_those_along_the_run(experiment):
     )
 
 
-# killed and resumed
-
-
-def interrupted(monkeypatch, where, name, at, recipe, p):
-    """Make an artefact, killed in the call number ``at`` (from 0) of a method."""
-    original, calls = getattr(where, name), []
-
-    def method(self, *args, **kwargs):
-        calls.append(args)
-        if len(calls) == at + 1:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(where, name, method)
-        stages.make(recipe, p)
-    assert not Store(p.runs_dir).holds(recipe)
-
-
-@pytest.fixture
-def whole(experiment):
-    """The baseline of a run that nobody killed."""
-    p = experiment("whole")
-    return contents(stages.make(recipes.baseline(p), p))
-
-
-@pytest.mark.parametrize(
-    ("where", "name", "at"),
-    [(Training, "_step", 1), (Training, "_step", 3), (Training, "_step", 7)]
-    + [(FixedNoise, "loss", at) for at in (0, 5, 9, 17)],
-)
-def test_a_baseline_killed_anywhere_is_resumed_exactly(
-    experiment, whole, monkeypatch, where, name, at
-):
-    """Also while looking at a loss; snapshots are at steps 2 and 4."""
-    p = experiment()
-    interrupted(monkeypatch, where, name, at, recipes.baseline(p), p)
-    assert contents(stages.make(recipes.baseline(p), p)) == whole
-
-
-def test_resuming_starts_from_the_checkpoint(experiment, monkeypatch):
-    p, recipe, steps = experiment(), recipes.baseline(experiment()), []
-    interrupted(monkeypatch, Training, "_step", 5, recipe, p)
-    original = Training._step
-    monkeypatch.setattr(
-        Training, "_step", lambda self, step: steps.append(step) or original(self, step)
-    )
-    stages.make(recipe, p)
-    assert steps == [4, 5, 6, 7]
-
-
 def test_training_leaves_no_checkpoint_behind(experiment):
     p = experiment()
     made = stages.make(recipes.finetuned(p, "deme")[0], p)
@@ -272,35 +211,6 @@ def test_images_of_another_size_are_refused_before_training(
     forbid("finetune", "reference")
     with pytest.raises(ModelError, match=r"\(1, 8, 8\).*\(1, 16, 16\)"):
         stages.make(recipes.merged(p), p)
-
-
-# the classifiers' split
-
-
-def test_a_classifier_of_another_split_is_refused(experiment):
-    p = experiment(split_seed=1)
-    with pytest.raises(metrics.MetricError, match=r"digits-[ab] was trained on.*not on this split"):
-        stages.make(recipes.reference(p), p)
-
-
-def test_an_unreadable_image_stops_everything_before_training(experiment, forbid, tmp_path):
-    damaged = Path(image_folder(tmp_path / "pictures", 8)) / "train" / "0" / "7.png"
-    damaged.write_bytes(damaged.read_bytes()[:40])
-    p = experiment(dataset=str(tmp_path / "pictures"), features="inception", train_images=40)
-    forbid("train_baseline", "finetune", "reference")
-    with pytest.raises(data.DataError, match=r"pictures: image \d+ cannot be read"):
-        stages.make(recipes.merged(p), p)
-
-
-def test_stages_read_what_their_recipe_names(experiment):
-    """A stage's parameters are its recipe's: another name is a KeyError, not a default."""
-    p = experiment()
-    job = stages.Job(
-        recipes.baseline(p).parameters, {}, {}, Path("."), "baseline", torch.device("cpu"), 1, 1
-    )
-    assert job["pretrain_steps"] == 8
-    with pytest.raises(KeyError):
-        job["samples"]
 
 
 def test_a_searched_merge_records_what_it_tried(experiment):

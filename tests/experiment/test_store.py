@@ -20,7 +20,6 @@ from deme_lib.experiment import store as store_module
 from deme_lib.experiment.store import (
     CALL_S,
     CHECKPOINT,
-    HISTORY,
     STEP_S,
     WORKING,
     Recipe,
@@ -28,7 +27,6 @@ from deme_lib.experiment.store import (
     Store,
     StoreError,
     rates,
-    read_json,
 )
 
 DATA = Recipe("data", "data", {"seed": 0}, {})
@@ -78,19 +76,6 @@ def test_the_key_knows_nothing_else():
     assert others.key == EXPERT.key
     assert same(EXPERT, parameters={"steps": 10, "lr": 0.1}).key == EXPERT.key
     assert EXPERT.name == f"expert-2of4-{EXPERT.key}"
-
-
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@given(st.dictionaries(st.text(), values, max_size=4))
-def test_a_key_survives_being_written_and_read(parameters):
-    again = json.loads(json.dumps(parameters))
-    assert same(EXPERT, parameters=again).key == same(EXPERT, parameters=parameters).key
 
 
 @given(st.text(min_size=1, max_size=8))
@@ -184,18 +169,14 @@ def put_a_file_in_its_place(folder):
 
 
 DAMAGES = {
-    "truncated": lambda folder: change(folder, "deep/weights.bin", bytes(range(50))),
     "one byte": lambda folder: change(folder, "deep/weights.bin", b"\xff" + bytes(range(1, 100))),
     "foreign file": lambda folder: change(folder, "foreign.txt", b""),
     "file removed": lambda folder: (folder / "notes.txt").unlink() or "notes.txt",
     "linked file": link_a_file,
-    "linked folder": lambda folder: (folder / "more").symlink_to(folder.parent) or "more",
     "cut record": lambda folder: change(folder, "record.json", b'{"name": "exp'),
-    "empty record": lambda folder: change(folder, "record.json", b"{}"),
     "list for a record": lambda folder: change(folder, "record.json", b"[]"),
     "edited result": lambda folder: edit_record(folder, results={"loss": 0.4}),
     "no checksum": lambda folder: edit_record(folder, results={"loss": 0.4}, checksum=None),
-    "file elsewhere": lambda folder: edit_record(folder, files={"../../etc/passwd": "0" * 64}),
     "record removed": lambda folder: (folder / "record.json").unlink() or "record.json",
     "file in its place": put_a_file_in_its_place,
 }
@@ -271,25 +252,19 @@ def test_a_file_in_the_place_of_a_partial_folder_goes(store):
     assert store.make(EXPERT, Builder()).results == {"loss": 0.5}
 
 
-def test_a_damaged_working_file_is_named(tmp_path):
-    (tmp_path / WORKING).mkdir()
-    (tmp_path / HISTORY).write_text('[{"step": 1')
-    with pytest.raises(StoreError, match=rf"{HISTORY} is damaged .* delete {tmp_path / WORKING}"):
-        read_json(tmp_path / HISTORY)
-
-
 # the machine gives out
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "no room left.*free some disk space"),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), "no room left"),
+        (
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+            "no room left.*free some disk",
+        ),
         (OSError(errno.EROFS, "Read-only file system"), "cannot write.*set runs_dir"),
         (MemoryError(), "memory ran out.*sampling_batch"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory ran out"),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "memory ran out"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "memory ran out"),
     ],
     ids=lambda x: str(x)[:40],

@@ -59,7 +59,6 @@ def extract(
     Args:
         name: a shipped classifier, ``pixels`` or ``inception``.
         inception_weights: local file of torch-fidelity's Inception weights; empty: fetched.
-        cuda: extract on the GPU.
 
     Raises:
         MetricError: the features are unknown, do not fit the images, or cannot be fetched.
@@ -85,19 +84,16 @@ def frechet(generated: Features, reference: Features) -> float:
 
     Called FID where the features are Inception's or a classifier's, pixel distance on pixels.
     """
-    for features in (generated, reference):
-        if len(features) < 2:
-            raise MetricError(f"a Frechet distance needs at least 2 images, got {len(features)}")
-        if not features.values.isfinite().all():
-            raise MetricError("a Frechet distance needs finite features: these hold NaN or inf")
+    if (fewest := min(len(generated), len(reference))) < 2:
+        raise MetricError(f"a Frechet distance needs at least 2 images, got {fewest}")
     first, second = (fid_features_to_statistics(f.values) for f in (generated, reference))
     try:
         found = fid_statistics_to_metric(first, second, verbose=False)
         distance = found["frechet_inception_distance"]
-    except np.linalg.LinAlgError:
+    except np.linalg.LinAlgError:  # of NaN or infinity
         distance = np.nan
     if not np.isfinite(distance):
-        raise MetricError("a Frechet distance overflows: the features' squares are not finite")
+        raise MetricError("a Frechet distance needs features whose squares are finite numbers")
     return distance
 
 
@@ -122,13 +118,8 @@ def kid(generated: Features, reference: Features, subset_size: int, subsets: int
             f"KID with subsets of {subset_size} needs as many images; there are {len(generated)} "
             f"and {len(reference)}: lower kid_subset_size"
         )
-    found = kid_features_to_metric(
-        generated.values,
-        reference.values,
-        kid_subset_size=subset_size,
-        kid_subsets=subsets,
-        verbose=False,
-    )
+    sizes = {"kid_subset_size": subset_size, "kid_subsets": subsets}
+    found = kid_features_to_metric(generated.values, reference.values, **sizes, verbose=False)
     return found["kernel_inception_distance_mean"]
 
 
@@ -191,23 +182,18 @@ def _halvings(features: Features, repeats: int, seed: int) -> Iterator[tuple[Fea
         yield features[order[:half]], features[order[half : 2 * half]]
 
 
-def nearest_distances(
-    images: torch.Tensor, train: torch.Tensor, device: torch.device | str = "cpu"
-) -> torch.Tensor:
+def nearest_distances(images: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
     """Euclidean distance of each uint8 image to its nearest training image, pixels in [-1, 1].
 
-    |x|^2 + |y|^2 - 2 x y of whole numbers is exact in float64: a copy is at distance 0.
+    Squares of whole numbers are exact in float64: a copy is at distance 0.
     """
     rows = max(1, BLOCK // max(BATCH, train[0].numel()))
     nearest = []
-    for chunk in images.split(min(BATCH, rows)):
-        x = chunk.to(device).flatten(1).double()
-        squares = []
-        for part in train.split(rows):
-            y = part.to(device).flatten(1).double()
-            squares.append(torch.addmm(y.square().sum(1), x, y.T, alpha=-2).amin(dim=1))
-        nearest.append(torch.stack(squares).amin(dim=0) + x.square().sum(1))
-    return torch.cat(nearest).sqrt().cpu() / 127.5
+    for few in images.flatten(1).split(min(BATCH, rows)):
+        parts = train.flatten(1).split(rows)
+        found = [torch.cdist(few.double(), part.double()).amin(1) for part in parts]
+        nearest.append(torch.stack(found).amin(0))
+    return torch.cat(nearest) / 127.5
 
 
 def _pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

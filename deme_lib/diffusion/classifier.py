@@ -23,6 +23,7 @@ SEEDS = {"a": 0, "b": 1}
 STEPS = 1500  # at least; larger data sets are seen EPOCHS times
 EPOCHS = 6
 BATCH = 128
+WIDTH = 32  # channels
 
 
 class Classifier(nn.Module):
@@ -31,16 +32,16 @@ class Classifier(nn.Module):
     Every doubling of S above 8 adds a stage that halves the image, so that d = 64 for 8, 16, 32.
     """
 
-    def __init__(self, channels: int, size: int, classes: int, width: int = 32):
+    def __init__(self, channels: int, size: int, classes: int):
         super().__init__()
         self.image_shape = (channels, size, size)
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
-        self.norm1 = nn.GroupNorm(8, width)
+        self.conv1 = nn.Conv2d(channels, WIDTH, 3, padding=1)
+        self.norm1 = nn.GroupNorm(8, WIDTH)
         halvings = max(1, (size // 8).bit_length())
-        self.shrink = nn.Sequential(*(_halving(width) for _ in range(halvings - 1)))
-        self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1, stride=2)
-        self.norm2 = nn.GroupNorm(8, 2 * width)
-        self.bottleneck = nn.Conv2d(2 * width, 4, 1)
+        self.shrink = nn.Sequential(*(_halving() for _ in range(halvings - 1)))
+        self.conv2 = nn.Conv2d(WIDTH, 2 * WIDTH, 3, padding=1, stride=2)
+        self.norm2 = nn.GroupNorm(8, 2 * WIDTH)
+        self.bottleneck = nn.Conv2d(2 * WIDTH, 4, 1)
         side = -(-size // 2**halvings)
         self.head = nn.Sequential(nn.Linear(4 * side**2, 128), nn.SiLU(), nn.Linear(128, classes))
 
@@ -52,17 +53,13 @@ class Classifier(nn.Module):
         return features, self.head(features)
 
 
-def _halving(width: int) -> nn.Sequential:
-    convolution = nn.Conv2d(width, width, 3, padding=1, stride=2)
-    return nn.Sequential(convolution, nn.GroupNorm(8, width), nn.SiLU())
+def _halving() -> nn.Sequential:
+    convolution = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, stride=2)
+    return nn.Sequential(convolution, nn.GroupNorm(8, WIDTH), nn.SiLU())
 
 
 def load(name: str) -> Classifier:
-    """A shipped classifier, frozen, such as ``digits-a``.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """A shipped classifier, frozen, such as ``digits-a``."""
     card = card_of(name)
     model = Classifier(card["channels"], card["size"], card["classes"])
     model.load_state_dict(load_file(data.CLASSIFIERS / f"{name}.safetensors"))
@@ -71,10 +68,10 @@ def load(name: str) -> Classifier:
 
 def card_of(name: str) -> dict[str, Any]:
     """What a shipped classifier was trained on, and how well it does on the test images."""
-    if not (data.CLASSIFIERS / f"{name}.json").is_file():
-        shipped = sorted(p.stem for p in data.CLASSIFIERS.glob("*.json"))
-        raise ValueError(f"features={name!r}: there are {', '.join(shipped)} and inception")
-    return json.loads((data.CLASSIFIERS / f"{name}.json").read_text())
+    cards = {path.stem: path for path in sorted(data.CLASSIFIERS.glob("*.json"))}
+    if name not in cards:
+        raise ValueError(f"features={name!r}: there are {', '.join(cards)} and inception")
+    return json.loads(cards[name].read_text())
 
 
 def accuracy(model: Classifier, images: data.Images) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -33,24 +34,18 @@ def gradient_similarity(
 
     The gradient at a timestep is the mean over all ``images`` (uint8 [n, C, H, W]) with the same
     noise at every timestep; ``seed`` draws that noise. It leaves out projections, so that a
-    merged model is seen in the pretrained model's coordinates.
-
-    Returns:
-        [len(timesteps), len(timesteps)] float64 in [-1, 1].
+    merged model is seen in the pretrained model's coordinates. Float64 [t, t] of t timesteps.
     """
     clean = to_model_range(images)
     noise = torch.randn(clean.shape, generator=generator(seed, "gradients"))
     batch = batch_of(GRADIENT_BATCH, clean)
-    named = unet.to(device).named_parameters()
-    weights = [w for name, w in named if not is_projection(name)]
+    weights = [w for n, w in unet.to(device).named_parameters() if not is_projection(n)]
     rows = []
     for t in timesteps:
         total = torch.zeros(sum(w.numel() for w in weights), dtype=torch.float64)
         for x, e in zip(clean.split(batch), noise.split(batch), strict=True):
-            timestep = torch.full((len(x),), int(t))
-            noisy = scheduler.add_noise(x, e, timestep).to(device)
-            prediction = unet(noisy, timestep.to(device), return_dict=False)[0]
-            loss = squared_error(prediction, e.to(device)).sum()
+            noisy = scheduler.add_noise(x, e, torch.full((len(x),), int(t))).to(device)
+            loss = squared_error(unet(noisy, t, return_dict=False)[0], e.to(device)).sum()
             gradient = torch.autograd.grad(loss, weights)
             total += torch.cat([g.flatten() for g in gradient]).double().cpu()
         rows.append(total / total.norm())
@@ -131,19 +126,16 @@ def _blocks(unet: UNet2DModel) -> Iterator[tuple[str, nn.Module]]:
 
 def _block_outputs(unet: UNet2DModel, x: torch.Tensor, timesteps: torch.Tensor) -> State:
     """The hidden state after every block, and its projection where it has one, in float64."""
-    outputs, hooks = {}, []
-    for name, block in _blocks(unet):
+    outputs = {}
+    with ExitStack() as hooks:
+        for name, block in _blocks(unet):
 
-        def keep(_block, _inputs, output, name=name):  # runs after the projection's own hook
-            hidden = output[0] if isinstance(output, tuple) else output
-            outputs[name] = hidden.double().cpu()
+            def keep(_block, _inputs, output, name=name):  # runs after the projection's own hook
+                hidden = output[0] if isinstance(output, tuple) else output
+                outputs[name] = hidden.double().cpu()
 
-        hooks.append(block.register_forward_hook(keep))
-    try:
+            hooks.callback(block.register_forward_hook(keep).remove)
         unet(x, timesteps.to(x.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return outputs
 
 
@@ -185,11 +177,8 @@ def landscape(
 
     The plane is spanned by two random directions, filter-normalised (Li et al. 2018): a step of 1
     along one changes every filter by its own norm. ``points`` per axis reach from -radius to
-    radius and must be odd, so that the weights themselves are one of them. The loss of the digits'
-    model about doubles at a radius of 0.25.
+    radius; of an odd number one is ``unet`` itself.
     """
-    if points % 2 == 0:
-        raise ValueError(f"{points} points per axis leave out the centre: choose an odd number")
     base, model = unet.state_dict(), copy.deepcopy(unet).eval().to(device)
     directions = [filter_normalised(base, generator(seed, "landscape", i)) for i in (1, 2)]
     axis = np.linspace(-radius, radius, points).round(6).tolist()

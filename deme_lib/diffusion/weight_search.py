@@ -1,9 +1,8 @@
 """Search of merge weights: held-out loss proposes, images dispose (paper Eq. 8, "grid search").
 
 Held-out loss ranks distant merges well and near ones badly, and costs a thousandth of a FID. So a
-strategy proposes by loss; a spread-out shortlist, with points on the way from no merge to the best
-proposal, is scored by images on several noise streams; and the best mean wins where it beats the
-plain choice by more than one standard error. Every search has the same strategy and budget.
+strategy proposes by loss; a spread-out shortlist is scored by images on several noise streams; and
+the best mean wins where it beats the plain choice by more than one standard error.
 """
 
 from __future__ import annotations

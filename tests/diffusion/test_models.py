@@ -15,8 +15,8 @@ from deme_lib.diffusion.models import ModelError
 from deme_lib.method.projection import ProjectedUNet2DModel
 
 
-def small(seed=0, attention=False):
-    return models.new_unet((1, 8, 8), [8, 16], 1, seed, attention)
+def small(seed=0, **options):
+    return models.new_unet((1, 8, 8), [8, 16], 1, seed, **options)
 
 
 def equal(first, second):
@@ -47,9 +47,7 @@ def test_a_new_unet_is_a_function_of_its_seed_alone():
 def test_a_new_unet_takes_the_data_s_shape(shape, tmp_path):
     unet = models.new_unet(shape, [8, 16, 24], 2, seed=0)
     models.save_pipeline(unet, DDPMScheduler(1000), tmp_path)
-    pipeline = models.load_pipeline(tmp_path)
-    models.check_pipeline(pipeline, 1000, shape)
-    assert models.shape_of(pipeline.unet) == shape
+    models.check_pipeline(models.load_pipeline(tmp_path), 1000, shape)
     with torch.inference_mode():
         assert unet(torch.zeros(2, *shape), 0).sample.shape == (2, *shape)
     with pytest.raises(ModelError, match=r"8x10 pixels cannot be halved 2 times"):
@@ -60,8 +58,6 @@ def test_attention_is_at_the_lowest_resolution_and_in_the_middle():
     unet = small(attention=True)
     places = {n.split(".attentions")[0] for n, _ in unet.named_modules() if ".attentions" in n}
     assert places == {"down_blocks.1", "mid_block", "up_blocks.0"}
-    with torch.inference_mode():
-        assert unet(torch.zeros(2, 1, 8, 8), 0).sample.shape == (2, 1, 8, 8)
     assert not any("attentions.0" in name for name, _ in small().named_modules())
 
 
@@ -119,7 +115,6 @@ def test_any_scheduler_of_ddpm_s_noise_becomes_ddpm_s(tiny_unet, tmp_path):
     [
         ("unet/config.json", b"{"),
         ("unet/config.json", b"[]"),
-        ("unet/diffusion_pytorch_model.safetensors", b"cut"),
         ("unet/diffusion_pytorch_model.safetensors", None),
         ("model_index.json", b"{"),
         ("model_index.json", None),
@@ -129,26 +124,21 @@ def test_a_damaged_folder_is_named(folder, name, content):
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     with pytest.raises(ModelError, match=str(folder)):
         models.load_pipeline(folder)
-    if name.startswith("unet"):
-        with pytest.raises(ModelError, match=str(folder / "unet")):
-            models.load_unet(folder / "unet")
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda w: w.pop("conv_out.bias"), "do not fit, such as in conv_out.bias"),
-        (lambda w: w.update(more=torch.ones(1)), "do not fit, such as in more"),
-        (lambda w: w["conv_out.bias"].fill_(torch.nan), "conv_out.bias hold NaN or infinity"),
-        (lambda w: w["conv_out.bias"].fill_(torch.inf), "conv_out.bias hold NaN or infinity"),
+        ({"conv_out.bias": None}, "do not fit, such as in conv_out.bias"),
+        ({"more": torch.ones(1)}, "do not fit, such as in more"),
+        ({"conv_out.bias": torch.tensor([torch.nan])}, "conv_out.bias hold NaN or infinity"),
+        ({"conv_out.bias": torch.tensor([torch.inf])}, "conv_out.bias hold NaN or infinity"),
     ],
-    ids=["lacks", "more", "nan", "inf"],
 )
 def test_weights_that_are_not_all_there_or_not_finite_are_refused(folder, change, words):
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    change(weights)
-    save_file(weights, file)
+    weights = load_file(file) | change
+    save_file({name: w for name, w in weights.items() if w is not None}, file)
     with pytest.raises(ModelError, match=f"{folder}/unet: .*{words}"):
         models.load_pipeline(folder)
 
@@ -216,9 +206,8 @@ def test_what_ships_fits_the_built_in_data(folder):
     models.check_pipeline(models.load_pipeline(folder / "pipeline"), 1000, (1, 8, 8))
     for name in ("snapshot-4", "snapshot-2"):
         assert models.shape_of(models.load_unet(folder / name)) == (1, 8, 8)
-    assert (
-        card["command"] and f"\nbaseline,{card['steps']}," in (folder / "history.csv").read_text()
-    )
+    history = (folder / "history.csv").read_text()
+    assert card["command"] and f"\nbaseline,{card['steps']}," in history
 
 
 # devices

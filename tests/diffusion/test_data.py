@@ -2,6 +2,7 @@
 
 import gzip
 from io import BytesIO
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -28,17 +29,13 @@ def picture(i, size=8, channels=3):
     return pixels.squeeze()
 
 
-def image_folder(root, parts=("train", "test"), per_class=10, channels=3):
+def image_folder(root, parts=("train", "test"), channels=3):
     """train/<label>/*.png: 0-9, 10-19; test/<label>/*.png: 20-29, 30-39."""
-    i = 0
-    for part in parts:
-        for label in range(2):
-            folder = root / part / str(label)
-            folder.mkdir(parents=True)
-            for _ in range(per_class):
-                Image.fromarray(picture(i, channels=channels)).save(folder / f"{i:03d}.png")
-                i += 1
-    return root
+    for i in range(20 * len(parts)):
+        path = root / parts[i // 20] / str(i // 10 % 2) / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(i, channels=channels)).save(path)
+    return str(root)
 
 
 def parquet(folder, labels, images=None, part="train"):
@@ -87,14 +84,14 @@ def test_too_many_images_names_the_parameters_of_their_part(tmp_path):
     with pytest.raises(DataError, match=r"1797 images.*train_images, search_images, test_images"):
         split("digits", 1500, 200, 98, 0)
     with pytest.raises(DataError, match=r"lower search_images, test_images"):
-        split(str(image_folder(tmp_path)), 12, 11, 10, seed=0)
+        split(image_folder(tmp_path), 12, 11, 10, seed=0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("train", [12, 18])
 def test_search_images_come_from_what_training_leaves_where_it_does(tmp_path, channels, train):
     """Of 20 train images: 12 + 6 fit into them, 18 + 6 do not."""
-    roles = split(str(image_folder(tmp_path, channels=channels)), train, 6, 8, seed=0)
+    roles = split(image_folder(tmp_path, channels=channels), train, 6, 8, seed=0)
     assert [roles[r].images.shape for r in ROLES] == [(n, channels, 8, 8) for n in (train, 6, 8)]
     found = {role: numbers(images) for role, images in roles.items()}
     assert sum(map(len, found.values())) == len(set.union(*found.values()))
@@ -106,7 +103,7 @@ def test_search_images_come_from_what_training_leaves_where_it_does(tmp_path, ch
 
 
 def test_a_folder_with_one_part_is_cut_in_three(tmp_path):
-    roles = split(str(image_folder(tmp_path, parts=("train",))), 10, 4, 6, seed=0)
+    roles = split(image_folder(tmp_path, ("train",)), 10, 4, 6, seed=0)
     assert set.union(*map(numbers, roles.values())) == set(range(20))
 
 
@@ -114,10 +111,9 @@ def test_a_folder_with_one_part_is_cut_in_three(tmp_path):
 
 
 def test_fashion8_has_its_roles():
-    roles = split("fashion8", 50_000, 10_000, 10_000, seed=0)
-    assert [roles[role].images.shape for role in ROLES] == [
-        (n, 1, 8, 8) for n in (50_000, 10_000, 10_000)
-    ]
+    sizes = (50_000, 10_000, 10_000)
+    roles = split("fashion8", *sizes, seed=0)
+    assert [roles[role].images.shape for role in ROLES] == [(n, 1, 8, 8) for n in sizes]
     whole = np.concatenate([roles[role].images for role in ("train", "search")])
     for found, part in ((whole, "train"), (roles["test"].images, "test")):
         assert sorted(map(bytes, found)) == sorted(map(bytes, data.fashion8()[part].images))
@@ -187,11 +183,10 @@ def test_a_damaged_file_is_named_with_the_remedy(idx_folder, how):
 
 
 def test_images_and_labels_must_be_as_many(idx_folder):
-    folder = idx_folder()
-    labels = "t10k-labels-idx1-ubyte.gz"
-    (folder / labels).write_bytes((folder / labels.replace("t10k", "train")).read_bytes())
+    labels = idx_folder() / "t10k-labels-idx1-ubyte.gz"
+    labels.write_bytes(labels.with_name(labels.name.replace("t10k", "train")).read_bytes())
     with pytest.raises(DataError, match=rf"{labels} has 20 labels for 12 images: copy"):
-        split(str(folder), 16, 5, 6, seed=0)
+        split(str(labels.parent), 16, 5, 6, seed=0)
 
 
 # pixels and labels
@@ -201,7 +196,7 @@ def test_images_and_labels_must_be_as_many(idx_folder):
 def test_sixteen_bit_images_keep_their_greys(tmp_path, order):
     """PIL clips 16 bits to 8; a scan of 0..65535 would come out white."""
     greys = np.linspace(0, 65535, 64).astype(order).reshape(8, 8)
-    for path in image_folder(tmp_path).rglob("*.png"):
+    for path in Path(image_folder(tmp_path)).rglob("*.png"):
         path.unlink()
         Image.fromarray(greys).save(path.with_suffix(".tiff"))
     images = split(str(tmp_path), 12, 6, 8, seed=0)["train"].images
@@ -232,7 +227,7 @@ def test_null_and_mixed_images_are_named(tmp_path):
 
 
 def test_roles_of_different_shapes_are_refused(tmp_path):
-    for path in (image_folder(tmp_path) / "test").rglob("*.png"):
+    for path in Path(image_folder(tmp_path), "test").rglob("*.png"):
         Image.fromarray(picture(0, size=9)).save(path)
     with pytest.raises(DataError, match="the roles differ in shape"):
         split(str(tmp_path), 12, 6, 8, seed=0)
@@ -271,7 +266,7 @@ def test_large_images_are_shrunk_to_the_shorter_side_and_cut_in_the_middle(chann
     upright = data.fit(ramp(channels, 64, 128).transpose(0, 2, 1), 32)
     assert (upright == found.transpose(0, 2, 1)).all()
     wide = ramp(1, 20, 40)
-    assert (data.fit(wide, 32)[0, 6:26] == wide[0, :, 4:36]).all()
+    assert (data.fit(wide, 32)[0, 6:26] == wide[0, :, 4:36]).all() and data.fit(wide, 0) is wide
 
 
 def test_shrinking_does_not_alias():
@@ -279,7 +274,6 @@ def test_shrinking_does_not_alias():
     stripes = np.zeros((1, 256, 256), np.uint8)
     stripes[..., ::2] = 255
     assert abs(data.fit(stripes, 64)[0, :, 4:-4].astype(int) - 127).max() < 12
-    assert data.fit(stripes, 0) is stripes
 
 
 # fingerprints

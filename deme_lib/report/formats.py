@@ -13,21 +13,19 @@ from matplotlib.figure import Figure
 UNKNOWN = "–"
 
 
-def number(x: float, digits: int = 3) -> str:
-    """So many significant digits and a true minus sign; a dash where nothing is known."""
-    if pd.isna(x):
-        return UNKNOWN
-    decimals = digits - 1 - int(np.floor(np.log10(abs(x)))) if x and np.isfinite(x) else digits
-    return f"{x:,.{min(max(decimals, 0), 9)}f}".replace("-", "−")
-
-
-def percent(x: float, digits: int = 3) -> str:
-    return UNKNOWN if pd.isna(x) else f"{number(100 * x, digits)} %"
-
-
 def decimals(x: float, places: int = 3) -> str:
-    """So many decimals, as columns of a table have."""
+    """So many decimals and a true minus sign; a dash where nothing is known."""
     return UNKNOWN if pd.isna(x) else f"{x:,.{places}f}".replace("-", "−")
+
+
+def number(x: float) -> str:
+    """Three significant digits."""
+    places = 2 - np.floor(np.log10(abs(x))) if x and np.isfinite(x) else 3
+    return decimals(x, int(np.clip(places, 0, 9)))
+
+
+def percent(x: float) -> str:
+    return UNKNOWN if pd.isna(x) else f"{number(100 * x)} %"
 
 
 def count(x: float) -> str:
@@ -40,10 +38,8 @@ def plus_minus(mean: float, spread: float) -> str:
     if pd.isna(mean):
         return UNKNOWN
     places = _places(spread)
-    sign = "+" if mean > 0 else ""
-    return f"{sign}{decimals(mean, places)}" + (
-        "" if pd.isna(spread) else f" ± {decimals(spread, places)}"
-    )
+    signed = f"{'+' if mean > 0 else ''}{decimals(mean, places)}"
+    return signed if pd.isna(spread) else f"{signed} ± {decimals(spread, places)}"
 
 
 def _places(spread: float) -> int:
@@ -71,14 +67,9 @@ def markdown(table: pd.DataFrame) -> str:
 
 def latex(table: pd.DataFrame, caption: str, name: str) -> str:
     """A table of strings as a LaTeX table (needs booktabs)."""
-    lines = [" & ".join(map(_tex, line)) + r" \\" for line in table.to_numpy().tolist()]
-    head = " & ".join(map(_tex, table.columns)) + r" \\"
-    body = "\n".join([r"\toprule", head, r"\midrule", *lines, r"\bottomrule"])
-    return (
-        f"\\begin{{table}}\n\\caption{{{_tex(caption)}}}\n\\label{{tab:{name}}}\n"
-        f"\\begin{{tabular}}{{l{'r' * (table.shape[1] - 1)}}}\n{body}\n"
-        "\\end{tabular}\n\\end{table}"
-    )
+    columns = {"column_format": "l" + "r" * (table.shape[1] - 1), "hrules": True}
+    shown = table.map(_tex).rename(columns=_tex).style.hide()
+    return shown.to_latex(caption=_tex(caption), label=f"tab:{name}", **columns)
 
 
 def write(path: Path, text: str) -> None:
@@ -97,7 +88,6 @@ def save(figure: Figure, path: Path) -> None:
 
 def _tex(text: str) -> str:
     text = re.sub(r"([%&_#$])", r"\\\1", text)
-    signs = {"±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--", "↓": r"$\downarrow$"}
-    for sign, command in {**signs, "↑": r"$\uparrow$"}.items():
-        text = text.replace(sign, command)
-    return text
+    signs = {"±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--"}
+    signs |= {"↓": r"$\downarrow$", "↑": r"$\uparrow$"}
+    return text.translate(str.maketrans(signs))

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 BASE = "base"
 """The cell of a sweep's base, and of every row of an experiment."""
 
+QUANTILES = ("q05", "q25", "median", "q75", "q95")
 COLUMNS = {
     "metrics": "arm seed n features steps fid reference fid_second fid_train pixel kid "
     "inception_score precision recall",
@@ -31,12 +32,12 @@ COLUMNS = {
     "denoiser_calls device",
     "history": "run step learning_rate held_out_loss train_loss",
     "gradients": "model draw n timestep1 timestep2 cosine",
-    "activations": "range block dimension n count q05 q25 median q75 q95 share share_at_random",
+    "activations": f"range block dimension n count {' '.join(QUANTILES)} share share_at_random",
     "landscape": "range start stop a b loss",
-    "task_vectors": "range block q05 q25 median q75 q95",
+    "task_vectors": f"range block {' '.join(QUANTILES)}",
     "plane": "w1 w2 loss expert1 expert2",
     "range_losses": "model range held_out_loss",
-    "neighbours": "arm n q05 q25 median q75 q95",
+    "neighbours": f"arm n {' '.join(QUANTILES)}",
     "search": "search weights loss fid se chosen",
 }
 """Record -> the columns it has beside ``training_seed`` (and a sweep's ``cell``).
@@ -46,7 +47,7 @@ COLUMNS = {
 
 MEASURES = ["fid", "inception_score", "fid_second", "fid_train", "pixel", "kid"]
 MEASURES += ["precision", "recall"]
-REQUIRED = ("metrics", "arms")
+REQUIRED = ("metrics.csv", "arms.csv", "run.json")
 FREE = {"seeds", "device", "threads", "sampling_batch", "checkpoint_every"}
 FREE |= {"runs_dir", "figures_dir"}
 """Parameters in which the runs behind one table may differ."""
@@ -129,10 +130,12 @@ def read(folder: Path) -> Records:
     """
     folder = Path(folder)
     seeds = sorted(folder.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
-    if not seeds:
-        raise _missing(folder / "seed-*")
+    for path in [seed / name for seed in seeds for name in REQUIRED] or [folder / "seed-*"]:
+        if not path.is_file():
+            remedy = "`make reproduce PARAMS=params/<experiment>.yaml` (a sweep: `make sweep`)"
+            raise FileNotFoundError(f"no record {path}; {remedy} writes it")
     frames = {name: _frame(seeds, name) for name in COLUMNS}
-    runs = [json.loads(_existing(seed / "run.json").read_text()) for seed in seeds]
+    runs = [json.loads((seed / "run.json").read_text()) for seed in seeds]
     sweep = folder.parent / "sweep.json"
     samples = seeds[0] / "samples.safetensors"
     acceptance = seeds[0] / "acceptance.json"
@@ -148,44 +151,33 @@ def read(folder: Path) -> Records:
     return found
 
 
-def _missing(path: Path) -> FileNotFoundError:
-    remedy = "`make reproduce PARAMS=params/<experiment>.yaml` (a sweep: `make sweep`) writes it"
-    return FileNotFoundError(f"no record {path}; {remedy}")
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise _missing(path)
-    return path
-
-
 def _frame(seeds: list[Path], name: str) -> pd.DataFrame:
     """One kind of record of all training seeds that have it."""
+    columns = ["training_seed", *COLUMNS[name].split()]
     paths = [seed / f"{name}.csv" for seed in seeds]
-    if name in REQUIRED:
-        paths = [_existing(path) for path in paths]
-    parts = [_read_csv(path, COLUMNS[name].split()) for path in paths if path.is_file()]
-    if not parts:
-        return pd.DataFrame(columns=["training_seed", "cell", *COLUMNS[name].split()])
-    return pd.concat(parts, ignore_index=True)
+    parts = [_read_csv(path, columns) for path in paths if path.is_file()]
+    return pd.concat(parts or [pd.DataFrame(columns=[*columns, "cell"])], ignore_index=True)
 
 
 def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
     frame = pd.read_csv(path, dtype={"cell": str}, keep_default_na=False, na_values=[""])
-    if missing := [c for c in ("training_seed", *columns) if c not in frame]:
+    if missing := [c for c in columns if c not in frame]:
         raise ValueError(f"{path} lacks the columns {missing}")
     if (odd := set(frame["training_seed"])) - {int(path.parent.name.removeprefix("seed-"))}:
         raise ValueError(f"{path} holds training seeds {sorted(odd)}")
     return frame if "cell" in frame else frame.assign(cell=BASE)
 
 
+def unequal(a: dict, b: dict) -> list[str]:
+    """The names of parameters that differ and should not."""
+    return sorted(k for k in (a.keys() | b.keys()) - FREE if a.get(k) != b.get(k))
+
+
 def _one_run(folder: Path, runs: list[dict]) -> dict:
     """The first run's record with the seeds of all, which otherwise have equal parameters."""
     first = runs[0]["parameters"]
     for run in runs[1:]:
-        other = run["parameters"]
-        names = (first.keys() | other.keys()) - FREE
-        if odd := sorted(name for name in names if first.get(name) != other.get(name)):
+        if odd := unequal(first, run["parameters"]):
             raise ValueError(f"{folder}: training seeds were run with unequal {', '.join(odd)}")
     seeds = [seed for run in runs for seed in run["parameters"]["seeds"]]
     return {**runs[0], "parameters": {**first, "seeds": seeds}}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from deme_lib.report import records
-from deme_lib.report.records import FREE, Records
+from deme_lib.report.records import Records
 
 TOLERANCE = {"FID": 1.2e-4, "FID difference": 1.2e-4, "IS": 4.5e-4}
 """How far a mean over all seeds may move. From repeats of the digits experiment with every initial
@@ -23,26 +23,21 @@ processor without AVX-512 moved mean FIDs by 5e-6 and paired differences by 9e-6
 def numbers(found: Records, seeds: set[int]) -> dict[str, pd.Series]:
     """Kind of number -> mean over the training seeds, by arm or by pair of arms."""
     held = found.metrics[found.metrics["training_seed"].isin(seeds)]
-    fid, score = (held.groupby("arm")[x].agg(_strict_mean) for x in ("fid", "inception_score"))
+    means = held.groupby("arm")[["fid", "inception_score"]].agg(lambda x: x.mean(skipna=False))
+    fid = means["fid"]
     pairs = {f"{a} - {b}": fid[a] - fid[b] for a in fid.index for b in fid.index if a < b}
-    return {"FID": fid, "FID difference": pd.Series(pairs), "IS": score}
-
-
-def _strict_mean(values: pd.Series) -> float:
-    return values.mean(skipna=False)
+    return {"FID": fid, "FID difference": pd.Series(pairs), "IS": means["inception_score"]}
 
 
 def choices(found: Records, seeds: set[int]) -> dict[str, list]:
     """The weights of every arm, and what every search chose."""
-    arms = found.arms[found.arms["training_seed"].isin(seeds)]
-    weights = {
-        f"weights of {row.arm} (training seed {row.training_seed})": _weights(row.weights)
-        for row in arms.itertuples()
-    }
-    chosen = found.search[(found.search["chosen"] == 1) & found.search["training_seed"].isin(seeds)]
-    return weights | {
-        f"search {row.search} (training seed {row.training_seed})": _weights(row.weights)
-        for row in chosen.itertuples()
+    arms, chosen = found.arms, found.search[found.search["chosen"] == 1]
+    named = [arms.assign(what="weights of " + arms["arm"])]
+    named += [chosen.assign(what="search " + chosen["search"])]
+    return {
+        f"{row.what} (training seed {row.training_seed})": _weights(row.weights)
+        for row in pd.concat(named).itertuples()
+        if row.training_seed in seeds
     }
 
 
@@ -61,8 +56,7 @@ def compare(committed: Records, other: Records) -> tuple[pd.DataFrame, list[str]
         raise ValueError(
             f"no training seed in common: {committed.training_seeds}, {other.training_seeds}"
         )
-    a, b = committed.parameters, other.parameters
-    odd = [k for k in sorted((a.keys() | b.keys()) - FREE) if a.get(k) != b.get(k)]
+    odd = records.unequal(committed.parameters, other.parameters)
     columns = ["arm", "training_seed", "seed", "n", "features", "steps", "reference"]
     held = [
         sorted(x.metrics.loc[x.metrics["training_seed"].isin(seeds), columns].to_numpy().tolist())

@@ -19,10 +19,17 @@ from pathlib import Path
 import pandas as pd
 
 from deme_lib.report.formats import count, number, percent
+from deme_lib.report.records import BASE, label
 
 NUMBER = re.compile(r"<!--n (?P<experiment>[^:>]+): (?P<path>.+?)-->(.*?)<!--/n-->", re.DOTALL)
 TABLE = re.compile(r"<!--table (?P<path>\S+?)-->(.*?)<!--/table-->", re.DOTALL)
 PERCENT = {"relative", "share", "share_low", "share_high", "level"}
+NAMES = {
+    "comparisons": "{a} - {b} | {measure}".format_map,
+    "gate": "gate {model} {range}".format_map,
+    "table": lambda row: label(row.get("cell", BASE), row["arm"]),
+}
+"""File -> how a marker names a row of it."""
 INTERVALS = {
     "interval": ("low", "high"),
     "share_interval": ("share_low", "share_high"),
@@ -63,38 +70,16 @@ def _number(found: re.Match, figures: Path) -> str:
 def lookup(folder: Path, path: str) -> str:
     """A value of a folder of figures (or of a sweep: ``sweeps/NAME``), as printed."""
     *row, column = (part.strip() for part in path.split("|"))
-    if len(row) == 2:
-        file = "comparisons"
-    else:
-        file = "gate" if row and row[0].startswith("gate ") else "table"
-    whole = file == "table"  # a sweep's files stand beside its folder of records
-    single = folder.with_name(folder.name + ("" if whole else f"-{file}") + ".csv")
-    values = pd.read_csv(
-        single if single.is_file() else folder / f"{file}.csv",
-        dtype={"cell": str},
-        keep_default_na=False,
-        na_values=[""],
-    )
-    return shown(_one(values, _names(values, file), row), column)
-
-
-def _names(values: pd.DataFrame, file: str) -> list[list[str]]:
-    """How a marker names each row of a file."""
-    if file == "comparisons":
-        pairs = zip(values["a"], values["b"], values["measure"], strict=True)
-        return [[f"{a} - {b}", measure] for a, b, measure in pairs]
-    if file == "gate":
-        return [[f"gate {m} {k}"] for m, k in zip(values["model"], values["range"], strict=True)]
-    cells = values["cell"] if "cell" in values else ["base"] * len(values)
-    pairs = zip(cells, values["arm"], strict=True)
-    return [[arm if cell == "base" else f"{cell} / {arm}"] for cell, arm in pairs]
-
-
-def _one(values: pd.DataFrame, names: list[list[str]], wanted: list[str]) -> pd.Series:
-    if names.count(wanted) != 1:
-        known = "; ".join(" | ".join(name) for name in names)
-        raise ValueError(f"no row {' | '.join(wanted)!r}, there are: {known}")
-    return values.iloc[names.index(wanted)]
+    row = " | ".join(row)
+    file = "comparisons" if "|" in row else "gate" if row.startswith("gate ") else "table"
+    end = "" if file == "table" else f"-{file}"  # a sweep's files stand beside its folder
+    single = folder.with_name(f"{folder.name}{end}.csv")
+    single = single if single.is_file() else folder / f"{file}.csv"
+    values = pd.read_csv(single, dtype={"cell": str}, keep_default_na=False, na_values=[""])
+    names = [NAMES[file](known) for known in values.to_dict("records")]
+    if names.count(row) != 1:
+        raise ValueError(f"no row {row!r}, there are: {'; '.join(names)}")
+    return shown(values.iloc[names.index(row)], column)
 
 
 def shown(row: pd.Series, column: str) -> str:

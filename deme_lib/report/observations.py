@@ -9,6 +9,8 @@ import pandas as pd
 
 from deme_lib.report.records import Records
 
+ANSWERS = {True: "yes", False: "no", None: "not resolved"}
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -19,10 +21,6 @@ class Observation:
     seen: bool | None
     numbers: str
     rule: str
-
-    @property
-    def answer(self) -> str:
-        return {True: "yes", False: "no", None: "not resolved"}[self.seen]
 
 
 def table(records: Records) -> pd.DataFrame:
@@ -36,29 +34,23 @@ def table(records: Records) -> pd.DataFrame:
         "task_vectors": task_vectors,
     }
     found = [rule(records.frames[k]) for k, rule in rules.items() if len(records.frames[k])]
-    rows = [(x.figure, x.paper, x.answer, x.numbers, x.rule) for x in found]
+    rows = [(x.figure, x.paper, ANSWERS[x.seen], x.numbers, x.rule) for x in found]
     return pd.DataFrame(rows, columns=["figure", "paper says", "seen here?", "numbers", "seen if"])
 
 
 def gradients(df: pd.DataFrame, num_train_timesteps: int) -> Observation:
     """Fig. 1a: do gradients of near timesteps agree more than those of distant ones?"""
-    near, far, negative = _near_and_far(df[df["model"] == "pretrained"], num_train_timesteps)
+    df = df[(df["model"] == "pretrained") & (df["timestep1"] != df["timestep2"])]
+    near = (df["timestep1"] - df["timestep2"]).abs() < num_train_timesteps / 4
+    close, far = df.loc[near, "cosine"], df.loc[~near, "cosine"]
     return Observation(
         "1a",
         "gradients of near timesteps agree, those of distant ones conflict",
-        None if np.isnan([near, far]).any() else bool(far < min(near, 0)),
-        f"mean cosine {near:.2f} of pairs less than T/4 apart, {far:.2f} of the others "
-        f"({negative:.0%} of these negative)",
+        bool(far.mean() < min(close.mean(), 0)) if near.any() and not near.all() else None,
+        f"mean cosine {close.mean():.2f} of pairs less than T/4 apart, {far.mean():.2f} of the "
+        f"others ({(far < 0).mean():.0%} of these negative)",
         "the first mean lies above the second, and the second below 0",
     )
-
-
-def _near_and_far(df: pd.DataFrame, num_train_timesteps: int) -> tuple[float, float, float]:
-    """Mean cosine of pairs less than T/4 apart, of the others, and the others' negative share."""
-    apart = (df["timestep1"] - df["timestep2"]).abs()
-    near = df.loc[(apart > 0) & (apart < num_train_timesteps / 4), "cosine"]
-    far = df.loc[apart >= num_train_timesteps / 4, "cosine"]
-    return near.mean(), far.mean(), (far < 0).mean()
 
 
 def activations(df: pd.DataFrame) -> Observation:

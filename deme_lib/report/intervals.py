@@ -6,6 +6,8 @@ training seed was run; then an interval holds for these weights alone.
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
@@ -31,7 +33,8 @@ CONTROLS = (
 """Exploratory pairs, beside every arm - pretrained, merged - every arm, and the primary ones at
 other EMA horizons (``soup@0.98`` is the soup of copies with that EMA decay)."""
 
-UNITS = {"training_seed": "training seeds", "seed": "sampling seeds"}
+UNITS = {"training_seed": "training seed", "seed": "sampling seed"}
+GATE = ["model", "range", "start", "stop"]
 FEWEST = 5
 """Units below which an interval is given and no verdict."""
 
@@ -76,11 +79,10 @@ def family(differences: list[np.ndarray], level: float, margin: float) -> list[d
     """Interval and verdict of each of some differences [U], Holm-corrected as one family."""
     p = np.array([t_interval(d, level)[2] for d in differences])
     rows = []
-    for d, alpha in zip(differences, holm(p, 1 - level), strict=True):
-        low, high, p_value = t_interval(d, 1 - alpha)
-        row = {"n_units": len(d), "effect": np.mean(d), "level": 1 - alpha, "low": low}
-        row |= {"high": high, "p": p_value, "verdict": verdict(d, 1 - alpha, margin)}
-        rows.append(row)
+    for d, own in zip(differences, 1 - holm(p, 1 - level), strict=True):
+        found = dict(zip(("low", "high", "p"), t_interval(d, own), strict=True))
+        found |= {"n_units": len(d), "effect": np.mean(d), "level": own}
+        rows.append(found | {"verdict": verdict(d, own, margin)})
     return rows
 
 
@@ -110,9 +112,8 @@ def _of_experiment(records: Records) -> list[dict]:
     rows, every = [], set(records.titles)
     for number, pairs in primaries.items():
         rows += _rows(records, pairs, "fid", "primary", number)
-        for pair in pairs:
-            for measure in SECONDARY:
-                rows += _rows(records, [pair], measure, "secondary", number)
+        for pair, measure in product(pairs, SECONDARY):
+            rows += _rows(records, [pair], measure, "secondary", number)
     horizons = {arm.partition("@")[2] for arm in every} - {""}
     for number in ABLATIONS:
         arms = records.arms_of(number)
@@ -170,33 +171,37 @@ def _rows(records: Records, pairs: list, measure: str, kind: str, ablation: int 
     rows = family(d, records.parameters["confidence"], margin)
     for (a, b), row in zip(pairs, rows, strict=True):
         row |= {"ablation": ablation, "a": a, "b": b, "kind": kind, "measure": measure}
-        row |= {"units": UNITS[records.unit], "margin": margin}
+        row |= {"units": f"{UNITS[records.unit]}s", "margin": margin}
         row["relative"] = row["effect"] / values[b].mean()
-        for name, of in (("share", "effect"), ("share_low", "low"), ("share_high", "high")):
-            row[name] = row[of] / distance
+        row |= {"share": row["effect"] / distance}
+        row |= {f"share_{end}": row[end] / distance for end in ("low", "high")}
     return rows
 
 
-def gate(records: Records) -> pd.DataFrame:
-    """Test loss in each range against the model of all timesteps, relative; a row per model, range.
+def gate_by_seed(records: Records) -> pd.DataFrame:
+    """The gate with ``relative``, test loss against that of the model of all timesteps, and
+    ``half``, its interval over images (``se``)."""
+    seed_and_range = ["training_seed", "range"]
+    base = records.gate[records.gate["model"] == "all_plain"].set_index(seed_and_range)["loss"]
+    found = records.gate[records.gate["model"] != "all_plain"].join(
+        base.rename("base"), on=seed_and_range
+    )
+    z = student.ppf((1 + records.parameters["confidence"]) / 2, found["images"].astype(int) - 1)
+    relative = found["difference"] / found["base"]
+    return found.assign(relative=relative, half=z * found["se"] / found["base"])
 
-    The interval is over training seeds, or with a single one over images (``se``).
+
+def gate(records: Records) -> pd.DataFrame:
+    """The gate's mean over training seeds with its t interval; a row per model and range.
+
+    With a single training seed the interval is the one over images.
     """
-    rows, level = [], records.parameters["confidence"]
-    base = records.gate[records.gate["model"] == "all_plain"]
-    base = base.set_index(["training_seed", "range"])["loss"]
-    others = records.gate[records.gate["model"] != "all_plain"]
-    for (model, k), part in others.groupby(["model", "range"], sort=False):
-        loss = base.reindex(part.set_index(["training_seed", "range"]).index).to_numpy()
-        relative = part["difference"].to_numpy() / loss
-        if len(part) > 1:
-            units, n, (low, high, _) = "training seeds", len(part), t_interval(relative, level)
-        else:
-            units, n = "images", int(part["images"].iloc[0])
-            half = student.ppf((1 + level) / 2, n - 1) * part["se"].iloc[0] / loss[0]
-            low, high = relative[0] - half, relative[0] + half
-        row = {"model": model, "range": k, "start": part["start"].iloc[0]}
-        row |= {"stop": part["stop"].iloc[0], "units": units, "n_units": n}
-        rows.append({**row, "relative": relative.mean(), "low": low, "high": high})
-    names = ["model", "range", "start", "stop", "units", "n_units", "relative", "low", "high"]
-    return pd.DataFrame(rows, columns=names)
+    rows = []
+    for keys, part in gate_by_seed(records).groupby(GATE, sort=False):
+        mean, units, n = part["relative"].mean(), "training seeds", len(part)
+        low, high, _ = t_interval(part["relative"], records.parameters["confidence"])
+        if n == 1:
+            units, n, half = "images", part["images"].item(), part["half"].item()
+            low, high = mean - half, mean + half
+        rows.append((*keys, units, n, mean, low, high))
+    return pd.DataFrame(rows, columns=[*GATE, "units", "n_units", "relative", "low", "high"])

@@ -51,19 +51,23 @@ def _row(records: Records, cell: str, arm: str) -> dict:
     return row | {f"ablation{n}": known[f"ablation{n}"].iloc[0] for n in intervals.ABLATIONS}
 
 
+def half(rows: pd.DataFrame) -> pd.Series:
+    """Half the width of the interval of ``difference``."""
+    return (rows["difference_high"] - rows["difference_low"]) / 2
+
+
 def printed(records: Records) -> pd.DataFrame:
     """The table as strings, without other EMA horizons and columns in which nothing is known."""
     rows = table(records)
     if not records.sweep:
         rows = rows[~rows["arm"].str.contains("@")]
-    half = (rows["difference_high"] - rows["difference_low"]) / 2
     columns = {"arm": rows["title"]}
     if records.sweep:
         columns = {records.sweep["axis"]: rows["cell"].replace(BASE, "the base"), **columns}
     columns |= {
         "FID ↓": rows["fid_mean"].map(decimals),
         "excess over the floor": rows["excess"].map(decimals),
-        "difference to pretrained": list(map(plus_minus, rows["difference"], half)),
+        "difference to pretrained": list(map(plus_minus, rows["difference"], half(rows))),
         "IS ↑": rows["inception_score_mean"].map(decimals),
         "test loss ↓": rows["test_loss"].map(lambda x: decimals(x, 5)),
     }
@@ -87,19 +91,25 @@ def _weights(text: str | float) -> str:
     return ", ".join(f"{w:.3g}" for w in weights) if any(weights) else "all 0: no merge"
 
 
-def caption(records: Records) -> str:
-    """One line: data, n, features, reference, sampler, seeds, intervals."""
-    m, level = records.metrics.iloc[0], records.parameters["confidence"]
+def setting(records: Records) -> str:
+    """One line: data, n, features, reference, sampler, seeds."""
+    m = records.metrics.iloc[0]
     reference = {"train": "training"}.get(m["reference"], m["reference"])
-    seeds = [("training", records.training_seeds), ("sampling", records.sampling_seeds)]
+    seeds = {"training": records.training_seeds, "sampling": records.sampling_seeds}
     named = ", ".join(
-        f"{kind} seed{'s' * (len(known) > 1)} {' '.join(map(str, known))}" for kind, known in seeds
+        f"{kind} seed{'s' * (len(known) > 1)} {' '.join(map(str, known))}"
+        for kind, known in seeds.items()
     )
     return (
         f"{records.parameters['dataset']}: n = {m['n']:,} an arm and seed, {m['features']} "
-        f"features, FID to {reference} images, DDIM {m['steps']} steps; {named}; "
-        f"{100 * level:g} % t intervals over {intervals.UNITS[records.unit]}"
+        f"features, FID to {reference} images, DDIM {m['steps']} steps; {named}"
     )
+
+
+def caption(records: Records) -> str:
+    """The setting, and what the intervals are over."""
+    unit, level = intervals.UNITS[records.unit], 100 * records.parameters["confidence"]
+    return f"{setting(records)}; {level:g} % t intervals over {unit}s"
 
 
 def note(records: Records) -> str:
@@ -123,7 +133,6 @@ def compared(found: pd.DataFrame) -> pd.DataFrame:
         "verdict": found["verdict"],
     }
     shown = pd.DataFrame(columns)
-    if found["share"].isna().all():
-        shown = shown.drop(columns="share of the excess")
     said = [c for c in ("ablation", "kind", "measure", "level") if shown[c].nunique() < 2]
+    said += ["share of the excess"] if found["share"].isna().all() else []
     return shown.drop(columns=said)

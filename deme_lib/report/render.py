@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,7 @@ def render(folder: Path, out: Path | None = None) -> None:
 
 def _experiment(known: Records, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    _table(known, out / "table")
-    _comparisons(known, out / "comparisons")
+    _tables(known, out / "table", out / "comparisons")
     if len(known.gate):
         write_csv(out / "gate.csv", intervals.gate(known))
     seen = observations.table(known)
@@ -43,69 +43,65 @@ def _experiment(known: Records, out: Path) -> None:
 
 def _sweep(known: Records, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    _table(known, out / known.name)
-    _comparisons(known, out / f"{known.name}-comparisons")
+    _tables(known, out / known.name, out / f"{known.name}-comparisons")
     save(plots.sweep(known), out / f"{known.name}.png")
 
 
-def _table(known: Records, path: Path) -> None:
-    shown, caption = tables.printed(known), tables.caption(known)
+def _tables(known: Records, path: Path, beside: Path) -> None:
+    """``path`` with a row per arm, ``beside`` with one per comparison."""
+    shown, caption, note = tables.printed(known), tables.caption(known), tables.note(known)
     write_csv(path.with_suffix(".csv"), tables.table(known))
-    note = tables.note(known)
     text = f"{markdown(shown)}\n\n{caption}.\n" + (f"\n{note}\n" if note else "")
     write(path.with_suffix(".md"), text)
-    write(path.with_suffix(".tex"), latex(shown, caption, path.name) + "\n")
-
-
-def _comparisons(known: Records, path: Path) -> None:
-    found = intervals.comparisons(known)
-    write_csv(path.with_suffix(".csv"), found)
-    margin = found.loc[found["measure"] == "fid", "margin"].max()
+    write(path.with_suffix(".tex"), latex(shown, caption, path.name))
+    compared = intervals.comparisons(known)
+    write_csv(beside.with_suffix(".csv"), compared)
+    margin = compared.loc[compared["measure"] == "fid", "margin"].max()
     said = "all exploratory, uncorrected" if known.sweep else "only primary ones Holm-corrected"
     said += "" if np.isnan(margin) else f"; margin of FID {number(margin)}"
-    text = f"{markdown(tables.compared(found))}\n\n{tables.caption(known)}; {said}.\n"
-    write(path.with_suffix(".md"), text)
+    text = f"{markdown(tables.compared(compared))}\n\n{caption}; {said}.\n"
+    write(beside.with_suffix(".md"), text)
 
 
 def figures(known: Records) -> dict[str, Callable[[], Figure]]:
     """Name -> what draws it, for every figure whose record is there."""
-    p, frames = known.parameters, {name: known.of_first(name) for name in known.frames}
-    frames["losses"] = known.losses  # of all training seeds
-    frames["neighbours"] = frames["neighbours"][~frames["neighbours"]["arm"].str.contains("@")]
+    p, first = known.parameters, {name: known.of_first(name) for name in known.frames}
     one = f"{p['dataset']}, training seed {known.training_seeds[0]}"
-    held = f"{one}: {p['search_images']:,} search images"
-    test = f"{p['dataset']}: {p['test_images']:,} test images, training seeds "
-    test += " ".join(map(str, known.training_seeds))
-    gate = f"{p['dataset']}: n = {known.gate['images'].max():,} test images, intervals over "
-    gate += "images (small) and training seeds (large)"
+    held = f"{one}: n = {p['search_images']:,} search images"
+    seeds = f"training seeds {' '.join(map(str, known.training_seeds))}"
+    test = f"{p['dataset']}: n = {p['test_images']:,} test images, {seeds}"
+    gate = f"{p['dataset']}: n = {known.gate['images'].max():,} test images, {seeds}; "
+    gate += "small: each, interval over images; large: mean, t interval"
     panels = {f"ablation {n}: {what}": known.arms_of(n) for n, what in intervals.ABLATIONS.items()}
+    near = first["neighbours"][~first["neighbours"]["arm"].str.contains("@")]
+    scored = first["search"].dropna(subset=["fid"])
 
     def of(name: str) -> str:
-        """n of a record that has it, as printed."""
-        return f"{one}: n = {frames[name]['n'].min():,}"
+        return f"{one}: n = {first[name]['n'].min():,} images"
 
+    gradients = (first["gradients"], of("gradients"), p["num_train_timesteps"])
     drawn = {
-        "losses": ("loss_per_timestep", lambda df: plots.loss_per_timestep(df, test, panels)),
-        "gate": ("gate", lambda df: plots.gate(known, gate)),
-        "history": ("history", lambda df: plots.history(df, held)),
-        "gradients": (
-            "gradient_similarity",
-            lambda df: plots.gradient_similarity(df, of("gradients"), p["num_train_timesteps"]),
-        ),
-        "activations": ("activations", lambda df: plots.activations(df, of("activations"))),
-        "landscape": ("landscape", lambda df: plots.landscape(df, held)),
-        "task_vectors": ("task_vectors", lambda df: plots.task_vectors(df, one)),
-        "plane": ("plane", lambda df: plots.plane(df, held)),
-        "search": ("search", lambda df: plots.search(df, f"{held}; {p['features']} features")),
-        "neighbours": ("neighbours", lambda df: plots.neighbours(df, of("neighbours"))),
+        "loss_per_timestep": (known.losses, panels, test),
+        "history": (first["history"], held),
+        "gradient_similarity": gradients,
+        "activations": (first["activations"], of("activations")),
+        "landscape": (first["landscape"], held),
+        "task_vectors": (first["task_vectors"], one),
+        "plane": (first["plane"], held),
+        "search": (scored, f"{held}; {p['features']} features"),
+        "neighbours": (near, of("neighbours")),
     }
-    found = {"main": lambda: plots.main(known)}
+    found = {
+        name: partial(getattr(plots, name), *given)
+        for name, given in drawn.items()
+        if len(given[0])
+    }
+    found["main"] = partial(plots.main, known)
+    if len(known.gate):
+        found["gate"] = partial(plots.gate, known, gate)
     if any("@" in arm for _, arm in known.rows):
-        found["ema_horizon"] = lambda: plots.ema_horizon(known)
+        found["ema_horizon"] = partial(plots.ema_horizon, known)
     if known.samples:
-        shown = {arm: images for arm, images in known.samples.items() if "@" not in arm}
-        found["samples"] = lambda: plots.samples(shown, known.titles, one)
-    for record, (name, draw) in drawn.items():
-        if len(frames[record]):
-            found[name] = lambda draw=draw, record=record: draw(frames[record])
+        titles = {arm: title for arm, title in known.titles.items() if "@" not in arm}
+        found["samples"] = partial(plots.samples, known.samples, titles, one)
     return found

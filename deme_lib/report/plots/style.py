@@ -8,6 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from deme_lib.report.records import QUANTILES
+
 COLOURS = sns.color_palette("colorblind").as_hex()
 
 STYLES = {
@@ -31,21 +33,17 @@ STYLES = {
 """Arm -> (colour, marker)."""
 
 
-def style(arm: str, i: int = 0) -> dict:
-    """Colour and marker of an arm; of one that has none, the i-th of a palette."""
-    colour, marker = STYLES.get(arm, (COLOURS[i % 10], "os^vD8"[i % 6]))
-    return {"color": colour, "marker": marker}
-
-
-def title_of(arm: str) -> str:
-    return arm.replace("_", " ")
+def style(arm: str) -> dict:
+    """Colour and marker of an arm, at any EMA horizon ("soup@0.98")."""
+    return dict(zip(("color", "marker"), STYLES[arm.partition("@")[0]], strict=True))
 
 
 def subplots(rows: int, columns: int, inches: tuple, **options) -> tuple[Figure, np.ndarray]:
-    sns.set_theme(style="ticks", context="notebook", font_scale=0.95)
-    return plt.subplots(
-        rows, columns, figsize=inches, squeeze=False, layout="constrained", **options
-    )
+    """A figure and its axes [rows, columns]."""
+    plain = {"axes.formatter.useoffset": False}
+    sns.set_theme(style="ticks", context="notebook", font_scale=0.9, rc=plain)
+    options = {"layout": "constrained", **options}
+    return plt.subplots(rows, columns, figsize=inches, squeeze=False, **options)
 
 
 def grid(panels: int, most: int, inches: tuple, **options) -> tuple[Figure, np.ndarray]:
@@ -55,31 +53,33 @@ def grid(panels: int, most: int, inches: tuple, **options) -> tuple[Figure, np.n
     size = (max(inches[0] * columns, 6), 0.9 + inches[1] * rows)
     figure, axes = subplots(rows, columns, size, **options)
     for ax in axes.flat[panels:]:
-        ax.set_visible(False)
-    for ax in axes.flat[max(0, panels - columns) : panels]:
-        ax.tick_params(labelbottom=True)
+        ax.remove()
     return figure, axes.flat[:panels]
 
 
 def captioned(figure: Figure, caption: str) -> Figure:
     """One small line under the figure, shrunk to its width."""
-    size = min(9.5, 9.5 * 14 * figure.get_figwidth() / max(len(caption), 1))
+    size = min(9.0, 128 * figure.get_figwidth() / max(len(caption), 1))
     figure.supxlabel(caption, fontsize=size, color="0.3", x=0.01, ha="left")
     return figure
 
 
-def legend(figure: Figure, axes: np.ndarray, columns: int) -> None:
-    """One legend above the figure for what any of its axes labels."""
+def legend(figure: Figure, axes: np.ndarray, columns: int, **options) -> None:
+    """One legend above the figure for what any of its axes labels, instead of their own."""
     found = {}
     for ax in axes:
+        if ax.get_legend():
+            ax.get_legend().remove()
         found |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
-    options = {"loc": "outside upper center", "ncols": columns, "frameon": False, "fontsize": 10}
+    options |= {"loc": "outside upper center", "ncols": columns, "frameon": False, "fontsize": 9}
     figure.legend(found.values(), found.keys(), **options)
 
 
-def empty(ax: plt.Axes, text: str) -> None:
-    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color="0.4")
-    ax.set(xticks=[], yticks=[])
+def boxes(df: pd.DataFrame, **options) -> plt.Axes:
+    """A box per row, from its recorded quantiles: quartiles, whiskers from 5 to 95 %."""
+    names = [c for c in df if c not in QUANTILES]
+    look = {"whis": (0, 100), "showfliers": False, "linewidth": 0.8, **options}
+    return sns.boxplot(df.melt(names, QUANTILES), **look)
 
 
 def symlog_if_wide(axis: str, ax: plt.Axes, differences: pd.Series) -> str:

@@ -3,6 +3,7 @@
 Nothing is read or written here; a caller shows or saves the Figure that comes back. Columns are
 those of ``records.COLUMNS``.
 """
+# ruff: noqa: F401
 
 from deme_lib.report.plots.arms import ema_horizon, main, neighbours, samples, search, sweep
 from deme_lib.report.plots.paper import (
@@ -13,20 +14,3 @@ from deme_lib.report.plots.paper import (
     task_vectors,
 )
 from deme_lib.report.plots.training import gate, history, loss_per_timestep
-
-__all__ = [
-    "activations",
-    "ema_horizon",
-    "gate",
-    "gradient_similarity",
-    "history",
-    "landscape",
-    "loss_per_timestep",
-    "main",
-    "neighbours",
-    "plane",
-    "samples",
-    "search",
-    "sweep",
-    "task_vectors",
-]

@@ -10,6 +10,9 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
+from deme_lib.experiment.arms import arm_of
+from deme_lib.report.records import QUANTILES
+
 FID = {
     "pretrained": 0.375,
     "all_plain": 0.370,
@@ -36,7 +39,6 @@ LONG = {
     "deme_merged@0.98": 0.38,
 }
 FLOOR = 0.038
-QUANTILES = ["q05", "q25", "median", "q75", "q95"]
 TWO = ("pretrained", "deme_routed", "deme_merged", "averaged", "merged_searched")
 
 
@@ -45,39 +47,31 @@ def write(
     *,
     training_seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7),
     seeds: tuple[int, ...] = (0, 1),
-    fid: dict[str, float] | None = None,
+    fid: dict[str, float] = FID,
     n_ranges: int = 4,
     points: int = 9,
     bins: int = 8,
     channels: int = 1,
     optional: bool = True,
-    noise: float = 0.004,
 ) -> Path:
     """Write the records of a synthetic experiment, and return ``folder``.
 
     ``fid`` names the arms and their means; without ``optional`` only required files are written.
     """
-    rng, fid = np.random.default_rng(0), fid or FID
+    rng = np.random.default_rng(0)
     for seed in training_seeds:
-        out = folder / f"seed-{seed}"
-        out.mkdir(parents=True)
-        tables = {"metrics": metrics(rng, fid, seeds, noise), "arms": arms(fid, n_ranges)}
+        tables = {"metrics": metrics(rng, fid, seeds), "arms": arms(fid, n_ranges)}
         if optional:
             tables |= {"losses": _losses(rng, fid, bins), "gate": _gate(rng, n_ranges)}
             tables["floor"] = _floor(rng)
         if optional and seed == training_seeds[0]:
             tables |= _of_first(rng, fid, n_ranges, points, bins)
-            images = {
-                a: rng.integers(0, 256, (16, channels, 8, 8), dtype=np.uint8)
-                for a in (*fid, "real")
-            }
-            save_file(images, out / "samples.safetensors")
-            acceptance = {"halves": {}, "accepted": True, "real": {"inception_score": 4.08}}
-            (out / "acceptance.json").write_text(json.dumps(acceptance))
-        for name, table in tables.items():
-            table.insert(0, "training_seed", seed)
-            table.to_csv(out / f"{name}.csv", index=False)
-        (out / "run.json").write_text(json.dumps(run(seed, seeds, n_ranges)))
+        _save(folder / f"seed-{seed}", tables, seeds, n_ranges)
+    if optional:
+        first, shape = folder / f"seed-{training_seeds[0]}", (16, channels, 8, 8)
+        images = {arm: rng.integers(0, 256, shape, dtype=np.uint8) for arm in (*fid, "real")}
+        save_file(images, first / "samples.safetensors")
+        (first / "acceptance.json").write_text('{"real": {"inception_score": 4.08}}')
     return folder
 
 
@@ -86,37 +80,31 @@ def write_sweep(
     *,
     cells: dict[str, float | None] | None = None,
     arms_: tuple[str, ...] = ("deme_routed", "deme_merged"),
-    beside: tuple[str, ...] = ("pretrained", "all_plain"),
     against: tuple[str, ...] = ("all_plain",),
-    training_seeds: tuple[int, ...] = (0,),
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
 ) -> Path:
     """Write ``folder/records/`` and ``folder/sweep.json``; ``cells`` has the paper's number."""
-    rng = np.random.default_rng(1)
+    rng, seeds = np.random.default_rng(1), (0, 1, 2, 3, 4)
     cells = cells or {"N=1, none": 4.40, "N=1, CL": None, "N=8, PS": 4.32, "N=8, PS + CL": 4.27}
-    for seed in training_seeds:
-        out = folder / "records" / f"seed-{seed}"
-        out.mkdir(parents=True)
-        parts = {"base": beside} | dict.fromkeys(cells, arms_)
-        for name, make in (
-            ("metrics", lambda fid: metrics(rng, fid, seeds, 0.004)),
-            ("arms", lambda fid: arms(fid, 4)),
-        ):
-            frames = [
-                make({arm: FID[arm] for arm in names}).assign(cell=cell)
-                for cell, names in parts.items()
-            ]
-            table = pd.concat(frames)
-            table.insert(0, "training_seed", seed)
-            table.to_csv(out / f"{name}.csv", index=False)
-        (out / "run.json").write_text(json.dumps(run(seed, seeds, 4)))
-    document = {"title": "a sweep", "axis": "the axis", "base": "params/fashion8.yaml"}
-    document |= {"note": "A note.", "against": list(against)}
-    document["cells"] = [
-        {"cell": c, "set": {}, "paper": x, "against": []} for c, x in cells.items()
-    ]
+    tables = {"metrics": [], "arms": []}
+    named = {"base": ("pretrained", "all_plain")} | dict.fromkeys(cells, arms_)
+    for cell, names in named.items():
+        fid = {arm: FID[arm] for arm in names}
+        tables["metrics"].append(metrics(rng, fid, seeds).assign(cell=cell))
+        tables["arms"].append(arms(fid, 4).assign(cell=cell))
+    tables = {name: pd.concat(parts) for name, parts in tables.items()}
+    _save(folder / "records" / "seed-0", tables, seeds, 4)
+    document = {"axis": "the axis", "note": "A note.", "against": against}
+    document["cells"] = [{"cell": c, "paper": paper, "against": []} for c, paper in cells.items()]
     (folder / "sweep.json").write_text(json.dumps(document))
     return folder
+
+
+def _save(out: Path, tables: dict[str, pd.DataFrame], seeds: tuple[int, ...], n_ranges: int):
+    out.mkdir(parents=True)
+    seed = int(out.name.removeprefix("seed-"))
+    for name, table in tables.items():
+        table.assign(training_seed=seed).to_csv(out / f"{name}.csv", index=False)
+    (out / "run.json").write_text(json.dumps(run(seed, seeds, n_ranges)))
 
 
 def run(seed: int, seeds: tuple[int, ...], n_ranges: int) -> dict:
@@ -133,9 +121,9 @@ def run(seed: int, seeds: tuple[int, ...], n_ranges: int) -> dict:
     return {"experiment": "synthetic", "parameters": parameters, "commit": "", "device": "cpu"}
 
 
-def metrics(rng, fid: dict[str, float], seeds: tuple[int, ...], noise: float) -> pd.DataFrame:
+def metrics(rng, fid: dict[str, float], seeds: tuple[int, ...]) -> pd.DataFrame:
     """Common noise of a training seed and of each stream, and an arm's own."""
-    common = rng.normal(0, 0.02)
+    common, noise = rng.normal(0, 0.02), 0.004
     streams = {seed: common + rng.normal(0, 0.01) for seed in seeds}
     rows = []
     for arm, mean in fid.items():
@@ -154,11 +142,8 @@ def arms(fid: dict[str, float], n_ranges: int) -> pd.DataFrame:
     rows = []
     for arm in fid:
         many = n_ranges if "routed" in arm or arm == "averaged" else 1
-        row = {
-            "arm": arm,
-            "title": arm.replace("_", " "),
-            "ablation1": int(arm != "averaged" and "@" not in arm),
-        }
+        row = {"arm": arm, "title": arm_of(arm, (0, 0.98)).title}
+        row["ablation1"] = int(arm != "averaged" and "@" not in arm)
         row |= {"ablation2": int(arm in TWO), "parameters": 40_000 * many}
         row |= {"calls_per_image": 20 * (n_ranges if arm == "averaged" else 1)}
         row |= {"training_steps": 0 if arm == "pretrained" else 1000 * n_ranges}
@@ -218,7 +203,7 @@ def _of_first(rng, fid, n_ranges, points, bins) -> dict[str, pd.DataFrame]:
 def _neighbours(rng, fid) -> pd.DataFrame:
     names = ["test", *fid]
     values = [np.sort(rng.normal(2.1, 0.02) + np.array([-0.9, -0.3, 0, 0.3, 0.8])) for _ in names]
-    table = pd.DataFrame(values, columns=QUANTILES)
+    table = pd.DataFrame(values, columns=list(QUANTILES))
     return pd.DataFrame({"arm": names, "n": [10000, *[5000] * len(fid)]}).join(table)
 
 
@@ -238,7 +223,7 @@ def _search(rng, n_ranges) -> pd.DataFrame:
 def _history(rng, n_ranges) -> pd.DataFrame:
     rows, names = [], ["all-plain"]
     names += [
-        f"{x}-{i + 1}of{n_ranges}" for x in ("soup", "plain", "expert") for i in range(n_ranges)
+        f"{x}-{i + 1}of{n_ranges}" for x in ("soup", "plain", "deme") for i in range(n_ranges)
     ]
     for step in range(500, 20001, 500):
         rate = max(2e-4, 2e-3 * 0.5 * (1 + np.cos(np.pi * min(step / 16000, 1))))

@@ -46,26 +46,12 @@ def test_rounding_is_reproduced_and_said(committed, capsys):
         (move("soup", "fid", 1e-3), "FID of soup moved 0.00033 of 0.00012 allowed"),
         (move("averaged", "fid", 1e-3), "FID difference of averaged - deme_merged moved"),
         (move("averaged", "inception_score", 0.01), "IS of averaged moved"),
-        (move("soup", "fid", float("nan")), "no number"),
         (move("soup", "inception_score", float("nan")), "IS of soup moved nan"),
     ],
 )
 def test_a_planted_mistake_is_caught(committed, capsys, how, said):
-    other = changed(committed, how=how)
-    try:
-        assert reproduced.verdict(committed, other) == 1
-        found = capsys.readouterr().out
-    except ValueError as error:  # a FID that is no number is not even read
-        found = str(error)
-    assert said in found and not found.startswith("reproduced")
-
-
-def test_two_arms_that_change_places_are_caught(committed, capsys):
-    def swap(frame):
-        return frame.replace({"arm": {"soup": "averaged", "averaged": "soup"}})
-
-    assert reproduced.verdict(committed, changed(committed, how=swap)) == 1
-    assert "FID of soup moved" in capsys.readouterr().out
+    assert reproduced.verdict(committed, changed(committed, how=how)) == 1
+    assert f"not reproduced: {said}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -73,14 +59,10 @@ def test_two_arms_that_change_places_are_caught(committed, capsys):
     [
         (
             "arms",
-            lambda f: f.assign(weights=f["weights"].str.replace("0.25", "0.3")),
-            "weights of",
+            lambda f: f.replace({"weights": {"[0.25, 0.25, 0.25, 0.25]": "[0.3]"}}),
+            "weights",
         ),
-        (
-            "search",
-            lambda f: f.assign(chosen=f["chosen"].shift(-1, fill_value=0)),
-            "search merge",
-        ),
+        ("search", lambda f: f.assign(chosen=f["chosen"].shift(-1, fill_value=0)), "search merge"),
     ],
 )
 def test_other_weights_and_choices_are_caught(committed, capsys, name, how, said):

@@ -86,7 +86,7 @@ def symlog_if_wide(axis: str, ax: plt.Axes, differences: pd.Series) -> str:
     """A symmetric logarithmic axis where one arm would squeeze all others to a point."""
     sizes = differences.abs()
     sizes = sizes[sizes > 0]
-    if sizes.empty or sizes.max() <= 15 * sizes.median():
+    if sizes.empty or sizes.max() <= 40 * sizes.median():
         return ""
     getattr(ax, f"set_{axis}scale")("symlog", linthresh=2 * sizes.median())
     ax.autoscale(axis=axis)

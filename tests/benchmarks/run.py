@@ -1,0 +1,396 @@
+"""What the library's work costs, as ratios to what it cannot avoid or to what else one would use.
+
+    make bench                                          every group but ``large``: about 4 minutes
+    .venv/bin/python tests/benchmarks/run.py GROUP ...  these groups; rows of the others are kept
+
+What is compared takes turns, once a repeat, in one process and one thread; a row holds the median
+over repeats of a repeat's ratio. Models have random weights. Linux only: memory is read in /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import zip_longest
+from multiprocessing import get_context
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import DDIMPipeline, UNet2DModel
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from deme_lib import ROOT
+from deme_lib.diffusion.merged import WEIGHTS, Merger, merge_experts, merge_folders
+from deme_lib.diffusion.models import new_scheduler, new_unet
+from deme_lib.diffusion.sampling import ddim_scheduler, sample
+from deme_lib.diffusion.training import Training, TrainingSpec, draw, finetune
+from deme_lib.method.ensembles import RoutedEnsemble, averaged_ensemble
+from deme_lib.method.merging import merge
+from deme_lib.method.timesteps import split_timesteps
+from deme_lib.report.formats import markdown, number, write, write_csv
+
+N = 4
+MEAN = [1 / N] * N
+CIFAR = {  # google/ddpm-cifar10-32: 35.7 M parameters
+    "sample_size": 32,
+    "block_out_channels": (128, 256, 256, 256),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+}
+LARGE = CIFAR | {"block_out_channels": (704, 1408, 1408, 1408)}  # 1.08 B parameters
+TINY = CIFAR | {"block_out_channels": (32, 32, 32, 32)}
+SIZES = [8, 16], [16, 32]  # channels of the default preset's UNet, and twice as wide
+BATCH, STEPS = 250, 10
+SPEC = TrainingSpec(10**9, (0, "bench"), range(250, 500), 1e-4, 1e-4, batch_size=64)
+SCHEDULER = new_scheduler(1000)
+
+
+def clock(repeats: int, *calls: Callable[[], object], warm: int = 1) -> np.ndarray:
+    """Seconds [repeats, calls] of calls that take turns, after ``warm`` turns not counted."""
+    seconds = np.empty((warm + repeats, len(calls)))
+    for turn in seconds:
+        for k, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            turn[k] = time.perf_counter() - start
+    return seconds[warm:]
+
+
+def row(what: str, against: str, ratios: Sequence[float], goal: str = "") -> dict[str, object]:
+    """A line of the table; ``goal`` is such as "≤ 1.05", or empty where none was set."""
+    ratio, bound = float(np.median(ratios)), float(goal[1:] or "nan")
+    met = {"≤": ratio <= bound, "≥": ratio >= bound}.get(goal[:1])
+    met = {True: "yes", False: "no", None: ""}[met]
+    values = {"ratio": ratio, "goal": goal, "met": met, "against": against}
+    return {"what": what, **values, "repeats": len(ratios)}
+
+
+def workers(count: int) -> ProcessPoolExecutor:
+    """Fresh processes of one thread, which import this file."""
+    return ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (1,))
+
+
+def merging(repeats: int) -> Iterator[dict]:
+    """Eq. 8 in memory."""
+    base, *experts = (UNet2DModel(**CIFAR).eval() for _ in range(N + 1))
+    states = [expert.state_dict() for expert in experts]
+    merger = Merger(base, experts)
+    model, start = merger.merged(MEAN), merger.start
+    source, target = torch.rand(2, (N + 2) // 2 * base.num_parameters())  # N + 1 reads, one write
+
+    def differences() -> list[dict]:
+        return [{name: state[name] - start[name] for name in start} for state in states]
+
+    def textbook(vectors: list[dict]) -> None:
+        scaled = [{n: w * t for n, t in v.items()} for w, v in zip(MEAN, vectors, strict=True)]
+        merged = {name: start[name] + sum(s[name] for s in scaled) for name in start}
+        copy.deepcopy(base).load_state_dict(merged)
+
+    place, copied, whole, part, ours = clock(
+        repeats,
+        lambda: merger.merged(MEAN, into=model),
+        lambda: target.copy_(source),
+        lambda: textbook(differences()),
+        lambda: textbook(merger.vectors),
+        lambda: merge_experts(base, experts, MEAN),
+    ).T
+    about = f"{N} experts, {base.num_parameters() / 1e6:.1f} M parameters"
+    yield row(f"merge in place ({about})", "copying the same bytes", place / copied, "≤ 1.6")
+    yield row("textbook way, differences included", "merge in place", whole / place, "≥ 7")
+    yield row("textbook way, from task vectors", "merge in place", part / place, "≥ 7")
+    yield row("merge_experts", "textbook way, differences included", ours / whole, "≤ 1")
+
+
+def folders(repeats: int) -> Iterator[dict]:
+    """Eq. 8 from folders to a pipeline."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield from folders_of(CIFAR, torch.float32, Path(folder), repeats)
+
+
+def large(_repeats: int) -> Iterator[dict]:
+    """The same once with a thousand million parameters: 17 GB of disk, some minutes."""
+    for dtype in (torch.bfloat16, torch.float32):
+        with tempfile.TemporaryDirectory() as folder:
+            yield from folders_of(LARGE, dtype, Path(folder), 1)
+
+
+def folders_of(config: dict, dtype: torch.dtype, folder: Path, repeats: int) -> Iterator[dict]:
+    job, seen = family(folder / "model", config, dtype, files=N if repeats > 1 else 1), []
+    files = [place / WEIGHTS for place in (job[0] / "unet", *job[1])]
+
+    def raw() -> None:
+        for file in files:
+            content = file.read_bytes()
+        (folder / "raw").write_bytes(content)
+
+    with workers(1) as pool:
+        pool.submit(merge_folders, *family(folder / "tiny", TINY, dtype)).result()  # imports
+        status = Path(f"/proc/{pool.submit(os.getpid).result()}/status")
+
+        def watched() -> None:
+            work = pool.submit(merge_folders, *job)
+            while not work.done():
+                seen.append(anonymous_bytes(status))
+                time.sleep(0.002)
+            work.result()
+
+        before = anonymous_bytes(status)
+        ours, least = clock(repeats, watched, raw, warm=int(repeats > 1)).T
+    extra = np.array([max(seen) - before])
+    sizes = [tensor.numel() for tensor in shapes(config).parameters()]
+    what = f"merge_folders ({sum(sizes) / 1e6:,.1f} M parameters, {dtype})".replace("torch.", "")
+    bound = f"≤ {1 + N * max(sizes) / sum(sizes):.2f}"  # one model and one tensor of each expert
+    yield row(what, "reading and writing the files' bytes", ours / least, "≤ 1.3")
+    yield row(f"{what}, time", "1 s", ours)
+    yield row(f"{what}, peak memory", "one model", extra / (sum(sizes) * dtype.itemsize), bound)
+    yield row(f"{what}, peak memory", "1 GiB", extra / 2**30)
+
+
+def shapes(config: dict) -> UNet2DModel:
+    with torch.device("meta"):
+        return UNet2DModel(**config)
+
+
+def family(folder: Path, config: dict, dtype: torch.dtype, files: int = N) -> tuple:
+    """What ``merge_folders`` is given: a pretrained pipeline and N experts of random weights.
+
+    Args:
+        files: experts that are written; the others are further names of the last one's file.
+    """
+    unet, base, experts = shapes(config), folder / "base", [folder / f"{k}" for k in range(N)]
+    SCHEDULER.save_pretrained(base / "scheduler")
+    for k, place in enumerate((base / "unet", *experts)):
+        unet.save_config(place)
+        if k > files:
+            (place / WEIGHTS).hardlink_to(experts[files - 1] / WEIGHTS)
+            continue
+        weights = {n: torch.rand(t.shape, dtype=dtype) for n, t in unet.state_dict().items()}
+        save_file(weights, place / WEIGHTS)
+    return base, experts, MEAN, folder / "merged"
+
+
+def anonymous_bytes(status: Path) -> int:
+    """Memory of a process that holds no pages of files, from its /proc/PID/status."""
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status.read_text())[1])
+
+
+def start_up(repeats: int) -> Iterator[dict]:
+    """From a command to its first line of work."""
+
+    def python(*words: str) -> str:
+        return subprocess.run([sys.executable, *words], capture_output=True, text=True).stderr
+
+    def core_seconds(code: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        python("-c", code)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return sum(after[:2]) - sum(before[:2])  # user and system
+
+    for word in ("list", "--help"):
+        command = ("-m", "deme_lib", word)
+        torch_too = re.search(r"\| +torch$", python("-X", "importtime", *command), re.MULTILINE)
+        about = "imports torch" if torch_too else "without torch"
+        seconds = clock(repeats, partial(python, *command))[:, 0]
+        yield row(f"python -m deme_lib {word} ({about})", "1 s", seconds, "≤ 1")
+    codes = "import deme_lib.experiment.stages", "from diffusers import UNet2DModel"
+    stages, unet = np.array([[core_seconds(c) for c in codes] for _ in range(min(repeats, 2))]).T
+    yield row("importing the stages, core-seconds", "1 s", stages)
+    yield row("importing the stages, core-seconds", "importing diffusers' UNet", stages / unet)
+
+
+def training(repeats: int, device: str) -> Iterator[dict]:
+    """A step of DeMe with teacher and projections."""
+    for channels in SIZES:
+        step, *alone = step_and_parts(channels, device)
+        seconds = clock(20 * repeats, step, *alone)
+        what, against = f"training step {tuple(channels)}", "its forwards, backward, optimiser step"
+        yield row(what, against, seconds[:, 0] / seconds[:, 1:].sum(1), "≤ 1.05")
+
+
+def step_and_parts(channels: list[int], device: str) -> tuple[Callable[[], object], ...]:
+    """A training step, and alone: student forward and backward, teacher forward, optimiser step."""
+    steps, other = iter(new_run(channels, device)), new_run(channels, device)
+    drawn = draw(other.images, SCHEDULER, SPEC, 0)
+    noise, noisy, timesteps = (x.to(other.accelerator.device) for x in drawn[1:])
+    optimiser = torch.optim.AdamW(other.unet.parameters(), lr=1e-4, fused=True)
+
+    def student() -> None:
+        optimiser.zero_grad()
+        mse_loss(other.unet(noisy, timesteps, return_dict=False)[0], noise).backward()
+
+    @torch.inference_mode()
+    def teacher() -> None:
+        other.teacher(noisy, timesteps, return_dict=False)
+
+    return lambda: next(steps), student, teacher, optimiser.step
+
+
+def new_run(channels: list[int], device: str) -> Training:
+    images = torch.randint(0, 256, (1000, 1, 8, 8), dtype=torch.uint8)
+    return finetune(
+        new_unet((1, 8, 8), channels, 1, seed=0), SCHEDULER, images, SPEC, device=device
+    )
+
+
+def sampling(repeats: int, device: str) -> Iterator[dict]:
+    """DDIM with one model, with ensembles, and with diffusers' pipeline."""
+    for channels in SIZES:
+        members = unets(N, channels, device)
+        pipeline = DDIMPipeline(members[0], ddim_scheduler(SCHEDULER, STEPS, "leading"))
+        pipeline.set_progress_bar_config(disable=True)
+        bare, ours, theirs, routed, averaged = clock(
+            repeats,
+            partial(forwards, members[0], torch.randn(BATCH, 1, 8, 8, device=device)),
+            sampler(members[0], device=device),
+            partial(pipeline, BATCH, num_inference_steps=STEPS, output_type="np"),
+            sampler(RoutedEnsemble(members, split_timesteps(N, 1000)), device=device),
+            sampler(averaged_ensemble(members), device=device),
+        ).T
+        about = f" {tuple(channels)}"
+        yield row(f"sampling{about}", "steps × bare forward", ours / bare, "≤ 1.05")
+        yield row(f"sampling{about}", "diffusers' DDIMPipeline", ours / theirs, "≤ 1")
+        yield row(f"routed ensemble of {N}{about}", "sampling one model", routed / ours, "≤ 1.05")
+        yield row(f"averaged ensemble of {N}{about}", f"{N} models", averaged / (N * ours))
+
+
+def unets(count: int, channels: list[int], device: str = "cpu") -> list[UNet2DModel]:
+    return [new_unet((1, 8, 8), channels, 1, seed).eval().to(device) for seed in range(count)]
+
+
+@torch.inference_mode()
+def forwards(unet: UNet2DModel, noisy: torch.Tensor) -> None:
+    for _ in range(STEPS):
+        unet(noisy, 500, return_dict=False)
+
+
+def sampler(denoiser: nn.Module, images: int = BATCH, steps: int = STEPS, device: str = "cpu"):
+    settings = {"purpose": (0,), "batch_size": BATCH, "device": device}
+    return partial(sample, denoiser, SCHEDULER, images, steps=steps, **settings)
+
+
+def side_by_side(repeats: int) -> Iterator[dict]:
+    """Two trainings of one thread each against one of two threads."""
+    with workers(2) as pool:
+        list(pool.map(steps_per_second, [1, 1], SIZES))
+        for channels in SIZES:
+            ratios = [
+                sum(pool.map(steps_per_second, [1, 1], [channels] * 2))
+                / pool.submit(steps_per_second, 2, channels).result()
+                for _ in range(min(repeats, 3))
+            ]
+            what, against = f"two trainings {tuple(channels)} of one thread", "one of two threads"
+            yield row(f"{what}, steps per second", against, ratios, "≥ 1")
+
+
+def steps_per_second(threads: int, channels: list[int]) -> float:
+    torch.set_num_threads(threads)
+    steps, count = iter(new_run(channels, "cpu")), 0
+    next(steps)
+    start = time.perf_counter()
+    while time.perf_counter() - start < 2:
+        next(steps)
+        count += 1
+    return count / (time.perf_counter() - start)
+
+
+def growth(repeats: int) -> Iterator[dict]:
+    """The exponent a of time = c size^a."""
+
+    def exponent(what: str, by: str, calls: dict[int, Callable], goal: str = "≤ 1.1") -> dict:
+        x, seconds = np.log(list(calls)), clock(repeats, *calls.values())
+        against = f"{by} ({', '.join(f'{size:,}' for size in calls)})"
+        return row(f"{what}: exponent", against, np.polyfit(x, np.log(seconds).T, 1)[0], goal)
+
+    def merge_of(millions: int, n: int) -> Callable[[], object]:
+        states = ({k: torch.rand(2**18) for k in range(4 * millions)} for _ in range(n + 2))
+        base, out, *vectors = states
+        return partial(merge, base, vectors, [1 / n] * n, out=out)
+
+    def routed(n: int, width: int = 8) -> Callable[[], object]:
+        return sampler(RoutedEnsemble(unets(n, [width, 2 * width]), split_timesteps(n, 1000)))
+
+    (one,) = unets(1, SIZES[0])
+    experts, of_width = (1, 2, 4), {w: unets(1, [w, 2 * w])[0] for w in (8, 16, 32)}
+    by_size = {unet.num_parameters(): routed(N, w) for w, unet in of_width.items()}
+    millions = {m: merge_of(m, N) for m in (4, 16, 64)}
+    yield exponent("merge in place", "millions of parameters", millions)
+    yield exponent("merge in place", "experts", {n: merge_of(16, n) for n in experts})
+    yield exponent("routed sampling", "experts", {n: routed(n) for n in experts}, "≤ 0.05")
+    yield exponent("routed sampling", "parameters", by_size)
+    yield exponent("sampling", "images", {n: sampler(one, n) for n in (125, 250, 500)})
+    yield exponent("sampling", "steps", {n: sampler(one, steps=n) for n in (5, 10, 20)})
+
+
+GROUPS = {
+    group.__name__: group
+    for group in (merging, folders, large, start_up, training, sampling, side_by_side, growth)
+}
+
+
+def measured(name: str, repeats: int, machine: str) -> Iterator[dict]:
+    """Rows of a group, with the ratio on a CUDA GPU where there is one."""
+    by_device = name in ("training", "sampling")
+    rows = GROUPS[name](repeats, "cpu") if by_device else GROUPS[name](repeats)
+    gpu = GROUPS[name](repeats, "cuda") if by_device and torch.cuda.is_available() else ()
+    for line, other in zip_longest(rows, gpu):
+        cuda = number(other["ratio"]) if other else "not measured"
+        yield {"group": name, **line, "cuda": cuda, "machine": machine}
+
+
+def this_machine() -> str:
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA GPU"
+    allocator = Path(os.environ.get("LD_PRELOAD", "")).name or "glibc"
+    return (
+        f"{processor[1] if processor else 'unknown CPU'} ({os.cpu_count()} cores), {gpu}, torch "
+        f"{torch.__version__}, diffusers {diffusers.__version__}, {torch.get_num_threads()} "
+        f"thread, {torch.backends.cpu.get_cpu_capability()}, {allocator}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(GROUPS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "figures", help="folder of the table")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    wanted = options.groups or [name for name in GROUPS if name != "large"]
+    path, machine = options.out / "benchmarks.csv", this_machine()
+    table = pd.DataFrame([r for name in wanted for r in measured(name, options.repeats, machine)])
+    if path.is_file():
+        old = pd.read_csv(path, keep_default_na=False)
+        table = pd.concat([old[~old["group"].isin(wanted)], table])
+    table = table.sort_values("group", key=lambda g: g.map(list(GROUPS).index), kind="stable")
+    write_csv(path, table)
+    shown = table.assign(ratio=table["ratio"].map(number), repeats=table["repeats"].map(str))
+    heads = {"against": "against what", "cuda": "on a CUDA GPU"}
+    shown = shown.drop(columns=["group", "machine"]).rename(columns=heads)
+    text = "\n\n".join([*table["machine"].unique(), markdown(shown)]) + "\n"
+    write(options.out / "benchmarks.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

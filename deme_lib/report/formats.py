@@ -25,7 +25,7 @@ def number(x: float) -> str:
 
 
 def percent(x: float) -> str:
-    return UNKNOWN if pd.isna(x) else f"{number(100 * x)} %"
+    return UNKNOWN if pd.isna(x) else f"{decimals(100 * x, 1)} %"
 
 
 def count(x: float) -> str:

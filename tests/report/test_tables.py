@@ -87,7 +87,7 @@ def test_a_cell_with_a_pretrained_model_of_its_own_is_compared_with_that(tmp_pat
 def test_numbers_as_printed():
     assert formats.number(-0.059712) == "−0.0597" and formats.number(1234.5) == "1,234"
     assert formats.number(0.0) == "0.000" and formats.number(float("nan")) == "–"
-    assert formats.percent(-0.1623) == "−16.2 %" and formats.percent(1.2) == "120 %"
+    assert formats.percent(-0.1623) == "−16.2 %" and formats.percent(1.2) == "120.0 %"
     assert formats.plus_minus(-0.1234, 0.0456) == "−0.123 ± 0.046"
     assert formats.plus_minus(3.5, 12.3) == "+4 ± 12"
     assert formats.interval(-0.0601, -0.0672, -0.0529) == "−0.0601 [−0.0672, −0.0529]"

@@ -365,7 +365,8 @@ def this_machine() -> str:
     return (
         f"{processor[1] if processor else 'unknown CPU'} ({os.cpu_count()} cores), {gpu}, torch "
         f"{torch.__version__}, diffusers {diffusers.__version__}, {torch.get_num_threads()} "
-        f"thread, {torch.backends.cpu.get_cpu_capability()}, {allocator}"
+        f"thread, {torch.backends.cpu.get_cpu_capability()}, {allocator}, load at the start "
+        f"{os.getloadavg()[0]:.1f}"
     )
 
 

@@ -103,11 +103,13 @@ def _to_minimum(df: pd.DataFrame) -> float:
 def plane(df: pd.DataFrame) -> Observation:
     """Fig. 6a: has a merge of both experts a lower loss than either or none?"""
     lowest = df.loc[df["loss"].idxmin()]
+    edge = max(lowest["w1"], lowest["w2"]) == df["w1"].max()
     return Observation(
         "6a",
         "a merge of both experts has the lowest loss",
         bool(min(lowest["w1"], lowest["w2"]) > 0),
-        f"the grid's minimum is at w1 = {lowest['w1']:.2g}, w2 = {lowest['w2']:.2g}",
+        f"the grid's minimum is at w1 = {lowest['w1']:.2g}, w2 = {lowest['w2']:.2g}"
+        + (", on its edge" if edge else ""),
         "both are above 0",
     )
 

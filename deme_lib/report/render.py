@@ -67,7 +67,7 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
     """Name -> what draws it, for every figure whose record is there."""
     p, first = known.parameters, {name: known.of_first(name) for name in known.frames}
     one = f"{p['dataset']}, training seed {known.training_seeds[0]}"
-    held = f"{one}: n = {p['search_images']:,} search images"
+    held = f"{one}: n = {p['loss_images']:,} search images"
     seeds = f"training seeds {' '.join(map(str, known.training_seeds))}"
     test = f"{p['dataset']}: n = {p['test_images']:,} test images, {seeds}"
     gate = f"{p['dataset']}: n = {known.gate['images'].max():,} test images, {seeds}; "

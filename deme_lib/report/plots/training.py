@@ -75,6 +75,8 @@ def gate(records: Records, caption: str = "") -> Figure:
             ax.errorbar(x - 0.1, 100 * row.relative, half, label=ARMS[row.model].title, **large)
         ax.axhline(0, color=STYLES["all_plain"][0], lw=1.2, zorder=0)
         ax.set(title=f"range {k}: [{row.start}, {row.stop})", xticks=[], xlim=(-0.4, len(models)))
-    axes[0].set_ylabel(f"test loss minus that of\n{ARMS['all_plain'].title}, % (below 0: better)")
+    axes[0].set_ylabel(
+        f"test loss minus that of\n{ARMS['all_plain'].title}, %\n(below 0: better; scales differ)"
+    )
     legend(figure, axes, len(models))
     return captioned(figure, caption)

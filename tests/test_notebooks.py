@@ -21,7 +21,13 @@ from papermill.inspection import inspect_notebook
 
 from deme_lib import ROOT
 from deme_lib.diffusion.cuts import training_ranges
-from deme_lib.diffusion.models import load_pipeline, new_scheduler, new_unet, save_pipeline
+from deme_lib.diffusion.models import (
+    load_pipeline,
+    new_scheduler,
+    new_unet,
+    save_pipeline,
+    shape_of,
+)
 from deme_lib.diffusion.training import TrainingSpec
 from deme_lib.experiment import parameters, recipes
 from deme_lib.experiment.schema import Parameters
@@ -179,7 +185,7 @@ def test_fashion_from_its_four_files(tmp_path, idx_folder, inception_weights):
         **sizes,
     )
     unet = pipeline.unet
-    assert (unet.config.in_channels, unet.config.sample_size) == (1, 32)
+    assert shape_of(unet) == (1, 32, 32)
     assert unet.config.down_block_types[-1] == "AttnDownBlock2D"
 
 

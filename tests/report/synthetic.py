@@ -112,6 +112,7 @@ def run(seed: int, seeds: tuple[int, ...], n_ranges: int) -> dict:
         "experiment": "synthetic", "dataset": "fashion8", "n_ranges": n_ranges, "margin": 0.05,
         "confidence": 0.95, "seeds": [seed], "sampling_seeds": list(seeds), "threads": 1,
         "num_train_timesteps": 1000, "test_images": 10000, "search_images": 10000,
+        "loss_images": 2000,
         "features": "fashion8-a", "ema_decay": 0.995,
         "primary_decoupling": [
             "plain_routed - all_plain", "deme_merged - all_plain", "deme_merged - soup"

@@ -16,13 +16,14 @@ from deme_lib.experiment import parameters, sweeps
 from deme_lib.experiment.store import RECORD, Store
 
 IS_SWEEP = "sweep" in config
+SWEEP = sweeps.load(config["sweep"]) if IS_SWEEP else None
 PARAMS = config["sweep"] if IS_SWEEP else config.get("params", "params/fashion8.yaml")
 FIGURES = config.get("figures", "runs/figures")
-BASE = sweeps.load(PARAMS).base if IS_SWEEP else PARAMS
+BASE = SWEEP.base if IS_SWEEP else PARAMS
 P = parameters.load(BASE, figures_dir=FIGURES)
 PLAN = sweeps.plan(PARAMS, recorded=False, figures_dir=FIGURES)
 STORE = Store(P.runs_dir)
-NAME = sweeps.load(PARAMS).sweep if IS_SWEEP else parameters.folder_name(P)
+NAME = SWEEP.sweep if IS_SWEEP else parameters.folder_name(P)
 EXECUTED = f"{P.runs_dir}/{NAME}" if FIGURES == "runs/figures" else f"{P.runs_dir}/committed/{NAME}"
 PYTHON = f'"{sys.executable}"'
 NOTEBOOKS = {path.stem: str(path) for path in sorted(Path("notebooks").glob("0*.ipynb"))}

@@ -77,7 +77,7 @@ ARMS = {
 DEFAULT_ARMS = tuple(ARMS)[:7]
 
 BASE = "base"
-"""What records of a sweep call the preset that its cells differ from."""
+"""The cell of a sweep's base, and of every row of an experiment."""
 
 SEARCHES = {"merge": "deme", "soup": "soup", "scale": "all_plain", "single": "deme"}
 """Search -> the family whose task vectors it weighs."""

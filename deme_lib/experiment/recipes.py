@@ -6,7 +6,6 @@ Every function takes the parameters of one training seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from deme_lib import ROOT
@@ -316,16 +315,16 @@ def _features(p: Parameters) -> dict:
     names = p.pick("features", "second_features")
     return {
         **names,
-        "classifiers": [_hash(p, name, classifier_hash) for name in names.values()],
+        "classifiers": [classifier_hash(name) for name in names.values()],
         "inception_weights": _source(p.inception_weights),
         "inception_hash": _hash(p, p.inception_weights) if p.inception_weights else "",
     }
 
 
-def _hash(p: Parameters, source: str, of: Callable[[str], str] = fingerprint) -> str:
+def _hash(p: Parameters, source: str) -> str:
     """The hash of data or weights, looked at once for an experiment."""
     if source not in p._hashes:
-        p._hashes[source] = of(source)
+        p._hashes[source] = fingerprint(source)
     return p._hashes[source]
 
 

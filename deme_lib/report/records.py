@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-BASE = "base"
-"""The cell of a sweep's base, and of every row of an experiment."""
+from deme_lib.experiment.arms import BASE
 
 QUANTILES = ("q05", "q25", "median", "q75", "q95")
 COLUMNS = {

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deme_lib.diffusion import metrics, models, sampling
@@ -43,7 +42,8 @@ class Job:
 
     def images(self, role: str) -> Tensor:
         """uint8 images [n, C, H, W] of a role."""
-        return load_file(self.inputs["data"].path / "images.safetensors")[role]
+        with safe_open(self.inputs["data"].path / "images.safetensors", "pt") as file:
+            return file.get_tensor(role)
 
     def reference(self, role: str, features: str) -> metrics.Features:
         """Stored features of a role's real images."""

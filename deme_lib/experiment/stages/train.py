@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from deme_lib.diffusion import models, training
 from deme_lib.diffusion.cuts import training_ranges
+from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.training import Training, TrainingSpec
 from deme_lib.experiment.recipes import ADAM, SHIPPED
@@ -37,7 +38,7 @@ def load_baseline(job: Job) -> None:
     models.check_pipeline(pipeline, job["num_train_timesteps"], tuple(data["shape"]))
     models.save_pipeline(pipeline.unet, pipeline.scheduler, job.folder / "pipeline")
     if not (job.folder / "history.csv").is_file():
-        losses = _losses(job, pipeline.unet.eval(), pipeline.scheduler)
+        losses = _losses(job, _noisy(job, pipeline.scheduler), pipeline.unet.eval())
         job.table("history", [{"run": "baseline", "step": 0, "learning_rate": 0.0, **losses}])
 
 
@@ -76,10 +77,11 @@ def finetune(job: Job) -> dict[str, Any]:
         **_execution(job),
     )
     _follow(job, run, along if count > 1 else {}, LOOKS["finetuning"] * count)
-    run.ema_unet().save_pretrained(job.folder / "unet")
+    trained = run.ema_unet()
+    trained.save_pretrained(job.folder / "unet")
     for decay in job["further_ema_decays"]:
         run.ema_unet(decay).save_pretrained(job.folder / f"ema-{decay:g}")
-    results = {"projection_share": projection_share(run.ema_unet())}
+    results = {"projection_share": projection_share(trained)}
     if run.uncertainty is not None:
         results["task_weights"] = [
             run.uncertainty.weights()[own.start].item()
@@ -106,13 +108,15 @@ def _spec(
     )
 
 
-def _losses(job: Job, unet: UNet2DModel, scheduler: DDPMScheduler) -> dict[str, float]:
-    """Of held-out and of training images, under the same kind of fixed noise."""
+def _noisy(job: Job, scheduler: DDPMScheduler) -> dict[str, FixedNoise]:
+    """Held-out and training images, under the same kind of fixed noise."""
+    columns = {"held_out_loss": "search", "train_loss": "train"}
+    return {column: job.few_noisy(scheduler, role) for column, role in columns.items()}
+
+
+def _losses(job: Job, noisy: Mapping[str, FixedNoise], unet: UNet2DModel) -> dict[str, float]:
     unet = unet.to(job.device)
-    return {
-        column: job.few_noisy(scheduler, role).loss(unet, job.device)
-        for column, role in (("held_out_loss", "search"), ("train_loss", "train"))
-    }
+    return {column: noise.loss(unet, job.device) for column, noise in noisy.items()}
 
 
 def _execution(job: Job) -> dict[str, Any]:
@@ -130,6 +134,7 @@ def _follow(job: Job, run: Training, snapshots: Mapping[int, str], looks: int) -
     every = max(1, spec.steps // looks)
     found = read_json(kept) if kept.is_file() else []
     history = [point for point in found if point["step"] <= run.position]
+    noisy = _noisy(job, run.scheduler)
 
     def look(step: int) -> None:
         """Also after a resumption: a run may be killed between a checkpoint and its look."""
@@ -141,7 +146,7 @@ def _follow(job: Job, run: Training, snapshots: Mapping[int, str], looks: int) -
             ema.save_pretrained(job.folder / WORKING / snapshots[step])
         rate = spec.learning_rate_at(max(0, step - 1))
         point = {"run": job.label, "step": step, "learning_rate": rate}
-        history.append(point | _losses(job, ema, run.scheduler))
+        history.append(point | _losses(job, noisy, ema))
         write_text(kept, json.dumps(history))
 
     look(run.position)

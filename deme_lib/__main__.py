@@ -115,9 +115,10 @@ def classifier(options: argparse.Namespace) -> None:
 
 def fashion8(options: argparse.Namespace) -> None:
     """make the built-in data set again from Fashion-MNIST's four files"""
-    from deme_lib.diffusion import fashion8
+    from deme_lib.diffusion import data
 
-    fashion8.write(options.folder)
+    data.write_fashion8(options.folder)
+    print(f"wrote {data.FASHION8}")
 
 
 def _paths(*names: str) -> list:

@@ -54,23 +54,23 @@ def noisy_batch():
 
 @pytest.fixture
 def idx_folder(tmp_path):
-    """A function: Fashion-MNIST's four files, gzipped or plain, of random images and two classes.
+    """A function: Fashion-MNIST's four files, of random images and two classes.
 
     The first pixel of an image is its number, counted through both parts.
     """
 
-    def make(train: int = 20, test: int = 12, size: int = 28, gz: bool = True):
+    def make(train: int = 20, test: int = 12):
         folder, rng = tmp_path / "fashion-files", np.random.default_rng(0)
         folder.mkdir()
         for part, numbers in (("train", range(train)), ("t10k", range(train, train + test))):
-            images = rng.integers(0, 256, (len(numbers), size, size), dtype=np.uint8)
+            images = rng.integers(0, 256, (len(numbers), 28, 28), dtype=np.uint8)
             images[:, 0, 0] = numbers
             arrays = {"images": images, "labels": np.array(numbers, np.uint8) % 2}
             for kind, array in arrays.items():
                 content = bytes([0, 0, 8, array.ndim])
                 content += np.array(array.shape, ">u4").tobytes() + array.tobytes()
-                path = folder / f"{part}-{kind}-idx{array.ndim}-ubyte{'.gz' if gz else ''}"
-                path.write_bytes(gzip.compress(content) if gz else content)
+                path = folder / f"{part}-{kind}-idx{array.ndim}-ubyte.gz"
+                path.write_bytes(gzip.compress(content))
         return folder
 
     return make

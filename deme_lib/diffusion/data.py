@@ -22,7 +22,8 @@ from deme_lib.errors import Explained
 
 SHIPPED = ROOT / "deme_lib" / "shipped"
 CLASSIFIERS = SHIPPED / "classifiers"
-FASHION8 = SHIPPED / "datasets" / "fashion8.npz"  # made by fashion8.py
+PRETRAINED = SHIPPED / "pretrained"
+FASHION8 = SHIPPED / "datasets" / "fashion8.npz"  # made by write_fashion8
 FASHION8_HASH = "1c375ee39707c337"
 IDX = {"train": "train", "test": "t10k"}  # part -> how the names of its two files begin
 
@@ -85,6 +86,22 @@ def _content_hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
     return total.hexdigest()[:16]
 
 
+def shipped_pretrained(name: str, seed: int) -> Path:
+    """The folder of a shipped pretrained model, such as ``fashion8``, of a training seed.
+
+    It holds ``pipeline``, the earlier ``snapshot-4`` and ``snapshot-2`` (a quarter and half of the
+    steps), ``history.csv`` and ``card.json``.
+    """
+    folder = PRETRAINED / name / f"seed-{seed}"
+    if not folder.is_dir():
+        seeds = sorted(int(f.name.removeprefix("seed-")) for f in PRETRAINED.glob(f"{name}/seed-*"))
+        raise DataError(
+            f"no pretrained model of {name} ships for seed {seed}, only for seeds {seeds}: take "
+            'those, or set `pretrained: ""` to train anew'
+        )
+    return folder
+
+
 def classifier_hash(name: str) -> str:
     """Hash of a shipped classifier's weights; of other features (Inception's) their name."""
     weights = CLASSIFIERS / f"{name}.safetensors"
@@ -141,48 +158,53 @@ def fashion8() -> dict[str, Images]:
 BUILT_IN = {"digits": digits, "fashion8": fashion8}
 
 
+def write_fashion8(folder: Path, file: Path = FASHION8) -> None:
+    """Make the built-in ``fashion8`` from a folder with Fashion-MNIST's four files.
+
+    28 pixels a side are padded with black to 32, averaged 4x4 and rounded.
+
+    Raises:
+        DataError: the files are not there, or not the published ones.
+    """
+    parts, arrays = read_idx(folder), {}
+    for part, data in parts.items():
+        padded = np.pad(data.images, ((0, 0), (0, 0), (2, 2), (2, 2)))
+        means = padded.reshape(-1, 1, 8, 4, 8, 4).mean(axis=(3, 5))
+        parts[part] = Images(np.round(means).astype(np.uint8), data.labels)
+        arrays[f"{part}_images"] = parts[part].images
+        arrays[f"{part}_labels"] = data.labels.astype(np.uint8)
+    if parts_hash(parts) != FASHION8_HASH:
+        raise DataError(f"{folder} holds other images than Fashion-MNIST's: fetch its files again")
+    np.savez_compressed(file, **arrays)
+
+
 def holds_idx(folder: Path) -> bool:
     """Whether a folder holds any of Fashion-MNIST's four files."""
-    return any(folder.glob("*-idx[13]-ubyte*"))
+    return any(folder.glob("*-idx[13]-ubyte.gz"))
 
 
 def read_idx(folder: Path) -> dict[str, Images]:
-    """``train`` and ``test`` of Fashion-MNIST's (or MNIST's) four files, gzipped or plain.
+    """``train`` and ``test`` of Fashion-MNIST's four gzipped files.
 
     Raises:
         DataError: a file is missing or damaged.
     """
-    remedy = (
-        "copy the four files of Fashion-MNIST (train-images-idx3-ubyte.gz and so on) to "
-        f"{folder} again, or name the hub id zalando-datasets/fashion_mnist in the parameter "
-        "`dataset`"
-    )
     parts = {}
     for part, begin in IDX.items():
-        arrays = []
-        for kind, dimensions in (("images", 3), ("labels", 1)):
-            path = folder / f"{begin}-{kind}-idx{dimensions}-ubyte"
-            path = path if path.is_file() else path.with_name(f"{path.name}.gz")
-            try:
-                arrays.append(_idx_array(path, dimensions))
-            except (OSError, EOFError, ValueError, zlib.error) as error:
-                raise DataError(f"{path} cannot be read ({error}): {remedy}") from error
-        images, labels = arrays
-        if len(images) != len(labels):
-            raise DataError(f"{path} has {len(labels)} labels for {len(images)} images: {remedy}")
-        parts[part] = Images(images[:, None], labels.astype(np.int64))
+        path = folder / f"{begin}-labels-idx1-ubyte.gz"
+        try:
+            labels = np.frombuffer(gzip.decompress(path.read_bytes())[8:], np.uint8)
+            path = folder / f"{begin}-images-idx3-ubyte.gz"
+            pixels = np.frombuffer(gzip.decompress(path.read_bytes())[16:], np.uint8)
+            images = pixels.reshape(len(labels), 1, 28, 28)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise DataError(
+                f"{path} cannot be read ({error}): copy the four files of Fashion-MNIST "
+                f"(train-images-idx3-ubyte.gz and so on) to {folder} again, or name the hub id "
+                "zalando-datasets/fashion_mnist in the parameter `dataset`"
+            ) from error
+        parts[part] = Images(images, labels.astype(np.int64))
     return parts
-
-
-def _idx_array(path: Path, dimensions: int) -> np.ndarray:
-    """Two zero bytes, the numbers' type (8: uint8), how many sizes, these (big-endian), numbers."""
-    content = path.read_bytes()
-    content = gzip.decompress(content) if path.suffix == ".gz" else content
-    start = 4 + 4 * dimensions
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
-        raise ValueError(f"no idx file of uint8 with {dimensions} dimensions")
-    shape = np.frombuffer(content[4:start], ">u4").tolist()
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 # roles

@@ -67,24 +67,17 @@ class FixedNoise:
         """Mean of ``errors`` [n * draws] over the draws whose timestep lies in a range."""
         return errors[self._inside(timesteps)].double().mean().item()
 
-    def by_image(self, errors: torch.Tensor, timesteps: range) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the errors and number of the draws of each image in a range, float64 [n] twice.
+    def standard_error_in(self, errors: torch.Tensor, timesteps: range) -> float:
+        """Standard error of ``mean_in``, clustered over images (a ratio of two sums).
 
-        The draws of an image depend on each other; sums of different images do not.
+        The draws of an image depend on each other; sums of different images do not. ``errors`` may
+        be the difference of two models' errors.
         """
         inside = self._inside(timesteps)
         n, image = int(self.image[-1]) + 1, self.image[inside]
         sums = torch.zeros(n, dtype=torch.float64).index_add_(0, image, errors[inside].double())
-        return sums, torch.bincount(image, minlength=n).double()
-
-    def standard_error_in(self, errors: torch.Tensor, timesteps: range) -> float:
-        """Standard error of ``mean_in``, clustered over images (a ratio of two sums).
-
-        ``errors`` may be the difference of two models' errors.
-        """
-        sums, counts = self.by_image(errors, timesteps)
-        n, mean = len(sums), sums.sum() / counts.sum()
-        spread = (sums - mean * counts).square().sum() * n / (n - 1)
+        counts = torch.bincount(image, minlength=n).double()
+        spread = (sums - sums.sum() / counts.sum() * counts).square().sum() * n / (n - 1)
         return (spread.sqrt() / counts.sum()).item()
 
     def _inside(self, timesteps: range) -> torch.Tensor:

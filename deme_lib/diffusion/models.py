@@ -14,13 +14,12 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from torch import nn
 
-from deme_lib.diffusion.data import SHIPPED, is_lost, local_folder
+from deme_lib.diffusion.data import is_lost, local_folder
 from deme_lib.diffusion.randomness import seed_of
 from deme_lib.errors import Explained
 from deme_lib.method.projection import unet_class
 
 INDEX = "model_index.json"  # of a diffusers pipeline
-PRETRAINED = SHIPPED / "pretrained"
 WANTED = "take a pixel-space DDPM or DDIM pipeline of a UNet2DModel, such as google/ddpm-cifar10-32"
 
 disable_progress_bar()
@@ -92,22 +91,6 @@ def new_scheduler(num_train_timesteps: int) -> DDPMScheduler:
         beta_start=min(1e-4 * stretch, 0.999),
         beta_end=min(0.02 * stretch, 0.999),
     )
-
-
-def shipped_pretrained(name: str, seed: int) -> Path:
-    """The folder of a shipped pretrained model, such as ``fashion8``, of a training seed.
-
-    It holds ``pipeline``, the earlier ``snapshot-4`` and ``snapshot-2`` (a quarter and half of the
-    steps), ``history.csv`` and ``card.json``.
-    """
-    folder = PRETRAINED / name / f"seed-{seed}"
-    if not folder.is_dir():
-        seeds = sorted(int(f.name.removeprefix("seed-")) for f in PRETRAINED.glob(f"{name}/seed-*"))
-        raise ModelError(
-            f"no pretrained model {name} of seed {seed} ships (there are seeds {seeds}): take one "
-            'of those, or set `pretrained: ""` to train anew'
-        )
-    return folder
 
 
 def check_card(folder: Path, train_hash: str, seed: int) -> None:

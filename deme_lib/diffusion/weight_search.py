@@ -47,15 +47,6 @@ class Space:
         names = [f"w{i}" for i in range(self.dimensions)]
         return tuple(self.snap(trial.suggest_float(n, self.low, self.high)) for n in names)
 
-    def grid(self, budget: int) -> dict[str, list[float]]:
-        """A full grid of at most ``budget`` points, as fine as ``step`` at the finest."""
-        most = budget // self.dimensions if self.single else budget ** (1 / self.dimensions)
-        finest = round((self.high - self.low) / self.step) + 1
-        axis = np.linspace(self.low, self.high, max(2, min(finest, int(most + 1e-9)))).tolist()
-        if self.single:
-            return {"expert": list(range(self.dimensions)), "scale": axis}
-        return {f"w{i}": axis for i in range(self.dimensions)}
-
     def plain(self) -> list[Weights]:
         """The choices that need no search: 1/N each, or a single task vector as it is."""
         if self.single:
@@ -76,19 +67,10 @@ def one_hot(index: int, dimensions: int, scale: float = 1.0) -> Weights:
 
 
 def propose(
-    space: Space, strategy: str, budget: int, loss: Callable[[Weights], float], seed: int
+    space: Space, budget: int, loss: Callable[[Weights], float], seed: int
 ) -> list[Candidate]:
-    """Up to ``budget`` distinct weights with their held-out loss.
-
-    Args:
-        strategy: ``tpe`` (optuna's tree-structured Parzen estimator) or ``grid``, a full grid as
-            in the paper.
-    """
+    """Up to ``budget`` distinct weights with their held-out loss, by optuna's Parzen estimator."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if strategy == "grid":
-        sampler = optuna.samplers.GridSampler(space.grid(budget), seed=seed)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=seed)
     losses: dict[Weights, float] = {}
 
     def objective(trial: optuna.Trial) -> float:
@@ -97,7 +79,8 @@ def propose(
             losses[weights] = loss(weights)
         return losses[weights]
 
-    optuna.create_study(sampler=sampler).optimize(objective, n_trials=budget)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    study.optimize(objective, n_trials=budget)
     return [Candidate(weights, value) for weights, value in losses.items()]
 
 
@@ -117,7 +100,6 @@ def shortlist(candidates: Sequence[Candidate], size: int, gap: float) -> list[Ca
 
 def search(
     space: Space,
-    strategy: str,
     *,
     losses: int,
     images: int,
@@ -136,7 +118,7 @@ def search(
         loss, score: lower is better; handed in. A score has a number for every noise stream, the
             same streams for all.
     """
-    proposed = propose(space, strategy, losses, loss, seed)
+    proposed = propose(space, losses, loss, seed)
     best = min(proposed, key=lambda c: c.loss).weights
     shares = (0.25, 0.5, 0.75, 1.0)
     ray = [tuple(space.snap(share * w) for w in best) for share in shares]

@@ -101,7 +101,7 @@ def _pretrained(p: Parameters) -> str:
     if not source or Store(p.runs_dir).holds(recipes.baseline(p)):
         return f"{source or 'trained here'}, of training seed {p.seed}"
     if source == recipes.SHIPPED:
-        folder = models.shipped_pretrained(source, p.seed)
+        folder = data.shipped_pretrained(source, p.seed)
         if real:
             models.check_card(folder, real["train_hash"], p.seed)
         source = str(folder / "pipeline")

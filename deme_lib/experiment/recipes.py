@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deme_lib import ROOT
-from deme_lib.diffusion.data import classifier_hash, fingerprint, is_local
+from deme_lib.diffusion.data import classifier_hash, fingerprint, is_local, shipped_pretrained
 from deme_lib.experiment.arms import SEARCHES, Arm, arm_of, search_of
-from deme_lib.experiment.parameters import ParameterError
 from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.store import Recipe
 
@@ -56,7 +54,9 @@ def baseline(p: Parameters) -> Recipe:
     """The pretrained model: shipped, loaded, or trained here."""
     if p.pretrained:
         names = ("num_train_timesteps", "loss_images", "seed")
-        content = _shipped(p) if p.pretrained == SHIPPED else p.pretrained
+        content = p.pretrained
+        if content == SHIPPED:
+            content = str(shipped_pretrained(SHIPPED, p.seed))
         parameters = {"pretrained": _source(p.pretrained), "hash": _hash(p, content)}
         return Recipe(
             "load_baseline",
@@ -76,18 +76,6 @@ def baseline(p: Parameters) -> Recipe:
         training_steps=p.pretrain_steps,
         job=f"baseline-{p.seed}",
     )
-
-
-def _shipped(p: Parameters) -> str:
-    """The folder of the shipped pretrained model of a training seed."""
-    folder = ROOT / "deme_lib" / "shipped" / "pretrained" / SHIPPED
-    if not (folder / f"seed-{p.seed}").is_dir():
-        seeds = sorted(int(path.name.removeprefix("seed-")) for path in folder.glob("seed-*"))
-        raise ParameterError(
-            f"no pretrained model of {SHIPPED} ships for seed {p.seed}, only for seeds {seeds}: "
-            'take those, or set pretrained to "" to train one'
-        )
-    return str(folder / f"seed-{p.seed}")
 
 
 def finetuned(p: Parameters, members: str) -> list[Recipe]:
@@ -138,14 +126,18 @@ def _finetune(p: Parameters, family: str, label: str, steps: int, k: int = 0) ->
 
 
 def search(p: Parameters, name: str) -> Recipe:
-    """One of ``SEARCHES``, all under one strategy and budget."""
-    budget = ("search_strategy", "search_low", "search_high", "search_step", "search_losses")
+    """One of ``SEARCHES``, all under one budget."""
+    budget = ("search_low", "search_high", "search_step", "search_losses")
     scoring = ("search_candidates", "search_samples", "search_streams", "loss_images", "seed")
     images = p.search_candidates * p.search_samples * p.search_streams
     recipe = Recipe(
         "search",
         f"search-{name}",
-        {**p.pick(*budget, *scoring, *SAMPLING), "single": name == "single"},
+        {
+            "search_strategy": "tpe",
+            **p.pick(*budget, *scoring, *SAMPLING),
+            "single": name == "single",
+        },
         _models(p, SEARCHES[name]),
         denoiser_calls=p.search_losses * p.loss_images + images * p.sampling_steps,
         job=f"search-{name}-{p.seed}",

@@ -96,11 +96,10 @@ class Parameters(BaseModel):
     precision: Literal["no", "bf16", "fp16"] = _of("no", "autocast in training")
     seeds: Integers = _of([0, 1, 2], "training seeds; each trains and samples everything")
 
-    # merge: weights of the arm deme_merged; the searches have one strategy and one budget
+    # merge: weights of the arm deme_merged; the searches have one budget
     merge_weights: Annotated[str | list[float], LIST] = _of(
         "uniform", "uniform (1/N), search, or one weight a range"
     )
-    search_strategy: Literal["tpe", "grid"] = _of("tpe", "who proposes weights")
     search_low: float = _of(0.0, "smallest weight")
     search_high: float = _of(1.5, "largest weight")
     search_step: Positive = _of(0.05, "weights are multiples of this")

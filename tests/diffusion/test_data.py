@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deme_lib.diffusion import data, fashion8
+from deme_lib.diffusion import data
 from deme_lib.diffusion.data import DataError, fingerprint, split
 
 SIZES = {"train_images": 1200, "search_images": 297, "test_images": 300}
@@ -121,16 +121,16 @@ def test_fashion8_has_its_roles():
 
 
 def test_its_script_makes_the_shipped_data(fashion_mnist, tmp_path, monkeypatch):
-    fashion8.write(fashion_mnist, tmp_path / "mine.npz")
+    data.write_fashion8(fashion_mnist, tmp_path / "mine.npz")
     monkeypatch.setattr(data, "FASHION8", tmp_path / "mine.npz")
     data.fashion8.__wrapped__()
 
 
 def test_other_data_than_the_shipped_are_refused(idx_folder, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"other images than Fashion-MNIST's"):
-        fashion8.write(idx_folder(), tmp_path / "mine.npz")
+        data.write_fashion8(idx_folder(), tmp_path / "mine.npz")
     with pytest.raises(DataError, match=r"copy the four files of Fashion-MNIST"):
-        fashion8.write(tmp_path, tmp_path / "mine.npz")
+        data.write_fashion8(tmp_path, tmp_path / "mine.npz")
     with np.load(data.FASHION8) as file:
         arrays = dict(file)
     np.savez(tmp_path / "other.npz", **arrays | {"test_labels": arrays["test_labels"][::-1]})
@@ -147,15 +147,13 @@ def test_other_data_than_the_shipped_are_refused(idx_folder, tmp_path, monkeypat
 # Fashion-MNIST's own files
 
 
-@pytest.mark.parametrize("gz", [True, False])
-def test_the_four_files_and_a_parquet_copy_give_the_same_images(idx_folder, tmp_path, gz):
-    files = idx_folder(gz=gz)
+def test_the_four_files_and_a_parquet_copy_give_the_same_images(idx_folder, tmp_path):
+    files = idx_folder()
     for part, found in data.read_idx(files).items():
         pictures = [Image.fromarray(i[0]) for i in found.images]
         copy = parquet(tmp_path / "copy", found.labels.tolist(), pictures, part)
     first, second = (split(str(f), 16, 5, 6, seed=0, image_size=32) for f in (files, copy))
     for role in ROLES:
-        assert first[role].images.dtype == np.uint8
         assert data.content_hash(first[role].images) == data.content_hash(second[role].images)
         assert (first[role].labels == second[role].labels).all()
         assert (first[role].images[:, 0, 2, 2] % 2 == first[role].labels).all()
@@ -165,28 +163,19 @@ DAMAGE = {
     "no gzip": lambda whole: whole,
     "cut gzip": lambda whole: gzip.compress(whole)[:-20],
     "empty": lambda whole: gzip.compress(b""),
-    "cut header": lambda whole: gzip.compress(whole[:10]),
-    "floats": lambda whole: gzip.compress(bytes([0, 0, 13, 3]) + whole[4:]),
-    "labels": lambda whole: gzip.compress(bytes([0, 0, 8, 1]) + whole[4:]),
-    "cut": lambda whole: gzip.compress(whole[:-1]),
+    "fewer": lambda whole: gzip.compress(whole[:-784]),
+    "removed": lambda whole: None,
 }
 
 
-@pytest.mark.parametrize("how", [*DAMAGE, "removed"])
+@pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_file_is_named_with_the_remedy(idx_folder, how):
     folder = idx_folder()
     file = folder / "train-images-idx3-ubyte.gz"
-    content = gzip.decompress(file.read_bytes())
-    file.write_bytes(DAMAGE[how](content)) if how in DAMAGE else file.unlink()
+    content = DAMAGE[how](gzip.decompress(file.read_bytes()))
+    file.unlink() if content is None else file.write_bytes(content)
     with pytest.raises(DataError, match=rf"{file.name}.*copy the four files.*parameter `dataset`"):
         split(str(folder), 16, 5, 6, seed=0)
-
-
-def test_images_and_labels_must_be_as_many(idx_folder):
-    labels = idx_folder() / "t10k-labels-idx1-ubyte.gz"
-    labels.write_bytes(labels.with_name(labels.name.replace("t10k", "train")).read_bytes())
-    with pytest.raises(DataError, match=rf"{labels} has 20 labels for 12 images: copy"):
-        split(str(labels.parent), 16, 5, 6, seed=0)
 
 
 # pixels and labels

@@ -26,17 +26,6 @@ def test_every_draw_knows_its_image(noise):
     torch.testing.assert_close(clean * a.sqrt(), expected * a.sqrt(), rtol=1e-4, atol=1e-5)
 
 
-def test_sums_by_image_make_the_mean_of_a_range(noise):
-    fixed, _ = noise
-    errors, own = ERRORS, range(250, 700)
-    sums, counts = fixed.by_image(errors, own)
-    inside = [i for i in range(120) if fixed.timesteps[i] in own]
-    for image in range(40):
-        mine = [errors[i].item() for i in inside if fixed.image[i] == image]
-        assert counts[image] == len(mine) and sums[image].item() == pytest.approx(sum(mine))
-    assert (sums.sum() / counts.sum()).item() == pytest.approx(fixed.mean_in(errors, own))
-
-
 def test_the_standard_error_is_clustered(noise):
     """Where all draws of an image err alike, only images count: the spread of image means."""
     fixed, _ = noise

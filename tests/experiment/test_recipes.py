@@ -2,6 +2,7 @@
 
 import pytest
 
+from deme_lib.diffusion.data import DataError
 from deme_lib.experiment import parameters, recipes, stages
 from deme_lib.experiment.arms import ARMS, DEFAULT_ARMS, SEARCHES, arm_of
 from deme_lib.experiment.schema import EXECUTION, Parameters
@@ -28,7 +29,6 @@ CHANGES = {
     "ema_decay": 0.99,
     "further_ema_decays": [0.98],
     "precision": "bf16",
-    "search_strategy": "grid",
     "search_low": -0.1,
     "timestep_spacing": "trailing",
     "device": "cpu",
@@ -215,7 +215,7 @@ def test_a_pretrained_model_is_not_trained(tmp_path):
 
 def test_a_seed_without_a_shipped_model_is_refused_before_anything_runs():
     p = parameters.load("params/fashion8.yaml", seeds=[12345])
-    with pytest.raises(parameters.ParameterError, match=r"seed 12345, only for seeds \[0, 1"):
+    with pytest.raises(DataError, match=r"seed 12345, only for seeds \[0, 1"):
         recipes.everything(p)
 
 

@@ -61,7 +61,6 @@ def make_search(job: Job) -> dict[str, Any]:
     with bar(job["search_losses"] + 2 * job["search_candidates"], job.label, "try") as progress:
         candidates = weight_search.search(
             space,
-            job["search_strategy"],
             losses=job["search_losses"],
             images=job["search_candidates"],
             loss=loss,

@@ -11,6 +11,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from deme_lib.diffusion import models, training
 from deme_lib.diffusion.cuts import training_ranges
+from deme_lib.diffusion.data import shipped_pretrained
 from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.training import Training, TrainingSpec
@@ -29,7 +30,7 @@ def load_baseline(job: Job) -> None:
     source = job["pretrained"]
     data = job.inputs["data"].results
     if source == SHIPPED:
-        folder = models.shipped_pretrained(source, job["seed"])
+        folder = shipped_pretrained(source, job["seed"])
         models.check_card(folder, data["train_hash"], job["seed"])
         beside = shutil.ignore_patterns("pipeline", "card.json")
         shutil.copytree(folder, job.folder, ignore=beside, dirs_exist_ok=True)

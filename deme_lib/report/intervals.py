@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from deme_lib.experiment.arms import DEFAULT_ARMS
 from deme_lib.report.records import BASE, Records, label
 
 ABLATIONS = {1: "remove decoupling", 2: "replace merging by an ensemble"}
@@ -29,6 +30,9 @@ CONTROLS = (
     ("all_checkpoints", "all_plain"),
     ("soup", "all_checkpoints"),
     ("merged_searched", "soup_searched"),
+    ("merged_searched", "all_scaled"),
+    ("soup_searched", "soup"),
+    ("all_scaled", "all_plain"),
 )
 """Exploratory pairs, beside every arm - pretrained, merged - every arm, and the primary ones at
 other EMA horizons (``soup@0.98`` is the soup of copies with that EMA decay)."""
@@ -127,6 +131,12 @@ def _of_experiment(records: Records) -> list[dict]:
     return rows
 
 
+def headline(records: Records, number: int) -> list[str]:
+    """An ablation's arms of the default experiment, and those that its primary pairs name."""
+    named = {arm for pair in _primaries(records, number) for arm in pair}
+    return [arm for arm in records.arms_of(number) if arm in named.union(DEFAULT_ARMS)]
+
+
 def _primaries(records: Records, number: int) -> list[tuple[str, str]]:
     """The pairs that the parameters name as primary for an ablation."""
     arms = records.arms_of(number)
@@ -178,17 +188,16 @@ def _rows(records: Records, pairs: list, measure: str, kind: str, ablation: int 
     return rows
 
 
-def gate_by_seed(records: Records) -> pd.DataFrame:
-    """The gate with ``relative``, test loss against that of the model of all timesteps, and
-    ``half``, its interval over images (``se``)."""
-    seed_and_range = ["training_seed", "range"]
-    base = records.gate[records.gate["model"] == "all_plain"].set_index(seed_and_range)["loss"]
-    found = records.gate[records.gate["model"] != "all_plain"].join(
-        base.rename("base"), on=seed_and_range
-    )
-    z = student.ppf((1 + records.parameters["confidence"]) / 2, found["images"].astype(int) - 1)
-    relative = found["difference"] / found["base"]
-    return found.assign(relative=relative, half=z * found["se"] / found["base"])
+def gate_by_seed(gate: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Rows of ``gate`` (records.COLUMNS) as shares of the loss of the model of all timesteps.
+
+    ``relative`` is test loss minus that model's, ``half`` half of its interval over images, which
+    are clusters: the draws of one image depend on each other (``se``).
+    """
+    found = gate[gate["model"] != "all_plain"]
+    base = found["loss"] - found["difference"]
+    z = student.ppf((1 + level) / 2, found["images"].to_numpy(int) - 1)
+    return found.assign(relative=found["difference"] / base, half=z * found["se"] / base)
 
 
 def gate(records: Records) -> pd.DataFrame:
@@ -196,10 +205,10 @@ def gate(records: Records) -> pd.DataFrame:
 
     With a single training seed the interval is the one over images.
     """
-    rows = []
-    for keys, part in gate_by_seed(records).groupby(GATE, sort=False):
+    rows, level = [], records.parameters["confidence"]
+    for keys, part in gate_by_seed(records.gate, level).groupby(GATE, sort=False):
         mean, units, n = part["relative"].mean(), "training seeds", len(part)
-        low, high, _ = t_interval(part["relative"], records.parameters["confidence"])
+        low, high, _ = t_interval(part["relative"], level)
         if n == 1:
             units, n, half = "images", part["images"].item(), part["half"].item()
             low, high = mean - half, mean + half

@@ -5,10 +5,10 @@ In any Markdown file, with the folder or sweep of ``figures/`` that a value is f
     <!--n EXPERIMENT: a - b | measure | column-->…<!--/n-->      a row of comparisons.csv
     <!--n EXPERIMENT: arm | column-->…<!--/n-->                  a row of table.csv
     <!--n EXPERIMENT: gate model RANGE | column-->…<!--/n-->     a row of gate.csv
+    <!--n EXPERIMENT: searches search arm | column-->…<!--/n-->  a row of searches.csv
     <!--table EXPERIMENT/NAME.md-->…<!--/table-->                a whole file
 
-``interval``, ``share_interval`` and ``difference_interval`` join their two ends; ``size of X`` is X
-without its sign.
+``interval`` joins ``low`` and ``high``, ``share_interval`` and ``difference_interval`` theirs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,10 @@ PERCENT = {"relative", "share", "share_low", "share_high", "level"}
 NAMES = {
     "comparisons": "{a} - {b} | {measure}".format_map,
     "gate": "gate {model} {range}".format_map,
+    "searches": "searches {search} {arm}".format_map,
     "table": lambda row: label(row.get("cell", BASE), row["arm"]),
 }
 """File -> how a marker names a row of it."""
-INTERVALS = {
-    "interval": ("low", "high"),
-    "share_interval": ("share_low", "share_high"),
-    "difference_interval": ("difference_low", "difference_high"),
-}
 
 
 def fill(text: str, figures: Path) -> str:
@@ -71,7 +67,8 @@ def lookup(folder: Path, path: str) -> str:
     """A value of a folder of figures (or of a sweep: ``sweeps/NAME``), as printed."""
     *row, column = (part.strip() for part in path.split("|"))
     row = " | ".join(row)
-    file = "comparisons" if "|" in row else "gate" if row.startswith("gate ") else "table"
+    kind = row.split(" ")[0]
+    file = "comparisons" if "|" in row else kind if kind in ("gate", "searches") else "table"
     end = "" if file == "table" else f"-{file}"  # a sweep's files stand beside its folder
     single = folder.with_name(f"{folder.name}{end}.csv")
     single = single if single.is_file() else folder / f"{file}.csv"
@@ -84,16 +81,14 @@ def lookup(folder: Path, path: str) -> str:
 
 def shown(row: pd.Series, column: str) -> str:
     """A value by fixed rules: percent for shares, three digits, whole numbers with commas."""
-    name = column.removeprefix("size of ")
-    if name in INTERVALS:
-        low, high = (shown(row, end) for end in INTERVALS[name])
-        return f"[{low}, {high}]"
-    if name not in row:
-        raise ValueError(f"no column {name!r}, there are: {', '.join(map(str, row.index))}")
-    value = row[name]
+    if column.endswith("interval"):
+        start = column.removesuffix("interval")
+        return f"[{shown(row, f'{start}low')}, {shown(row, f'{start}high')}]"
+    if column not in row:
+        raise ValueError(f"no column {column!r}, there are: {', '.join(map(str, row.index))}")
+    value = row[column]
     if isinstance(value, str):
         return value
-    value = abs(value) if name != column else value
-    if name in PERCENT or (name in ("low", "high") and "relative" in row and "effect" not in row):
+    if column in PERCENT or (column in ("low", "high") and "model" in row):  # of gate.csv
         return percent(value)
     return count(value) if float(value).is_integer() else number(value)

@@ -27,15 +27,12 @@ COLUMNS = {
     "losses": "arm bin_start bin_stop loss",
     "gate": "model range start stop loss difference se images",
     "floor": "draw n fid extrapolated",
-    "timing": "artefact seconds core_seconds process_peak_memory_mib training_steps "
-    "denoiser_calls device",
     "history": "run step learning_rate held_out_loss train_loss",
     "gradients": "model draw n timestep1 timestep2 cosine",
     "activations": f"range block dimension n count {' '.join(QUANTILES)} share share_at_random",
     "landscape": "range start stop a b loss",
     "task_vectors": f"range block {' '.join(QUANTILES)}",
     "plane": "w1 w2 loss expert1 expert2",
-    "range_losses": "model range held_out_loss",
     "neighbours": f"arm n {' '.join(QUANTILES)}",
     "search": "search weights loss fid se chosen",
 }
@@ -59,7 +56,6 @@ class Records:
     name: str
     frames: dict[str, pd.DataFrame]
     run: dict
-    acceptance: dict
     sweep: dict  # sweep.json; empty for an experiment
     samples: dict[str, np.ndarray]  # arm -> [16, C, H, W] uint8; also "real"
 
@@ -109,10 +105,8 @@ class Records:
 
     def floor(self, measure: str) -> float:
         """What fresh real images score, on average over draws; NaN where that is not known."""
-        known = self.frames["floor"][measure].mean() if measure in self.frames["floor"] else np.nan
-        if np.isnan(known) and measure == "inception_score":
-            return self.acceptance.get("real", {}).get(measure, np.nan)
-        return float(known)
+        floor = self.frames["floor"]
+        return float(floor[measure].mean()) if measure in floor else np.nan
 
 
 def label(cell: str, arm: str) -> str:
@@ -137,12 +131,10 @@ def read(folder: Path) -> Records:
     runs = [json.loads((seed / "run.json").read_text()) for seed in seeds]
     sweep = folder.parent / "sweep.json"
     samples = seeds[0] / "samples.safetensors"
-    acceptance = seeds[0] / "acceptance.json"
     found = Records(
         name=folder.parent.name if sweep.is_file() else runs[0]["experiment"],
         frames=frames,
         run=_one_run(folder, runs),
-        acceptance=json.loads(acceptance.read_text()) if acceptance.is_file() else {},
         sweep=json.loads(sweep.read_text()) if sweep.is_file() else {},
         samples=load_file(samples) if samples.is_file() else {},
     )

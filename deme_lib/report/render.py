@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from deme_lib.report import intervals, observations, plots, records, tables
+from deme_lib.report import intervals, observations, plots, records, searches, tables
 from deme_lib.report.formats import latex, markdown, number, save, write, write_csv
 from deme_lib.report.records import Records
 
@@ -34,6 +34,10 @@ def _experiment(known: Records, out: Path) -> None:
     _tables(known, out / "table", out / "comparisons")
     if len(known.gate):
         write_csv(out / "gate.csv", intervals.gate(known))
+    searched = searches.table(known)
+    if len(searched):
+        write_csv(out / "searches.csv", searched)
+        write(out / "searches.md", f"{markdown(searches.printed(searched))}\n")
     seen = observations.table(known)
     if len(seen):
         write(out / "observations.md", f"{markdown(seen)}\n")
@@ -72,9 +76,11 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
     test = f"{p['dataset']}: n = {p['test_images']:,} test images, {seeds}"
     gate = f"{p['dataset']}: n = {known.gate['images'].max():,} test images, {seeds}; "
     gate += "small: each, interval over images; large: mean, t interval"
-    panels = {f"ablation {n}: {what}": known.arms_of(n) for n, what in intervals.ABLATIONS.items()}
+    panels = {
+        f"ablation {n}: {what}": intervals.headline(known, n)
+        for n, what in intervals.ABLATIONS.items()
+    }
     near = first["neighbours"][~first["neighbours"]["arm"].str.contains("@")]
-    scored = first["search"].dropna(subset=["fid"])
 
     def of(name: str) -> str:
         return f"{one}: n = {first[name]['n'].min():,} images"
@@ -88,7 +94,6 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
         "landscape": (first["landscape"], held),
         "task_vectors": (first["task_vectors"], one),
         "plane": (first["plane"], held),
-        "search": (scored, f"{held}; {p['features']} features"),
         "neighbours": (near, of("neighbours")),
     }
     found = {
@@ -97,6 +102,8 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
         if len(given[0])
     }
     found["main"] = partial(plots.main, known)
+    if plots.others_of(known):
+        found["controls"] = partial(plots.controls, known)
     if len(known.gate):
         found["gate"] = partial(plots.gate, known, gate)
     if any("@" in arm for _, arm in known.rows):

@@ -32,7 +32,6 @@ def figures(tmp_path):
     ("path", "shown"),
     [
         ("deme_merged - soup | fid | effect", "−0.0597"),
-        ("deme_merged - soup | fid | size of effect", "0.0597"),
         ("deme_merged - soup | fid | relative", "−16.0 %"),
         ("deme_merged - soup | kid | share", "20.0 %"),
         ("deme_merged - soup | fid | interval", "[−0.0672, −0.0529]"),

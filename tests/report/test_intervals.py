@@ -3,12 +3,11 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.stats
 import synthetic
 
-from deme_lib.report import intervals, records
+from deme_lib.report import intervals, records, searches
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.975])
@@ -143,19 +142,6 @@ def test_every_pair_is_there_once(known):
     assert frozenset(("deme_merged@0.98", "soup@0.98")) in pairs
 
 
-def test_common_noise_cancels(tmp_path):
-    """Pairing: a constant shift is seen exactly, however much the seeds differ."""
-    folder = synthetic.write(tmp_path / "records", training_seeds=(3,), seeds=(0, 1, 2, 3, 4))
-    path = folder / "seed-3" / "metrics.csv"
-    metrics = pd.read_csv(path)
-    base = metrics.loc[metrics["arm"] == "pretrained", "fid"].to_numpy()
-    metrics.loc[metrics["arm"] == "deme_routed", "fid"] = base - 0.25
-    metrics.sample(frac=1, random_state=0).to_csv(path, index=False)  # whatever the order of rows
-    r = row(intervals.comparisons(records.read(folder)), "deme_routed", "pretrained")
-    assert r["units"] == "sampling seeds"
-    assert (r["effect"], r["low"], r["high"]) == pytest.approx((-0.25, -0.25, -0.25))
-
-
 @pytest.mark.parametrize(("seeds", "interval"), [((0,), False), ((0, 1, 2), True)])
 def test_few_units_give_no_verdict(tmp_path, seeds, interval):
     folder = synthetic.write(tmp_path / "records", training_seeds=seeds, seeds=(0,))
@@ -211,3 +197,23 @@ def test_the_gate_is_relative_to_the_model_of_all_timesteps(known, tmp_path):
     half = scipy.stats.t.ppf(0.975, 1999) * losses.loc[("deme_routed", 1), "se"]
     assert (r["units"], r["n_units"]) == ("images", 2000)
     assert r["high"] - r["relative"] == pytest.approx(half / losses.loc[("all_plain", 1), "loss"])
+
+
+def test_searches_show_what_luck_was_worth(known):
+    """The chosen weights' scores were made better by 0.02 than the arm, all by another 0.03."""
+    found = searches.table(known)
+    arms = [["deme_merged", "merged_searched"], ["soup", "soup_searched"]]
+    assert found.groupby("search", sort=False)["arm"].agg(list).tolist()[:2] == arms
+    assert found["arm"].tolist()[4:] == ["all_plain", "all_scaled"]
+    fid = known.metrics.groupby(["training_seed", "arm"])["fid"].mean().unstack()
+    found = found.set_index("arm")
+    for arm, row in found.iterrows():
+        lucky = 0.02 * (arm in synthetic.CHOSEN)
+        assert (row["chosen"], row["trainings"]) == (8 * (lucky > 0), 8)
+        score = synthetic.LONG[arm] - synthetic.LONG["pretrained"] - lucky
+        curse = fid[arm] - fid["pretrained"] - score
+        expected = scipy.stats.ttest_1samp(curse, 0).confidence_interval(0.95)
+        assert (row["in_search"], row["curse"]) == pytest.approx((score, curse.mean()))
+        assert (row["low"], row["high"]) == pytest.approx(tuple(expected))
+    assert found.loc["merged_searched", "low"] > 0
+    assert found["rank"].between(-1, 1).all() and found.loc["soup", "rank"] == pytest.approx(1.0)

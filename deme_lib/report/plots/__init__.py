@@ -5,7 +5,15 @@ those of ``records.COLUMNS``.
 """
 # ruff: noqa: F401
 
-from deme_lib.report.plots.arms import ema_horizon, main, neighbours, samples, search, sweep
+from deme_lib.report.plots.arms import (
+    controls,
+    ema_horizon,
+    main,
+    neighbours,
+    others_of,
+    samples,
+    sweep,
+)
 from deme_lib.report.plots.paper import (
     activations,
     gradient_similarity,

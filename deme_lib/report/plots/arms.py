@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
 
 from deme_lib.experiment.arms import ARMS
 from deme_lib.report import intervals, tables
 from deme_lib.report.formats import decimals, interval, number
+from deme_lib.report.intervals import ABLATIONS
 from deme_lib.report.plots.style import (
-    COLOURS,
     STYLES,
     boxes,
     captioned,
-    grid,
     legend,
     style,
     subplots,
@@ -31,24 +27,54 @@ MEAN = {"ms": 9, "capsize": 4, "lw": 2}
 
 def main(records: Records) -> Figure:
     """Both ablations: FID of every arm minus the pretrained model's, paired by unit."""
+    panels = {f"Ablation {n}: {x}": intervals.headline(records, n) for n, x in ABLATIONS.items()}
+    primary = intervals.comparisons(records).query("kind == 'primary'")
+    primary["text"] = [
+        f"{records.titles[row.a]} − {records.titles[row.b]}: "
+        f"{interval(row.effect, row.low, row.high)} ({100 * row.level:.4g} %), {row.verdict}"
+        for row in primary.itertuples()
+    ]
+    said = [primary.loc[primary["ablation"] == n, "text"].tolist() for n in ABLATIONS]
+    title = "What each part of DeMe does to FID, against the pretrained model"
+    return _differences(records, panels, said, title)
+
+
+def controls(records: Records) -> Figure:
+    """The arms at the EMA horizon of all that ``main`` does not show, below those of ablation 1."""
+    first = intervals.headline(records, 1)
+    others = [arm for arm in others_of(records) if arm not in first]
+    panels = {"All arms, exploratory": first + others}
+    return _differences(records, panels, [[]], "Further controls, against the pretrained model")
+
+
+def others_of(records: Records) -> list[str]:
+    """The arms at the EMA horizon of all that ``main`` does not show."""
+    shown = {arm for n in ABLATIONS for arm in intervals.headline(records, n)}
+    return [arm for arm in records.titles if "@" not in arm and arm not in shown]
+
+
+def _differences(
+    records: Records, panels: dict[str, list[str]], said: list[list[str]], title: str
+) -> Figure:
+    """A panel of arms per heading, under what is said of it."""
     table = tables.table(records).fillna({"difference": 0}).set_index("arm")
     fid, floor = records.by_unit["fid"][BASE], records.floor("fid")
-    compared = intervals.comparisons(records).query("kind == 'primary'")
-    arms = {n: records.arms_of(n) for n in intervals.ABLATIONS}
-    heights = [len(names) + 1.5 for names in arms.values()]
-    size = (9, 1.9 + 0.36 * sum(heights) + 0.2 * len(compared))
-    figure, axes = subplots(len(arms), 1, size, height_ratios=heights, sharex=True)
-    for ax, (n, names) in zip(axes.flat, arms.items(), strict=True):
+    heights = [len(names) + 1.5 for names in panels.values()]
+    size = (9, 1.9 + 0.36 * sum(heights) + 0.2 * sum(map(len, said)))
+    figure, axes = subplots(len(panels), 1, size, height_ratios=heights, sharex=True)
+    for ax, (heading, names), lines in zip(axes.flat, panels.items(), said, strict=True):
         _arms(ax, table.loc[names], fid[names].sub(fid["pretrained"], axis=0))
-        _primaries(ax, n, compared[compared["ablation"] == n], records.titles)
-    scale = symlog_if_wide("x", axes.flat[0], table["difference"].drop("real"))
+        place = {"xycoords": ("figure fraction", "axes fraction"), "textcoords": "offset points"}
+        ax.annotate("\n".join(lines), (0.01, 1), (0, 6), fontsize=9, **place)
+        ax.annotate(heading, (0.01, 1), (0, 10 + 11 * len(lines)), weight="bold", **place)
+    drawn = table.loc[[arm for names in panels.values() for arm in names], "difference"]
+    scale = symlog_if_wide("x", axes.flat[0], drawn)
     _floor(axes.flat, floor - fid["pretrained"].mean())
     mean = f"mean, {100 * records.parameters['confidence']:g} % t interval"
     ax.plot([], [], "s-", color="0.3", lw=2, ms=9, label=mean)
     ax.plot([], [], ".", color="0.3", label=f"one {intervals.UNITS[records.unit]}")
     what = f"FID minus the pretrained model's{scale}"
     ax.set_xlabel(f"← better      {what}      worse →")
-    title = "What each part of DeMe does to FID, against the pretrained model"
     legend(figure, axes.flat, 2, title=title, title_fontproperties={"weight": "bold", "size": 13})
     return captioned(figure, tables.setting(records))
 
@@ -67,19 +93,6 @@ def _arms(ax: plt.Axes, rows: pd.DataFrame, d: pd.DataFrame) -> None:
     right = ax.secondary_yaxis("right")
     right.set_yticks(places, [f"FID {decimals(x)}" for x in rows["fid_mean"]])
     right.tick_params(length=0)
-
-
-def _primaries(ax: plt.Axes, n: int, rows: pd.DataFrame, titles: dict[str, str]) -> None:
-    """Above the panel, the comparisons that were named before the run."""
-    lines = [
-        f"{titles[row.a]} − {titles[row.b]}: {interval(row.effect, row.low, row.high)} "
-        f"({100 * row.level:.4g} %), {row.verdict}"
-        for row in rows.itertuples()
-    ]
-    place = {"xycoords": ("figure fraction", "axes fraction"), "textcoords": "offset points"}
-    ax.annotate("\n".join(lines), (0.01, 1), (0, 6), fontsize=9, **place)
-    heading = f"Ablation {n}: {intervals.ABLATIONS[n]}"
-    ax.annotate(heading, (0.01, 1), (0, 10 + 11 * len(lines)), weight="bold", **place)
 
 
 def _floor(axes: np.ndarray, at: float) -> None:
@@ -117,28 +130,6 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
     ax.set_yticks((np.arange(a) + 0.5) * h - 0.5, [titles[arm] for arm in names])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    return captioned(figure, caption)
-
-
-def search(df: pd.DataFrame, caption: str = "") -> Figure:
-    """Held-out loss against FID ± se of the candidates that were scored by images, per search."""
-    scored = df.dropna(subset=["fid"])
-    figure, axes = grid(scored["search"].nunique(), 2, (5, 3.3))
-    for ax, (name, part) in zip(axes, scored.groupby("search", sort=False), strict=True):
-        base = np.array([not any(json.loads(weights)) for weights in part["weights"]])
-        chosen = (part["chosen"] == 1).to_numpy()
-        for rows, look in (
-            (~base & ~chosen, {"fmt": "o", "color": COLOURS[0], "label": "candidate"}),
-            (base & ~chosen, {"fmt": "s", "color": "0.4", "label": "all weights 0"}),
-            (chosen, {"fmt": "*", "color": COLOURS[3], "ms": 13, "label": "chosen"}),
-        ):
-            few = part[rows]
-            ax.errorbar(few["loss"], few["fid"], few["se"].fillna(0), lw=1, capsize=2, **look)
-        rank = spearmanr(part["loss"], part["fid"])[0]
-        title = f"{name}\nrank correlation {rank:.2f}"
-        ax.set(title=title, xlabel="held-out loss", ylabel="FID ± se, search noise")
-        ax.locator_params(axis="x", nbins=4)
-    legend(figure, axes, 3)
     return captioned(figure, caption)
 
 

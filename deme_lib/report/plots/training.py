@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from deme_lib.experiment.arms import ARMS
 from deme_lib.report import intervals
 from deme_lib.report.plots.style import STYLES, captioned, grid, legend, style, subplots
 from deme_lib.report.records import Records
+
+FAMILIES = {"soup": "soup", "plain": "plain_routed", "deme": "deme_routed"}
+FAMILIES |= {"all-plain": "all_plain", "all-same": "all_same", "soup-same": "soup_same"}
+"""Family of finetuning runs -> the arm whose colour it has."""
 
 
 def history(df: pd.DataFrame, caption: str = "") -> Figure:
@@ -25,14 +30,14 @@ def history(df: pd.DataFrame, caption: str = "") -> Figure:
     rate = left.twinx()
     rate.plot(later["step"], later["learning_rate"], "--", color="0.6")
     rate.set(ylabel="learning rate (dashed)", ylim=(0, None))
-    left.legend(frameon=False)
-    names = finetuned["run"].str.extract(r"(?P<family>.+?)(?:-(?P<member>\d+of\d+))?$")
-    runs = finetuned.assign(**names.fillna("one run")).sort_values(["run", "step"])
-    lines = {"hue": "family", "style": "member", "palette": "colorblind", "ax": right}
-    sns.lineplot(runs, x="step", y="held_out_loss", **lines)
+    for run, part in finetuned.groupby("run", sort=False):
+        family = re.sub(r"-\d+of\d+$", "", run)
+        colour = STYLES[FAMILIES.get(family, "reweighted")][0]
+        right.plot(part["step"], part["held_out_loss"], color=colour, label=family)
     right.axhline(baseline["held_out_loss"].iloc[-1], color=STYLES["pretrained"][0], lw=1, zorder=0)
-    right.set(title="finetuning (grey: the pretrained model)", ylabel="held-out loss")
-    sns.move_legend(right, "center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
+    right.set(title="finetuning (grey line: the pretrained model)", xlabel="step")
+    right.set_ylabel("held-out loss")
+    legend(figure, axes.flat, 6)
     return captioned(figure, caption)
 
 
@@ -61,7 +66,8 @@ def gate(records: Records, caption: str = "") -> Figure:
 
     Small: training seeds, with the interval over images; large: their mean, with the t interval.
     """
-    seeds, means = intervals.gate_by_seed(records), intervals.gate(records)
+    seeds = intervals.gate_by_seed(records.gate, records.parameters["confidence"])
+    means = intervals.gate(records)
     models = list(means["model"].unique())
     figure, axes = grid(means["range"].nunique(), 4, (2.6, 3.4))
     for ax, (k, rows) in zip(axes, means.groupby("range"), strict=True):

@@ -13,7 +13,7 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -113,8 +113,11 @@ def read(path: str | Path) -> dict[str, Any]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ParameterError(f"{found} gives {twice[0]!r} twice: delete one of its lines")
     for name, node in root.value:
-        if remedy := _misread(node.value, values[name.value]):
-            raise ParameterError(f"{found}, {name.value}: {remedy}")
+        value = values.get(name.value)
+        if type(value) is int and str(value) != node.value:  # YAML 1.1 has octals, such as 0100
+            raise ParameterError(
+                f"{found}, {name.value}: YAML reads {node.value} as {value}: write it in digits"
+            )
     return values
 
 
@@ -122,26 +125,22 @@ def from_notebook(namespace: dict[str, Any]) -> Parameters:
     """Check the parameters of a notebook, whoever set them: its cell, papermill, or a person.
 
     papermill injects every key of ``-f`` into every notebook and only warns of unknown ones, so
-    the names are read from the cells that were run (IPython's ``In``): those of papermill's cell,
-    and those of cells that give a known parameter a literal. Of an annotated cell that was edited
-    and run again, the last version counts. What papermill's own reading of a file hides (a
-    parameter given twice, 0100 for 64) shows in ``load`` alone, and so in ``make`` and ``check``.
+    the names are read from the cells that were run (IPython's ``In``): papermill's, and those that
+    give a known parameter a literal, where an annotated name is one too.
+    What papermill's own reading of a file hides (a parameter given twice, 0100 for 64) shows in
+    ``load`` alone, and so in ``make`` and ``check``.
 
     Args:
         namespace: the notebook's ``globals()``.
     """
     names: dict[str, None] = {}
-    declared: dict[bool, set[str]] = {}
     for source in namespace.get("In", []):
         assigned, injected = _assigned(source), source.startswith("# Parameters")
         known = [name for name in assigned if name in FIELDS]
         if injected or any(_is_literal(assigned[name].value) for name in known):
-            names |= dict.fromkeys(known)
-        here = {n for n, s in assigned.items() if injected or isinstance(s, ast.AnnAssign)}
-        if injected or here & FIELDS.keys():
-            declared[injected] = here
-    wanted = [*names, *sorted(set().union(*declared.values()) - FIELDS.keys())]
-    return check({name: namespace[name] for name in wanted if name in namespace}, "this notebook")
+            declared = {n for n, s in assigned.items() if injected or isinstance(s, ast.AnnAssign)}
+            names |= dict.fromkeys([*known, *sorted(declared)])
+    return check({name: namespace[name] for name in names if name in namespace}, "this notebook")
 
 
 def _assigned(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
@@ -176,32 +175,24 @@ def listing() -> str:
 
 def _kind(field: FieldInfo) -> list[str]:
     """Type and range of a parameter, in words."""
-    kind, arguments = field.annotation, get_args(field.annotation)
-    if get_origin(kind) is Literal:
-        return [" | ".join(arguments)]
     bounds = [(sign, getattr(m, b, None)) for b, sign in BOUNDS.items() for m in field.metadata]
-    name = str(kind) if arguments else kind.__name__
-    return [name, *(f"{sign} {bound}" for sign, bound in bounds if bound is not None)]
+    bounds = [f"{sign} {bound}" for sign, bound in bounds if bound is not None]
+    return [_type(field.annotation), *bounds]
+
+
+def _type(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " | ".join(arguments)
+    if origin is list:
+        return f"list[{_type(arguments[0])}]"
+    if origin is Annotated:
+        return _type(arguments[0])
+    return " | ".join(map(_type, arguments)) or kind.__name__
 
 
 def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).split("\n")[0]
-
-
-def _misread(text: Any, value: Any) -> str | None:
-    """What to write where YAML 1.1 reads a number in another way than people do, such as 0100."""
-    if not isinstance(text, str) or type(value) not in (int, float) or _number(value) is None:
-        return None
-    meant = _number(text.replace("_", ""))
-    if meant == _number(value) or not math.isfinite(value):
-        return None
-    other = "" if meant is None else f", or {_as_yaml(type(value)(meant))}"
-    return f"YAML reads {text} as {value}: write {_as_yaml(value)}{other}"
-
-
-def _number(text: Any) -> float | None:
-    with suppress(ValueError, TypeError, OverflowError):
-        return float(text)
 
 
 def _nearest(name: str) -> str:
@@ -211,16 +202,12 @@ def _nearest(name: str) -> str:
 
 
 def _explain(error: Any) -> str:
-    """One problem of a value, with what to write instead where that can be told."""
+    """One problem of a value, with what the parameter means."""
     problem, value = error["msg"].removeprefix("Value error, "), error["input"]
     if not error["loc"]:
         return problem
-    name, number = error["loc"][0], None if isinstance(error["input"], bool) else _number(value)
+    name = error["loc"][0]
     text = f"{name}={value!r:.80}: {problem} ({FIELDS[name].description})"
-    if error["type"].startswith("int") and number is not None and number.is_integer():
-        return f"{text}; write {int(number)}"
-    if error["type"].startswith("float") and number is not None and math.isfinite(number):
-        return f"{text}; write {_as_yaml(number)}"
-    if error["type"] in ("string_type", "literal_error") and not isinstance(value, str | list):
-        return f"{text}; a word that YAML reads as something else needs quotes"
+    if isinstance(value, bool) and error["type"] in ("string_type", "literal_error"):
+        return f"{text}; a word that YAML reads as true or false needs quotes"
     return text

@@ -5,9 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from deme_lib import ROOT
 from deme_lib.experiment.arms import DEFAULT_ARMS, arm_of, search_of
@@ -16,29 +25,19 @@ EXECUTION = {"device", "threads", "sampling_batch", "checkpoint_every", "runs_di
 """Parameters that change where and how fast, never what: they are in no artefact's key."""
 
 
-def _from_text(value: Any) -> Any:
-    """papermill's -p hands lists over as text."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"is not a list: {value}") from error
-    return value
-
-
 def _of(default: Any, meaning: str, **bounds: Any) -> Any:
     return Field(default, description=meaning, **bounds)
 
 
-LIST = BeforeValidator(_from_text)
 Count = Annotated[int, Field(ge=1)]
 Images = Annotated[int, Field(ge=4, le=10**7)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=-100, le=100)]
 Folder = Annotated[str, Field(min_length=1)]
-Integers = Annotated[list[int], Field(min_length=1), LIST]
-Names = Annotated[list[str], LIST]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
+Channels = Annotated[int, Field(ge=8, le=2**14, multiple_of=8)]  # group norm has 8 groups
 Cut = Literal["uniform", "log-snr", "overlapping", "random"]
 Weighting = Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty"]
 
@@ -64,7 +63,9 @@ class Parameters(BaseModel):
     pretrained: str = _of(
         "fashion8", "fashion8 (shipped), a diffusers folder, a hub id; empty: trained"
     )
-    model_channels: Integers = _of([8, 16], "UNet channels per resolution")
+    model_channels: Annotated[list[Channels], Field(min_length=1)] = _of(
+        [8, 16], "UNet channels per resolution"
+    )
     layers_per_block: Count = _of(1, "resnets per UNet block", le=64)
     attention: bool = _of(False, "self-attention at the lowest resolution")
     num_train_timesteps: int = _of(1000, "T of the noise schedule", ge=2, le=100_000)
@@ -87,17 +88,17 @@ class Parameters(BaseModel):
     weight_decay: NotNegative = _of(1e-2, "AdamW")
     clip_norm: Positive = _of(1.0, "gradient norm clipped to this")
     ema_decay: Decay = _of(0.995, "EMA of the weights that are judged")
-    further_ema_decays: Annotated[list[float], LIST] = _of(
+    further_ema_decays: list[Decay] = _of(
         [0.0, 0.98], "shorter EMAs kept too, for arms like soup@0.98"
     )
     loss_weighting: Weighting = _of("none", "re-weighting of the arm `reweighted`")
     min_snr_gamma: Positive = _of(5.0, "of Min-SNR (Hang et al. 2023)")
     p2_gamma: Positive = _of(1.0, "of P2 weighting (Choi et al. 2022)")
     precision: Literal["no", "bf16", "fp16"] = _of("no", "autocast in training")
-    seeds: Integers = _of([0, 1, 2], "training seeds; each trains and samples everything")
+    seeds: Seeds = _of([0, 1, 2], "training seeds; each trains and samples everything")
 
     # merge: weights of the arm deme_merged; the searches have one budget
-    merge_weights: Annotated[str | list[float], LIST] = _of(
+    merge_weights: Literal["uniform", "search"] | list[Weight] = _of(
         "uniform", "uniform (1/N), search, or one weight a range"
     )
     search_low: float = _of(0.0, "smallest weight")
@@ -109,13 +110,13 @@ class Parameters(BaseModel):
     search_streams: Count = _of(3, "noise streams of a search", le=100)
 
     # sampling and evaluation
-    arms: Annotated[list[str], Field(min_length=2), LIST] = _of(
+    arms: Annotated[list[str], Field(min_length=2)] = _of(
         list(DEFAULT_ARMS), "arms that are judged; see arms.py"
     )
     sampling_steps: Count = _of(20, "DDIM steps")
     timestep_spacing: Literal["leading", "trailing", "linspace"] = _of("leading", "of DDIM")
     samples: Images = _of(5000, "images per arm, seed and stream")
-    sampling_seeds: Integers = _of([0], "sampling seeds: streams of noise of each training seed")
+    sampling_seeds: Seeds = _of([0], "sampling seeds: streams of noise of each training seed")
     features: str = _of(
         "fashion8-a", "fashion8-a, digits-a, ... (shipped classifiers) or inception"
     )
@@ -130,11 +131,11 @@ class Parameters(BaseModel):
     acceptance_samples: int = _of(10_000, "images of the pretrained model, halved", ge=8, le=10**7)
     loss_images: Count = _of(2000, "search images of curves, planes and searches, one draw each")
     loss_draws: Count = _of(2, "(timestep, noise) draws per test image", le=1000)
-    primary_decoupling: Names = _of(
+    primary_decoupling: list[str] = _of(
         ["plain_routed - all_plain", "deme_merged - all_plain", "deme_merged - soup"],
         "primary comparisons of ablation 1, named before the run",
     )
-    primary_merging: Names = _of(
+    primary_merging: list[str] = _of(
         ["deme_merged - averaged", "deme_merged - deme_routed"],
         "primary comparisons of ablation 2, named before the run",
     )
@@ -156,9 +157,18 @@ class Parameters(BaseModel):
 
     _hashes: dict[str, str] = PrivateAttr(default_factory=dict)  # of data and weights
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """papermill's -p hands lists over as text, and YAML a number such as 1e-5."""
+        if isinstance(value, str) and cls.model_fields[info.field_name].annotation is not str:
+            with suppress(json.JSONDecodeError):
+                return json.loads(value)
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> Parameters:
-        for check in (_check_model, _check_seeds, _check_arms, _check_weights, _check_sizes):
+        for check in (_check_model, _check_arms, _check_weights, _check_sizes):
             check(self)
         return self
 
@@ -193,10 +203,6 @@ class Parameters(BaseModel):
 def _check_model(p: Parameters) -> None:
     if not p.pretrained and p.pretrain_steps < 4:
         raise ValueError("pretrain_steps must be at least 4 where nothing pretrained is named")
-    if min(p.model_channels) < 8 or any(c % 8 for c in p.model_channels):
-        raise ValueError("model_channels must be multiples of 8 (group norm with 8 groups)")
-    if max(p.model_channels) > 2**14:
-        raise ValueError(f"model_channels={p.model_channels} is beyond any UNet: lower it")
     for name in ("n_ranges", "sampling_steps", "loss_bins", "gradient_bins"):
         if getattr(p, name) > p.num_train_timesteps:
             raise ValueError(f"{name} is above num_train_timesteps: lower it")
@@ -207,20 +213,14 @@ def _check_model(p: Parameters) -> None:
             "pretrained weights that longer controls lose; set ema_decay to at most "
             f"{max(0.0, 1 - 4 / p.finetune_steps):.4g}"
         )
-    if any(not 0 <= decay < p.ema_decay for decay in p.further_ema_decays):
-        raise ValueError("further_ema_decays must lie from 0 to below ema_decay: give others")
+    if max(p.further_ema_decays, default=-1) >= p.ema_decay:
+        raise ValueError("further_ema_decays must lie below ema_decay: give others")
 
 
 def _check_weights(p: Parameters) -> None:
     weights, n = p.merge_weights, p.n_ranges
-    if isinstance(weights, str) and weights not in ("uniform", "search"):
-        raise ValueError(
-            f'merge_weights={weights!r}: give "uniform", "search" or a list like [0.5, 0.5]'
-        )
     if isinstance(weights, list) and len(weights) != n:
         raise ValueError(f"merge_weights has {len(weights)} weights for n_ranges={n}: one each")
-    if isinstance(weights, list) and max(map(abs, weights)) > 100:
-        raise ValueError(f"merge_weights={weights}: weights beyond 100 are no merge: lower them")
     if p.search_step > p.search_high - p.search_low:
         raise ValueError("search_step is above search_high - search_low: lower it, or swap them")
     searched = any(search_of(arm_of(a, p.further_ema_decays), weights) for a in p.arms)
@@ -228,19 +228,11 @@ def _check_weights(p: Parameters) -> None:
         raise ValueError(f"search_candidates must be at least n_ranges + 1 = {n + 1}")
 
 
-def _check_seeds(p: Parameters) -> None:
-    for name in ("seeds", "sampling_seeds"):
-        seeds = getattr(p, name)
-        if min(seeds) < 0 or max(seeds) >= 2**32:
-            raise ValueError(f"{name} must be from 0 to 2**32 - 1, got {seeds}")
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"{name} repeats a seed: seeds must be independent")
-
-
 def _check_arms(p: Parameters) -> None:
+    for name in ("arms", "seeds", "sampling_seeds"):
+        if len(set(getattr(p, name))) < len(getattr(p, name)):
+            raise ValueError(f"{name} gives one twice: give each once")
     arms = [arm_of(name, p.further_ema_decays) for name in p.arms]
-    if len(set(p.arms)) < len(p.arms):
-        raise ValueError("arms names an arm twice: name each once")
     if "pretrained" not in p.arms:
         raise ValueError("arms lacks pretrained, which every table compares with: add it")
     if "reweighted" in p.arms and p.loss_weighting == "none":

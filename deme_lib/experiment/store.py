@@ -4,7 +4,8 @@ An artefact is a folder ``<label>-<key>`` of files beside a ``record.json``. It 
 ``.partial/`` while a lock is held, and renamed into place when everything is on disk, so that a
 half-written one is never taken for a whole one; what an interrupted maker keeps in ``working/``
 (checkpoints) is found again by the next, and goes only after the rename. The lock is the operating
-system's and dies with its process.
+system's and dies with its process. A checksum of the record covers its results and the hashes of
+all files.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ STEP_S, CALL_S = 0.04, 1.5e-4
 """Seconds of a training step of 64 8x8 images (0.16 M parameters) and of one image through that
 model, on one core; for estimates before anything was recorded."""
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+NO_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_DISK |= {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 
 
@@ -81,12 +82,6 @@ class Recipe:
     training_steps: int = 0
     denoiser_calls: int = 0
     job: str = ""
-
-    def __post_init__(self):
-        if not re.fullmatch(r"\w[\w.-]*", self.label):
-            raise StoreError(
-                f"{self.label!r} cannot name a folder of the store: use letters, digits, - and _"
-            )
 
     @cached_property
     def key(self) -> str:
@@ -138,32 +133,21 @@ class Store:
         return list(found.values())
 
     def load(self, recipe: Recipe) -> Artefact:
-        """Load and check an artefact, and remove what a maker killed at the very end left there."""
-        artefact = self.check(recipe)
-        with suppress(OSError):  # a store may be read-only
-            remove(artefact.path / WORKING)
-        return artefact
-
-    def check(self, recipe: Recipe) -> Artefact:
-        """``load`` that changes nothing.
+        """Load and check an artefact; nothing changes.
 
         Raises:
-            StoreError: it is missing, a file was changed, truncated or put there by others, or the
-                record was changed or is another artefact's.
+            StoreError: it is missing, or its record or a file was changed, cut, or put there.
         """
         folder = self.folder(recipe)
         if not self.holds(recipe):
-            self._check_place_is_free(recipe)
             raise StoreError(
                 f"{recipe.name} is not in {self.root}: `python -m deme_lib make {recipe.label}` "
                 "makes it"
             )
         remedy = f"delete {folder} and run again to make it anew"
         record = read_json(folder / RECORD)
-        if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
+        if record.get("checksum") != _checksum(record):
             raise StoreError(f"{folder / RECORD} was changed since it was written; {remedy}")
-        if record["name"] != recipe.name:
-            raise StoreError(f"{folder} holds another artefact ({record['name']}); {remedy}")
         if odd := {name for name, _ in record["files"].items() ^ _files(folder).items()}:
             raise StoreError(f"{folder}: changed, missing or foreign: {sorted(odd)}; {remedy}")
         return Artefact(folder, record)
@@ -192,8 +176,9 @@ class Store:
             ) from error
 
     def _make(self, recipe: Recipe, build: Callable, device: str) -> Artefact:
-        self._check_place_is_free(recipe)
         folder, partial = self.folder(recipe), self.partial(recipe)
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise StoreError(f"{folder} lacks its {RECORD}: delete it and run again")
         _keep_working(partial)
         started, cpu = time.time(), sum(os.times()[:4])
         results = build(partial)
@@ -216,16 +201,8 @@ class Store:
         (partial / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True))
         _flush(partial)
         os.rename(partial, folder)
-        remove(folder / WORKING)
+        shutil.rmtree(folder / WORKING)
         return Artefact(folder, record)
-
-    def _check_place_is_free(self, recipe: Recipe) -> None:
-        folder = self.folder(recipe)
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-            raise StoreError(
-                f"{folder} is in the place of an artefact but no {RECORD} is in it: delete it and "
-                "run again"
-            )
 
 
 def rates(store: Store, data: str) -> tuple[float, float]:
@@ -268,28 +245,17 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def remove(path: Path) -> None:
-    """Remove a file, link or folder that may not be there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _remedy(error: Exception, root: Path) -> str | None:
     """What failed and what to do, where the machine is at fault."""
-    if isinstance(error, Explained):
-        return None
-    text = " ".join(str(error).split())[:200]
-    number = getattr(error, "errno", None)
+    text, number = " ".join(str(error).split())[:200], getattr(error, "errno", None)
     if found := re.search(r"os error (\d+)", text):  # safetensors hands the number on as text
         number = int(found.group(1))
-    if number in FULL:
-        return f"no room left for it in {root} ({text}); free some disk space"
-    path = getattr(error, "filename", None) or root  # a refusal elsewhere is not the store's
-    refused = number in READ_ONLY and str(path).startswith(str(root))
-    if refused or (isinstance(error, OSError) and not root.is_dir()):
-        return f"cannot write to {root} ({text}); set runs_dir to a folder that you may write to"
+    place = Path(getattr(error, "filename", None) or root)
+    if number in NO_DISK and (place.is_relative_to(root) or root.is_relative_to(place)):
+        return (
+            f"cannot write to {root} ({text}); free some disk space, or set runs_dir to a folder "
+            "that you may write to"
+        )
     memory = isinstance(error, MemoryError) or number == errno.ENOMEM
     if memory or any(words in text.lower() for words in NO_MEMORY):
         return (
@@ -330,12 +296,12 @@ def _locked(root: Path, name: str) -> AbstractContextManager:
 
 def _keep_working(partial: Path) -> None:
     """A folder to build in, where of all from before only what a stage resumes from is left."""
-    if not partial.is_dir():
-        remove(partial)
     (partial / WORKING).mkdir(parents=True, exist_ok=True)
-    for path in [*partial.glob("*"), *(partial / WORKING).glob("*.tmp")]:
-        if path.name != WORKING:
-            remove(path)
+    for path in partial.iterdir():
+        if path.is_dir() and path.name != WORKING:
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
 
 
 def _hash(content: dict[str, Any]) -> str:
@@ -352,11 +318,7 @@ def _files(folder: Path) -> dict[str, str]:
     found = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
-        if name == RECORD or name.startswith(f"{WORKING}/"):
-            continue
-        if path.is_symlink():
-            found[name] = "a link, which may change with its target"
-        elif path.is_file():
+        if path.is_file() and name != RECORD and not name.startswith(f"{WORKING}/"):
             with open(path, "rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

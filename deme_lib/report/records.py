@@ -17,6 +17,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 
 from deme_lib.experiment.arms import BASE
+from deme_lib.experiment.schema import EXECUTION
 
 QUANTILES = ("q05", "q25", "median", "q75", "q95")
 COLUMNS = {
@@ -44,8 +45,7 @@ COLUMNS = {
 MEASURES = ["fid", "inception_score", "fid_second", "fid_train", "pixel", "kid"]
 MEASURES += ["precision", "recall"]
 REQUIRED = ("metrics.csv", "arms.csv", "run.json")
-FREE = {"seeds", "device", "threads", "sampling_batch", "checkpoint_every"}
-FREE |= {"runs_dir", "figures_dir"}
+FREE = EXECUTION | {"seeds"}
 """Parameters in which the runs behind one table may differ."""
 
 
@@ -160,8 +160,8 @@ def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def unequal(a: dict, b: dict) -> list[str]:
-    """The names of parameters that differ and should not."""
-    return sorted(k for k in (a.keys() | b.keys()) - FREE if a.get(k) != b.get(k))
+    """The names of parameters of both that differ and should not; versions may have others."""
+    return sorted(k for k in (a.keys() & b.keys()) - FREE if a[k] != b[k])
 
 
 def _one_run(folder: Path, runs: list[dict]) -> dict:

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, U
 from safetensors.torch import load_file, save_file
 
 from deme_lib.diffusion import models
-from deme_lib.diffusion.data import content_hash, split
+from deme_lib.diffusion.data import SHIPPED, content_hash, split
 from deme_lib.diffusion.models import ModelError
 from deme_lib.method.projection import ProjectedUNet2DModel
 
@@ -180,24 +180,17 @@ def test_the_shapes_of_model_and_data_must_be_told_and_agree(tiny_unet):
 # shipped models
 
 
-def test_a_shipped_model_is_found_by_its_seed_and_fits_its_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "PRETRAINED", tmp_path)
-    for seed in (0, 10, 2):
-        (tmp_path / "mine" / f"seed-{seed}").mkdir(parents=True)
-    folder = models.shipped_pretrained("mine", 2)
-    assert folder == tmp_path / "mine" / "seed-2"
-    with pytest.raises(ModelError, match=r'seed 1 ships .*\[0, 2, 10\].*`pretrained: ""`'):
-        models.shipped_pretrained("mine", 1)
+def test_a_shipped_model_fits_its_data_and_seed(tmp_path):
     card = {"dataset": "mine", "train_hash": "abc", "seed": 2}
-    (folder / "card.json").write_text(json.dumps(card))
-    models.check_card(folder, "abc", 2)
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    models.check_card(tmp_path, "abc", 2)
     for train_hash, seed in (("abd", 2), ("abc", 3)):
         with pytest.raises(ModelError, match=rf"not on {train_hash} with seed {seed}.*anew"):
-            models.check_card(folder, train_hash, seed)
+            models.check_card(tmp_path, train_hash, seed)
 
 
 @pytest.mark.parametrize(
-    "folder", sorted(models.PRETRAINED.glob("fashion8/*")), ids=lambda f: f.name
+    "folder", sorted(SHIPPED.glob("pretrained/fashion8/*")), ids=lambda f: f.name
 )
 def test_what_ships_fits_the_built_in_data(folder):
     card = json.loads((folder / "card.json").read_text())

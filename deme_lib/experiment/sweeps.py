@@ -79,31 +79,34 @@ class Sweep(BaseModel):
             raise ValueError("against compares no cell with anything else: name another")
         return self
 
-    def experiments(self) -> dict[str, Parameters]:
-        """The parameters of every cell.
+    def parts(self, **overrides: Any) -> dict[str, tuple[Parameters, list[str]]]:
+        """Parameters and arms of the base, then of every cell.
+
+        Args:
+            overrides: of the base's parameters, such as ``figures_dir``.
 
         Raises:
             ParameterError: a cell sets an unknown or ill-typed parameter.
         """
+        found = {BASE: (parameters.load(self.base, **overrides), self.beside)}
         arms = list(dict.fromkeys(["pretrained", *self.arms]))
         named = {"primary_decoupling": [], "primary_merging": [], "arms": arms}
-        found = {}
         for cell in self.cells:
             try:
-                found[cell.cell] = parameters.load(self.base, **named, **{**self.set, **cell.set})
+                p = parameters.load(self.base, **named, **{**self.set, **cell.set})
             except ParameterError as error:
                 message = f"sweep {self.sweep}, cell {cell.cell!r}: {error}"
                 raise ParameterError(message) from None
+            found[cell.cell] = p, self.arms
         return found
 
     def wanted(self) -> list[tuple[Recipe, Parameters]]:
         """The metrics of the base's arms, then of the arms of every cell, of every seed."""
-        of = {BASE: parameters.load(self.base), **self.experiments()}
         return [
             (recipes.metrics(q, arm_of(arm)), q)
-            for cell, p in of.items()
+            for p, arms in self.parts().values()
             for q in p.per_seed()
-            for arm in (self.beside if cell == BASE else self.arms)
+            for arm in arms
         ]
 
 
@@ -118,11 +121,10 @@ def load(path: str | Path) -> Sweep:
     Raises:
         ParameterError: it is no sweep, or something in it is unknown, ill-typed or twice there.
     """
-    values = parameters.read(path)
-    if "sweep" not in values:
+    if not is_sweep(path):
         raise ParameterError(f"{path} is no sweep: name a file such as those in params/sweeps")
     try:
-        sweep = Sweep(**values)
+        sweep = Sweep(**parameters.read(path))
     except ValidationError as error:
         problems = [f"\n  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ParameterError(f"{path} is no sweep:{''.join(problems)}") from None
@@ -147,17 +149,18 @@ def document(sweep: Sweep) -> dict[str, Any]:
 
 def _check_cells(sweep: Sweep, path: str | Path) -> None:
     """Cells may differ from the base in finetuning, merging and search alone; not in how long."""
-    base, cells = parameters.load(sweep.base), sweep.experiments()
-    same = recipes.metrics(base, arm_of("pretrained")).key
-    for cell, p in cells.items():
-        moved = recipes.metrics(p, arm_of("pretrained")).key != same
-        if moved or p.seeds != base.seeds or p.runs_dir != base.runs_dir:
+    found = {cell: p for cell, (p, _) in sweep.parts().items()}
+    base, pretrained = found[BASE], arm_of("pretrained")
+    for cell, p in found.items():
+        same = recipes.metrics(p, pretrained).key == recipes.metrics(base, pretrained).key
+        if not same or p.seeds != base.seeds or p.runs_dir != base.runs_dir:
             raise ParameterError(
                 f"{path}: cell {cell!r} changes the pretrained model, its evaluation, the seeds or "
                 "runs_dir; a sweep varies finetuning, merging and search: set the rest in its base"
             )
-    compared = cells if set(sweep.beside) == {"pretrained"} else {BASE: base, **cells}
-    totals = {name: p.n_ranges * p.finetune_steps for name, p in compared.items()}
+    if set(sweep.beside) == {"pretrained"}:
+        del found[BASE]  # compared with nothing
+    totals = {cell: p.n_ranges * p.finetune_steps for cell, p in found.items()}
     if len(set(totals.values())) > 1:
         raise ParameterError(
             f"{path}: what is compared trains for different totals of n_ranges * finetune_steps, "

@@ -2,16 +2,14 @@
 
 import json
 
-import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
-from PIL import Image
 from safetensors.torch import load_file
 
-from deme_lib.diffusion.models import ModelError, load_pipeline, load_unet
+from deme_lib.diffusion.models import load_pipeline, load_unet
 from deme_lib.experiment import collect, parameters, recipes, stages
 from deme_lib.experiment.arms import ARMS, arm_of
 from deme_lib.experiment.store import Store
@@ -66,11 +64,6 @@ def forbid(monkeypatch):
     return forbid
 
 
-def contents(artefact):
-    """What a stage made, without time and place."""
-    return artefact.record["files"], artefact.results
-
-
 def record(artefact, name):
     return pd.read_csv(artefact.path / f"{name}.csv")
 
@@ -88,19 +81,6 @@ def test_a_stage_makes_what_is_missing_upstream_once(experiment, forbid, capsys)
     forbid()
     assert stages.make(recipes.merged(p), p) == made
     assert "made now" not in capsys.readouterr().out
-
-
-def test_another_folder_gives_the_same_bytes(experiment):
-    """Nor does how often a checkpoint is written change anything."""
-    first, second = experiment(), experiment("elsewhere", checkpoint_every=5)
-    arm = ARMS["deme_merged"]
-    for make in (
-        recipes.baseline,
-        lambda p: recipes.images(p, arm),
-        lambda p: recipes.metrics(p, arm),
-    ):
-        found = [contents(stages.make(make(p), p)) for p in (first, second)]
-        assert found[0] == found[1]
 
 
 def test_the_size_of_batches_changes_rounding_only(experiment):
@@ -146,7 +126,8 @@ def test_an_experiment_of_every_arm_from_stages_to_tables(experiment, forbid):
 def test_averaged_checkpoints_are_those_along_the_run(experiment):
     p = experiment()
     (recipe,) = recipes.finetuned(p, "all_plain")
-    path = stages.make(recipe, p).path
+    made = stages.make(recipe, p)
+    path = made.path
     last, final = load_unet(path / "checkpoint-2"), load_unet(path / "unet")
     assert all(
         torch.equal(a, b) for a, b in zip(last.parameters(), final.parameters(), strict=True)
@@ -155,14 +136,8 @@ def test_averaged_checkpoints_are_those_along_the_run(experiment):
     assert any(
         not torch.equal(a, b) for a, b in zip(first.parameters(), final.parameters(), strict=True)
     )
-
-
-def test_training_leaves_no_checkpoint_behind(experiment):
-    p = experiment()
-    made = stages.make(recipes.finetuned(p, "deme")[0], p)
-    assert not [f for f in made.record["files"] if "checkpoint" in f or f.endswith(".json.tmp")]
-    assert list(record(made, "history")["step"]) == [0, 2, 4, 6, 8]
-    assert (made.path / "ema-0").is_dir()
+    assert list(record(made, "history")["step"]) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert (path / "ema-0").is_dir()
 
 
 # a pretrained model
@@ -189,28 +164,6 @@ def test_a_shipped_model_comes_with_its_history_and_snapshots(tmp_path):
     assert history["step"].iloc[-1] == 16_000 and (path / "snapshot-4").is_dir()
     last = history.iloc[-1]
     assert abs(last["held_out_loss"] / last["train_loss"] - 1) < 0.03  # limited by capacity
-
-
-def image_folder(root, size, count=60):
-    rng = np.random.default_rng(0)
-    (root / "train" / "0").mkdir(parents=True)
-    for i in range(count):
-        picture = Image.fromarray(rng.integers(0, 256, (size, size), np.uint8))
-        picture.save(root / "train" / "0" / f"{i}.png")
-    return str(root)
-
-
-def test_images_of_another_size_are_refused_before_training(
-    experiment, forbid, tiny_unet, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-    DDPMPipeline(tiny_unet(), DDPMScheduler(1000)).save_pretrained(tmp_path / "model")
-    folder = image_folder(tmp_path / "data", 16)
-    p = experiment(pretrained=str(tmp_path / "model"), dataset=folder, train_images=40)
-    forbid("finetune", "reference")
-    with pytest.raises(ModelError, match=r"\(1, 8, 8\).*\(1, 16, 16\)"):
-        stages.make(recipes.merged(p), p)
 
 
 def test_a_searched_merge_records_what_it_tried(experiment):

@@ -60,31 +60,22 @@ def cell(name="1", **changes):
             {"cells": [cell(n_range=1), cell("b")]},
             r"cell '1'.*unknown .*'n_range'; did you mean",
         ),
-        ({"cells": [cell(n_ranges="four"), cell("b")]}, r"cell '1'.*n_ranges='four'"),
         (
             {"against": ["a"], "cells": [cell("a", n_ranges=1), cell("b")]},
             r"different totals.*set finetune_steps",
         ),
-        ({"cells": [cell(), cell()]}, r"names of their own"),
         ({"cells": [cell(), cell("base")]}, r"other than base"),
-        ({"cells": []}, r"is no sweep:\n  cells"),
         ({"arms": ["routd"]}, r"no arm 'routd'; there are pretrained"),
-        ({"set": {}}, r"reweighted needs a loss_weighting"),
         ({"beside": ["all_plain"]}, r"pretrained in beside"),
         ({"arms": ["soup", "soup"]}, r"name every arm once"),
-        ({"cells": [cell("deme_merged")]}, r"other than base or an arm's"),
-        ({"cells": [cell("a / b")]}, r"without ' / '"),
         ({"cells": [cell(n_ranges=1)]}, r"compares no cell with anything else"),
         ({"set": SET | {"samples": 31}}, r"cell '1' changes the pretrained model, its evaluation"),
-        ({"set": SET | {"pretrain_steps": 5}}, r"set the rest in its base"),
-        ({"set": SET | {"runs_dir": "elsewhere"}}, r"or runs_dir"),
         (
             {"beside": ["pretrained", "all_plain"], "cells": LONGER},
             r"'base': 8, '1': 16.*pretrained alone",
         ),
         ({"against": ["3"]}, r"against names \['3'\]: no cell"),
         ({"colour": "red"}, r"is no sweep:\n  colour"),
-        ({"sweep": "../elsewhere"}, r"is no sweep:\n  sweep"),
         ({"base": "params/digit.yaml"}, r"no parameter file 'params/digit.yaml'"),
         ({"set": SET | {"seeds": [0, 3]}}, r"the seeds"),
     ],
@@ -100,7 +91,7 @@ def test_a_wrong_sweep_is_refused_before_anything_runs(write, tmp_path, changes,
 def test_the_shipped_sweeps_are_whole(path):
     sweep = sweeps.load(path)
     assert sweep.sweep == path.stem == sweeps.folder_name(sweep)
-    assert len(sweep.experiments()) == len(sweep.cells) >= 4
+    assert len(sweep.cells) >= 4
     seeds = len(parameters.load(sweep.base).seeds)
     metrics = [name for name in sweeps.plan(path) if name.startswith("metrics-")]
     judged = seeds * (len(sweep.cells) * len(sweep.arms) + len(sweep.beside))

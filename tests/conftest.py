@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import settings
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+from deme_lib import ROOT
 
 torch.set_num_threads(1)
 settings.register_profile("deme", deadline=None, database=None, derandomize=True, max_examples=50)
@@ -30,6 +33,19 @@ TINY = {
     "norm_num_groups": 4,
     "add_attention": False,
 }
+
+
+@pytest.fixture
+def preset(tmp_path):
+    """A function: a file of the smoke preset with changes and a runs folder of its own."""
+
+    def write(**changes):
+        smoke = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump(smoke | {"runs_dir": str(tmp_path / "runs")} | changes))
+        return path
+
+    return write
 
 
 @pytest.fixture

@@ -101,13 +101,10 @@ def test_02_trains_by_hand_what_the_stage_trains():
     assert replace(stage, further_ema_decays=()) == names["spec"]
 
 
-def test_a_notebook_stands_alone(tmp_path):
+def test_a_notebook_stands_alone(tmp_path, preset):
     """Any notebook first, in an empty store, by papermill's command line from another folder."""
-    values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
-    preset = tmp_path / "mine.yaml"
-    preset.write_text(yaml.safe_dump({**values, "runs_dir": str(tmp_path), "experiment": "mine"}))
     notebook, out = ROOT / "notebooks" / "03_merge.ipynb", tmp_path / "out.ipynb"
-    papermill(tmp_path, str(notebook), str(out), "-f", str(preset))
+    papermill(tmp_path, str(notebook), str(out), "-f", str(preset(experiment="mine")))
     text = out.read_text()
     assert "made now: baseline" in text
     assert "deme-1of2, deme-2of2 (20 optimiser steps" in text

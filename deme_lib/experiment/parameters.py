@@ -62,15 +62,11 @@ def load(path: str | Path, **overrides: Any) -> Parameters:
     return check({**read(path), **overrides}, str(path))
 
 
-def is_preset(p: Parameters) -> bool:
-    """Whether every parameter that can change a result equals ``params/<experiment>.yaml``."""
-    path = PRESETS / f"{p.experiment}.yaml"
-    return path.is_file() and load(path).results() == p.results()
-
-
 def folder_name(p: Parameters) -> str:
-    """The experiment's name; with a digest where a parameter differs from its file."""
-    return p.experiment if is_preset(p) else f"{p.experiment}-{p.digest()}"
+    """The experiment's name; with a digest where a result's parameter differs from its file."""
+    path = PRESETS / f"{p.experiment}.yaml"
+    same = path.is_file() and load(path).results() == p.results()
+    return p.experiment if same else f"{p.experiment}-{p.digest()}"
 
 
 def folder_of(p: Parameters) -> Path:
@@ -145,9 +141,8 @@ def from_notebook(namespace: dict[str, Any]) -> Parameters:
 
 def _assigned(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
     """Names that a cell assigns, with the assignment."""
-    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
     try:
-        statements = ast.parse("\n".join(lines)).body
+        statements = ast.parse(source).body
     except SyntaxError:
         return {}
     found = {}

@@ -4,24 +4,9 @@ import hashlib
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
-from deme_lib import ROOT
 from deme_lib.__main__ import main
 from deme_lib.experiment import check, parameters, recipes, stages, sweeps
-
-
-@pytest.fixture
-def preset(tmp_path):
-    """A function: a file of the smoke preset with changes and a runs folder of its own."""
-
-    def write(**changes):
-        smoke = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
-        path = tmp_path / "mine.yaml"
-        path.write_text(yaml.safe_dump(smoke | {"runs_dir": str(tmp_path / "runs")} | changes))
-        return path
-
-    return write
 
 
 def problems(path):

@@ -5,21 +5,11 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from deme_lib import ROOT
 from deme_lib.__main__ import main
 from deme_lib.experiment import parameters, recipes
 from deme_lib.experiment.store import Store
-
-
-@pytest.fixture
-def preset(tmp_path):
-    """The smoke preset with a runs folder of its own."""
-    values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({**values, "runs_dir": str(tmp_path / "runs")}))
-    return str(path)
 
 
 def said(capsys, *arguments):
@@ -29,6 +19,7 @@ def said(capsys, *arguments):
 
 def test_list_and_make_by_name_label_and_job(preset, capsys):
     """A job makes everything of its own, a label the artefact of every training seed."""
+    preset = preset()
     p = parameters.load(preset).per_seed()[0]
     data, reference, merged = recipes.data(p), recipes.reference(p), recipes.merged(p)
     said(capsys, "make", data.name, "-f", preset)

@@ -34,12 +34,9 @@ SIZES |= {"further_ema_decays": []}
 
 
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path, preset):
     """A function: a sweep file over a tiny preset of its own, ``write(axis="other")``."""
-    smoke = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
-    base = tmp_path / "base.yaml"
-    places = {"runs_dir": str(tmp_path / "runs"), "figures_dir": str(tmp_path / "figures")}
-    base.write_text(yaml.safe_dump({**smoke, **SIZES, **places}))
+    base = preset(figures_dir=str(tmp_path / "figures"), **SIZES)
 
     def write(**changes):
         path = tmp_path / "sweep.yaml"

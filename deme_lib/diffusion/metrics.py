@@ -8,7 +8,7 @@ torch-fidelity's cache (it is keyed by name alone, and pickled).
 from __future__ import annotations
 
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
 
@@ -48,6 +48,10 @@ class Features:
 
     def __getitem__(self, rows) -> Features:
         return Features(self.values[rows], self.logits[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Features]) -> Features:
+        return cls(torch.cat([p.values for p in parts]), torch.cat([p.logits for p in parts]))
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ def bar(total: int, label: str, unit: str, done: int = 0) -> tqdm:
         mininterval=LIVE_INTERVAL_S if live else STORED_INTERVAL_S,
         file=sys.stdout if browser else sys.stderr,
         leave=not browser,
+        disable=int(os.environ.get("RANK", 0)) > 0,  # one bar for the processes of a job
         ascii=True,
         ncols=90,
     )

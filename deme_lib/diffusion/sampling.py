@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
@@ -40,12 +42,16 @@ def sample(
     batch_size: int = 250,
     device: torch.device | str = "cpu",
     on_batch: Callable[[int], object] = lambda done: None,
+    first: int = 0,
+    shared: bool = False,
 ) -> torch.Tensor:
-    """Images 0..count-1 of the stream ``purpose``, such as ("evaluation", seed).
+    """Images first..first+count-1 of the stream ``purpose``, such as ("evaluation", seed).
 
     Args:
         denoiser: a ``UNet2DModel`` or an ensemble, already on ``device``.
         on_batch: told the number of images of each finished batch.
+        shared: have the processes of ``accelerate launch`` share the batches out; each must ask,
+            and gets all images.
 
     Returns:
         uint8 [count, C, H, W].
@@ -56,15 +62,16 @@ def sample(
         )
     ddim = ddim_scheduler(scheduler, steps, spacing)
     shape = shape_of(denoiser)
-    batches = []
-    for start in range(0, count, batch_size):
-        indices = range(start, min(start + batch_size, count))
-        x = initial_noise(indices, shape, *purpose).to(device)
+    me, n = (PartialState().process_index, PartialState().num_processes) if shared else (0, 1)
+    indices, images = range(first, first + count), torch.zeros(count, *shape, dtype=torch.uint8)
+    for start in range(0, count, batch_size)[me::n]:
+        mine = slice(start, start + batch_size)
+        x = initial_noise(indices[mine], shape, *purpose).to(device)
         for t in ddim.timesteps:
             x = ddim.step(denoiser(x, t, return_dict=False)[0], t, x).prev_sample
-        batches.append(to_uint8(x).cpu())
-        on_batch(len(indices))
-    return torch.cat(batches)
+        images[mine] = to_uint8(x).cpu()
+        on_batch(min(n * batch_size, count - start))
+    return reduce(images.to(device), "sum").cpu() if n > 1 else images
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Decoupled finetuning (paper Sec. 3.2): ``decouple``, one ``finetune`` run, its ``draw``.
 
 A run is a generator of steps, exactly resumable: data, timesteps and noise of a step are drawn from
-(purpose, step); a checkpoint is one safetensors file, replaced atomically, that holds weights, EMA,
-AdamW moments and the position.
+(purpose, step), in every process of ``accelerate launch``, which takes its part of the batch; a
+checkpoint is one safetensors file, replaced atomically, that holds weights, EMA, AdamW moments and
+the position, of any number of processes.
 """
 
 from __future__ import annotations
@@ -158,6 +159,11 @@ class Training:
         self.checkpoint_every = checkpoint_every
         self.images = images
         self.accelerator = models.accelerator(device, spec.precision)
+        if spec.batch_size < self.accelerator.num_processes:
+            raise TrainingError(
+                f"batch_size={spec.batch_size} is too small for {self.accelerator.num_processes} "
+                "processes, which share each batch: start fewer, or raise batch_size"
+            )
         if spec.precision == "bf16" and self.accelerator.device.type == "cpu":
             _check_bf16()
         optimiser = torch.optim.AdamW(
@@ -233,9 +239,10 @@ class Training:
         return deme_loss(denoising, consistency, cw, weights)
 
     def _step(self, step: int) -> float:
-        spec, device = self.spec, self.accelerator.device
-        drawn = draw(self.images, self.scheduler, spec, step)
-        noise, noisy, timesteps = (tensor.to(device) for tensor in drawn[1:])
+        spec, device, n = self.spec, self.accelerator.device, self.accelerator.num_processes
+        drawn = draw(self.images, self.scheduler, spec, step)[1:]  # the same in every process
+        mine = (tensor.tensor_split(n)[self.accelerator.process_index] for tensor in drawn)
+        noise, noisy, timesteps = (tensor.to(device) for tensor in mine)
         self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
 
         with self.accelerator.autocast():
@@ -245,9 +252,14 @@ class Training:
                     target = self.teacher(noisy, timesteps, return_dict=False)[0]
         consistency = None if self.teacher is None else squared_error(prediction, target)
         loss = self._loss(squared_error(prediction, noise), consistency, timesteps)
+        loss = loss * (len(noise) * n / spec.batch_size)  # the processes' mean is the batch's
         self.accelerator.backward(loss)
+        if self.uncertainty is not None:  # the UNet's gradients are averaged by accelerate
+            scales = self.uncertainty.log_variances
+            scales.grad = self.accelerator.reduce(scales.grad, "mean")
         norm = self.accelerator.clip_grad_norm_(self.parameters, spec.clip_norm)
-        value, norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
+        loss = self.accelerator.reduce(loss.detach(), "mean")
+        value, norm = torch.stack([loss, norm]).tolist()  # one wait for the device
         if not math.isfinite(value):
             raise self._error(f"the loss is {value}", step + 1)
         self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
@@ -276,6 +288,8 @@ class Training:
 
     def _save(self) -> None:
         self._check_weights()
+        if not self.accelerator.is_main_process:
+            return
         unet, optimiser = self.accelerator.unwrap_model(self.unet), self.optimiser.state_dict()
         tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
         for k, ema in enumerate(self.emas.values()):

@@ -21,7 +21,8 @@ from pydantic import (
 from deme_lib import ROOT
 from deme_lib.experiment.arms import DEFAULT_ARMS, arm_of, search_of
 
-EXECUTION = {"device", "threads", "sampling_batch", "checkpoint_every", "runs_dir", "figures_dir"}
+EXECUTION = {"device", "processes", "threads", "sampling_batch", "checkpoint_every"}
+EXECUTION |= {"runs_dir", "figures_dir"}
 """Parameters that change where and how fast, never what: they are in no artefact's key."""
 
 
@@ -149,6 +150,7 @@ class Parameters(BaseModel):
 
     # execution
     device: Literal["auto", "cpu", "cuda"] = _of("auto", "where to compute")
+    processes: Count = _of(1, "processes that train and sample one model together", le=1024)
     threads: Count = _of(1, "CPU threads of one process", le=4096)
     sampling_batch: Count = _of(250, "images per denoiser call", le=2**20)
     checkpoint_every: Count = _of(500, "optimiser steps between checkpoints")

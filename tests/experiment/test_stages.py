@@ -9,9 +9,11 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file
 
+from deme_lib.diffusion import sampling
 from deme_lib.diffusion.models import load_pipeline, load_unet
 from deme_lib.experiment import collect, parameters, recipes, stages
 from deme_lib.experiment.arms import ARMS, arm_of
+from deme_lib.experiment.stages import evaluate, job
 from deme_lib.experiment.store import Store
 from deme_lib.report import render, tables
 from deme_lib.report.records import read
@@ -91,6 +93,36 @@ def test_the_size_of_batches_changes_rounding_only(experiment):
         images.append(load_file(made.path / "images.safetensors")["seed0"].int())
     moved = (images[0] - images[1]).abs()
     assert (moved > 1).float().mean() < 0.05
+
+
+def test_images_in_shards_are_kept_and_scored_one_at_a_time(experiment, monkeypatch):
+    """A run that stops in the second goes on there; scores are those of one file."""
+    whole, apart = experiment(), experiment("elsewhere", sampling_batch=3)
+    arm = ARMS["pretrained"]
+    scores = [record(stages.make(recipes.metrics(whole, arm), whole), "metrics")]
+    for module in (job, evaluate):
+        monkeypatch.setattr(module, "SHARD", 3)
+    made, sample = [], sampling.sample
+
+    def counted(*args, first, **kwargs):
+        made.append(first)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return sample(*args, first=first, **kwargs)
+
+    monkeypatch.setattr(sampling, "sample", counted)
+    for stage in ("reference", "baseline"):
+        stages.make(getattr(recipes, stage)(apart), apart)
+    with pytest.raises(KeyboardInterrupt):
+        stages.make(recipes.images(apart, arm), apart)
+    path = stages.make(recipes.images(apart, arm), apart).path
+    assert made == [0, 0, 3, 3, 3, 3, 6, 6]  # of two streams
+    files = evaluate.shards(path, 8)
+    assert [len(load_file(file)["seed1"]) for file in files] == [3, 3, 2]
+    assert set(path.glob("*.safetensors")) == set(files)
+    scores.append(record(stages.make(recipes.metrics(apart, arm), apart), "metrics"))
+    assert (scores[1]["n"] == 8).all()
+    assert scores[1]["fid"].to_list() == pytest.approx(scores[0]["fid"].to_list(), rel=0.1)
 
 
 def test_an_experiment_of_every_arm_from_stages_to_tables(experiment, forbid):

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deme_lib.diffusion import models
+from deme_lib.experiment import processes
 from deme_lib.experiment.recipes import upstream_first
 from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.stages import calibrate, combine, evaluate, look, prepare, train
@@ -39,6 +40,13 @@ STAGES: dict[str, Callable[[Job], dict[str, Any] | None]] = {
     "landscape": look.make_landscape,
 }
 
+SHARED: dict[str, Callable[[Job], Iterable]] = {
+    "train_baseline": train.pretraining,
+    "finetune": train.finetuning,
+    "images": evaluate.sampling,
+}
+"""Of stages that all processes of a job share: their long part, whose steps each must take."""
+
 
 def make(recipe: Recipe, p: Parameters) -> Artefact:
     """Load an artefact, or make it and everything it needs, after saying what and how long."""
@@ -48,11 +56,33 @@ def make(recipe: Recipe, p: Parameters) -> Artefact:
 def make_all(wanted: Sequence[Recipe], p: Parameters) -> dict[str, Artefact]:
     """``make`` for several recipes of one training seed; the artefacts by label."""
     store = Store(p.runs_dir)
+    if processes.count() > 1:
+        models.accelerator(p.device)  # the processes meet
+    elif p.processes > 1 and (
+        shared := [r.name for r in store.missing(*wanted) if r.stage in SHARED]
+    ):
+        processes.launch(shared, p)
+    if processes.rank() > 0:
+        return _help(wanted, store, p)
     if missing := store.missing(*wanted):
         torch.set_num_threads(p.usable_threads)
         _announce(missing, store)
     known: dict[str, Artefact] = {}
-    return {recipe.label: _build(recipe, store, p, known) for recipe in wanted}
+    made = {recipe.label: _build(recipe, store, p, known) for recipe in wanted}
+    processes.tell(None)
+    return made
+
+
+def _help(wanted: Sequence[Recipe], store: Store, p: Parameters) -> dict[str, Artefact]:
+    """Take part in what the leading process shares, until it has all that is wanted."""
+    torch.set_num_threads(p.usable_threads)
+    known = upstream_first(*wanted)
+    while name := processes.tell():
+        recipe = known[name]
+        inputs = {role: store.check(r) for role, r in recipe.inputs.items()}
+        for _ in SHARED[recipe.stage](_job(recipe, inputs, store.partial(recipe), p)):
+            pass
+    return {recipe.label: store.check(recipe) for recipe in wanted}
 
 
 def _announce(missing: Sequence[Recipe], store: Store) -> None:
@@ -75,11 +105,17 @@ def _build(recipe: Recipe, store: Store, p: Parameters, known: dict[str, Artefac
     if store.holds(recipe):
         return known.setdefault(recipe.name, store.load(recipe))
     inputs = {role: _build(r, store, p, known) for role, r in recipe.inputs.items()}
-    device = models.accelerator(p.device).device
+    device = str(models.accelerator(p.device).device)
 
     def run(folder: Path) -> dict[str, Any]:
-        given = (recipe.parameters, recipe.locations, inputs, folder, recipe.label)
-        job = Job(*given, device, p.sampling_batch, p.checkpoint_every)
-        return STAGES[recipe.stage](job) or {}
+        if recipe.stage in SHARED:
+            processes.tell(recipe.name)
+        return STAGES[recipe.stage](_job(recipe, inputs, folder, p)) or {}
 
-    return known.setdefault(recipe.name, store.make(recipe, run, str(device)))
+    return known.setdefault(recipe.name, store.make(recipe, run, device))
+
+
+def _job(recipe: Recipe, inputs: Mapping[str, Artefact], folder: Path, p: Parameters) -> Job:
+    device = models.accelerator(p.device).device
+    given = (recipe.parameters, recipe.locations, inputs, folder, recipe.label)
+    return Job(*given, device, p.sampling_batch, p.checkpoint_every)

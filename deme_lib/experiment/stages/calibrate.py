@@ -22,23 +22,24 @@ def make_acceptance(job: Job) -> dict[str, Any]:
     unets = {k: path for k, path in unets.items() if path.is_dir()}
     unets["1"] = baseline / "pipeline" / "unet"
     counts = {k: job["acceptance_samples"] if k == "1" else job["samples"] for k in unets}
-    features, rows = {}, []
+    main, rows = {}, []
     with bar(sum(counts.values()), job.label, "image") as progress:
         for share, path in unets.items():
             unet, stream = models.load_unet(path).eval().to(job.device), (job["seed"], "acceptance")
-            images = job.sample(unet, counts[share], *stream, on_batch=progress.update)
-            features[share] = job.extract(images, job["features"])
-            few, role = images[: job["samples"]], job["fid_reference"]
-            row = {"share_of_steps": share, "n": len(few)}
-            row["fid"] = job.fid(few, job["features"], role)
-            row["fid_second"] = job.fid(few, job["second_features"], role)
+            parts = job.parts(unet, counts[share], *stream, on_batch=progress.update)
+            found = job.extract_all(parts, job["features"], job["second_features"])
+            main[share], role = found[job["features"]], job["fid_reference"]
+            few = {name: features[: job["samples"]] for name, features in found.items()}
+            row = {"share_of_steps": share, "n": job["samples"]}
+            row["fid"] = job.distance(few, job["features"], role)
+            row["fid_second"] = job.distance(few, job["second_features"], role)
             rows.append(row)
     ranking = pd.DataFrame(rows)
     same = None
     if job["second_features"] and len(ranking) > 1:
         same = bool((ranking["fid"].rank() == ranking["fid_second"].rank()).all())
     reference = job.reference(role, job["features"])
-    difference = metrics.halves_difference(features["1"], reference, repeats=HALVINGS, seed=0)
+    difference = metrics.halves_difference(main["1"], reference, repeats=HALVINGS, seed=0)
     return {
         "halves": {
             "features": job["features"],

@@ -55,7 +55,8 @@ def make_search(job: Job) -> dict[str, Any]:
         fids = []
         for stream in range(job["search_streams"]):
             images = job.sample(model, job["search_samples"], job["seed"], "search", stream + 1)
-            fids.append(job.fid(images, job["features"], "search"))
+            found = job.extract_all([images], job["features"])
+            fids.append(job.distance(found, job["features"], "search"))
         return fids
 
     with bar(job["search_losses"] + 2 * job["search_candidates"], job.label, "try") as progress:

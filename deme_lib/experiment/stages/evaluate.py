@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from deme_lib.diffusion import analysis, metrics
 from deme_lib.diffusion.progress import bar
 from deme_lib.experiment.stages.combine import denoiser
-from deme_lib.experiment.stages.job import Job
+from deme_lib.experiment.stages.job import SHARD, Job
+from deme_lib.experiment.store import WORKING
 from deme_lib.method.ensembles import RoutedEnsemble
 from deme_lib.method.timesteps import split_timesteps
 
@@ -43,15 +49,36 @@ def make_gate(job: Job) -> None:
     job.table("gate", rows)
 
 
+def shards(folder: Path, samples: int) -> list[Path]:
+    """The files that an arm's images are kept in, each with tensors ``seed<k>``, in order."""
+    numbers = range(-(-samples // SHARD))
+    return [folder / (f"images-{k}.safetensors" if k else "images.safetensors") for k in numbers]
+
+
+def sampling(job: Job, model: nn.Module | None = None) -> Iterator[tuple[Path, dict]]:
+    """An arm's images by the file to keep them in, without those that an earlier run kept."""
+    model = denoiser(job)[0].to(job.device) if model is None else model
+    seeds, samples = job["sampling_seeds"], job["samples"]
+    with bar(samples * len(seeds), job.label, "image") as progress:
+        for k, path in enumerate(shards(job.folder / WORKING, samples)):
+            count, tensors = min(SHARD, samples - k * SHARD), {}
+            if path.is_file():
+                progress.update(count * len(seeds))
+                continue
+            for seed in seeds:
+                how = {"first": k * SHARD, "shared": True, "on_batch": progress.update}
+                stream = ("evaluation", job["seed"], seed, 1)
+                tensors[f"seed{seed}"] = job.sample(model, count, *stream, **how)
+            yield path, tensors
+
+
 def make_images(job: Job) -> dict[str, Any]:
     model, weights = denoiser(job)
-    model, scheduler, tensors = model.to(job.device), job.pipeline.scheduler, {}
-    with bar(job["samples"] * len(job["sampling_seeds"]), job.label, "image") as progress:
-        for seed in job["sampling_seeds"]:
-            stream = ("evaluation", job["seed"], seed, 1)
-            images = job.sample(model, job["samples"], *stream, on_batch=progress.update)
-            tensors[f"seed{seed}"] = images
-    save_file(tensors, job.folder / "images.safetensors")
+    model, scheduler = model.to(job.device), job.pipeline.scheduler
+    for path, tensors in sampling(job, model):
+        temporary = path.with_name(path.name + ".tmp")
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
     bins = split_timesteps(job["loss_bins"], scheduler.config.num_train_timesteps)
     noise = job.test_noisy(scheduler)
     errors = noise.errors(model, job.device)
@@ -72,19 +99,22 @@ def make_images(job: Job) -> dict[str, Any]:
         "test_loss": errors.double().mean().item(),
     }
     job.table("arms", [row])
+    for path in shards(job.folder / WORKING, job["samples"]):
+        shutil.copy(path, job.folder)  # kept there, so that an interrupted run has them too
     return {"weights": weights}
 
 
 def make_metrics(job: Job) -> None:
-    images = load_file(job.inputs["images"].path / "images.safetensors")
-    rows, kept = [], {}
-    for seed in job["sampling_seeds"]:
-        row, kept[f"seed{seed}"] = _score(job, images[f"seed{seed}"])
+    rows, kept, seeds = [], {}, job["sampling_seeds"]
+    files = shards(job.inputs["images"].path, job["samples"])
+    for seed in seeds:
+        images = (load_file(file)[f"seed{seed}"] for file in files)
+        row, kept[f"seed{seed}"] = _score(job, images)
         rows.append({"arm": job["arm"], "seed": seed, **row})
     job.table("metrics", rows)
     save_file(kept, job.folder / "features.safetensors")
     train = job.images("train")
-    shown = {job["arm"]: next(iter(images.values()))[:NEIGHBOURS]}
+    shown = {job["arm"]: load_file(files[0])[f"seed{seeds[0]}"][:NEIGHBOURS]}
     if job["arm"] == "pretrained":
         shown["test"] = job.images("test")[:NEIGHBOURS]
     distances = {name: metrics.nearest_distances(found, train) for name, found in shown.items()}
@@ -94,21 +124,23 @@ def make_metrics(job: Job) -> None:
     )
 
 
-def _score(job: Job, images: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
-    """All metrics of one stream's images, and their features, extracted once."""
-    role, main = job["fid_reference"], job.extract(images, job["features"])
+def _score(job: Job, images: Iterable[torch.Tensor]) -> tuple[dict[str, Any], torch.Tensor]:
+    """All metrics of one stream's images, a part at a time, and their features."""
+    role, second = job["fid_reference"], job["second_features"]
+    found = job.extract_all(images, job["features"], second, metrics.PIXELS)
+    main = found[job["features"]]
     test, train = (job.reference(r, job["features"]) for r in ("test", "train"))
     reference = test if role == "test" else train
     precision, recall = metrics.precision_recall(main, reference)
     row = {
-        "n": len(images),
+        "n": len(main),
         "features": job["features"],
         "steps": job["sampling_steps"],
         "reference": role,
         "fid": metrics.frechet(main, reference),
-        "fid_second": job.fid(images, job["second_features"], role),
+        "fid_second": job.distance(found, second, role),
         "fid_train": metrics.frechet(main, train),
-        "pixel": job.fid(images, metrics.PIXELS, role),
+        "pixel": job.distance(found, metrics.PIXELS, role),
         "kid": metrics.kid(main, test, job["kid_subset_size"], job["kid_subsets"]),
         "inception_score": metrics.inception_score(main, job["is_splits"]),
         "precision": precision,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from deme_lib.diffusion.cuts import routing_ranges
 from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.experiment.store import Artefact
 
+SHARD = 5000  # images of a stream that are held, and kept in a file, at a time
 FIXED_NOISE_SEEDS = {"search": 0, "train": 0, "test": 1}
 """Weights are never searched on the noise of a reported loss."""
 
@@ -56,11 +57,14 @@ class Job:
         cuda = self.device.type == "cuda"
         return metrics.extract(images, features, self["inception_weights"], cuda)
 
-    def fid(self, images: Tensor, features: str, role: str) -> float:
-        """Frechet distance of uint8 images to a role's; NaN where ``features`` is empty."""
-        if not features:
-            return math.nan
-        return metrics.frechet(self.extract(images, features), self.reference(role, features))
+    def extract_all(self, images: Iterable[Tensor], *names: str) -> dict[str, metrics.Features]:
+        """Several features of uint8 images that come in parts, of which one is held at a time."""
+        parts = [{name: self.extract(part, name) for name in names if name} for part in images]
+        return {name: metrics.Features.joined([p[name] for p in parts]) for name in parts[0]}
+
+    def distance(self, found: Mapping[str, metrics.Features], name: str, role: str) -> float:
+        """Frechet distance of a role's images by the features called ``name``; empty: NaN."""
+        return metrics.frechet(found[name], self.reference(role, name)) if name else math.nan
 
     @cached_property
     def pipeline(self) -> DDPMPipeline:
@@ -80,6 +84,12 @@ class Job:
             device=self.device,
             **kwargs,
         )
+
+    def parts(self, denoiser: nn.Module, count: int, *purpose, **kwargs) -> Iterator[Tensor]:
+        """``sample``, some images at a time."""
+        for first in range(0, count, SHARD):
+            few = min(SHARD, count - first)
+            yield self.sample(denoiser, few, *purpose, first=first, **kwargs)
 
     def members(
         self, prefix: str = "member", ema_decay: float | None = None, checkpoints: bool = False

@@ -43,8 +43,8 @@ def load_baseline(job: Job) -> None:
         job.table("history", [{"run": "baseline", "step": 0, "learning_rate": 0.0, **losses}])
 
 
-def train_baseline(job: Job) -> None:
-    """A model from scratch, with snapshots along the way."""
+def pretraining(job: Job) -> Training:
+    """A run from scratch."""
     unet = models.new_unet(
         tuple(job.images("train").shape[1:]),
         job["model_channels"],
@@ -55,21 +55,23 @@ def train_baseline(job: Job) -> None:
     scheduler = models.new_scheduler(job["num_train_timesteps"])
     every_timestep = range(job["num_train_timesteps"])
     spec = _spec(job, job["pretrain_steps"], every_timestep, job["pretrain_lr"], ema_warmup=True)
+    return Training(unet, scheduler, job.images("train"), spec, **_execution(job))
+
+
+def train_baseline(job: Job) -> None:
+    """A model from scratch, with snapshots along the way."""
+    run = pretraining(job)
     snapshots = {job["pretrain_steps"] // d: f"snapshot-{d}" for d in SNAPSHOTS}
-    run = Training(unet, scheduler, job.images("train"), spec, **_execution(job))
     _follow(job, run, snapshots, LOOKS["pretraining"])
-    models.save_pipeline(run.ema_unet(), scheduler, job.folder / "pipeline")
+    models.save_pipeline(run.ema_unet(), run.scheduler, job.folder / "pipeline")
 
 
-def finetune(job: Job) -> dict[str, Any]:
-    """A copy of the pretrained model, trained on its range of timesteps or on all."""
+def finetuning(job: Job) -> Training:
+    """A run from the pretrained model, on its range of timesteps or on all."""
     pipeline = job.pipeline
-    alphas_cumprod = pipeline.scheduler.alphas_cumprod
     ranges = training_ranges(job["range_cut"], job["n_ranges"], pipeline.scheduler)
     spec = _spec(job, job["steps"], ranges[job["range_index"]], job["finetune_lr"])
-    count = job["checkpoints"]
-    along = {job["steps"] * k // count: f"checkpoint-{k}" for k in range(1, count + 1)}
-    run = training.finetune(
+    return training.finetune(
         pipeline.unet,
         pipeline.scheduler,
         job.images("train"),
@@ -77,6 +79,12 @@ def finetune(job: Job) -> dict[str, Any]:
         channel_projection=job["channel_projection"],
         **_execution(job),
     )
+
+
+def finetune(job: Job) -> dict[str, Any]:
+    """A finetuned copy of the pretrained model, and copies along the way."""
+    run, count = finetuning(job), job["checkpoints"]
+    along = {job["steps"] * k // count: f"checkpoint-{k}" for k in range(1, count + 1)}
     _follow(job, run, along if count > 1 else {}, LOOKS["finetuning"] * count)
     trained = run.ema_unet()
     trained.save_pretrained(job.folder / "unet")
@@ -86,7 +94,7 @@ def finetune(job: Job) -> dict[str, Any]:
     if run.uncertainty is not None:
         results["task_weights"] = [
             run.uncertainty.weights()[own.start].item()
-            for own in split_timesteps(spec.n_tasks, len(alphas_cumprod))
+            for own in split_timesteps(run.spec.n_tasks, len(run.scheduler.alphas_cumprod))
         ]
     return results
 

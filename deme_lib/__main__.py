@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -153,6 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument(*flags, **settings)
         command.set_defaults(run=function)
     options = parser.parse_args(arguments)
+    if options.command != "make" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        parser.error("a launcher can only `make`: for all else set the parameter `processes`")
     try:
         return options.run(options) or 0
     except (OSError, MemoryError, RuntimeError, ValueError, KeyError) as error:

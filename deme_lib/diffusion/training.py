@@ -106,7 +106,6 @@ class Step:
 
     step: int
     loss: float
-    learning_rate: float
 
 
 def to_model_range(images: torch.Tensor) -> torch.Tensor:
@@ -197,11 +196,11 @@ class Training:
 
     def __iter__(self) -> Iterator[Step]:
         while self.position < self.spec.steps:
-            loss, rate = self._step(self.position), self.spec.learning_rate_at(self.position)
+            loss = self._step(self.position)
             self.position += 1
             if self.checkpoint is not None and self.position % self.checkpoint_every == 0:
                 self._save()
-            yield Step(self.position, loss, rate)
+            yield Step(self.position, loss)
         self._check_weights()
 
     def ema_unet(self, decay: float | None = None) -> UNet2DModel:
@@ -321,28 +320,24 @@ class Training:
             ) from error
 
     def _take_up(self, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> None:
-        kinds = ("unet", "ema", "adam", "uncertainty")
-        groups: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
-        for key, tensor in tensors.items():
-            kind, name = key.split(".", 1)
-            groups[kind][name] = tensor
-        device = self.accelerator.device
-        self.accelerator.unwrap_model(self.unet).load_state_dict(groups["unet"])
+        def of(kind: str) -> dict[str, torch.Tensor]:
+            return {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}.")}
+
+        self.accelerator.unwrap_model(self.unet).load_state_dict(of("unet"))
         if self.uncertainty is not None:
-            self.uncertainty.load_state_dict(groups["uncertainty"])
+            self.uncertainty.load_state_dict(of("uncertainty"))
+        device, self.position = self.accelerator.device, int(metadata["position"])
         for k, ema in enumerate(self.emas.values()):
-            n = len(ema.shadow_params)
-            ema.shadow_params = [groups["ema"][f"{k}.{i}"].to(device) for i in range(n)]
-            ema.optimization_step = int(metadata["position"])
-        state = self.optimiser.state_dict()
+            shadows = [tensors[f"ema.{k}.{i}"] for i in range(len(ema.shadow_params))]
+            ema.shadow_params = [shadow.to(device) for shadow in shadows]
+            ema.optimization_step = self.position
         moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in groups["adam"].items():
-            index, kind = name.split(".", 1)
+        for name, tensor in of("adam").items():
+            index, kind = name.split(".")
             moments.setdefault(int(index), {})[kind] = tensor
-        self.optimiser.load_state_dict({**state, "state": moments})
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
         if scale := json.loads(metadata["scaler"]):
             self.accelerator.scaler.load_state_dict(scale)
-        self.position = int(metadata["position"])
 
 
 def _check_bf16() -> None:

@@ -75,9 +75,10 @@ def launch(names: Sequence[str], p: Parameters) -> None:
         try:
             for line in running.stdout:  # so that a notebook shows it
                 print(line, end="", flush=True)
-                reasons += re.findall(r"^\w+Error: .*", line)
-        finally:
-            running.terminate()  # where this cell was interrupted
+                reasons += re.findall(r"\w+Error: .*", line)  # also after a bar
+        except BaseException:  # such as a cell that is interrupted
+            running.terminate()
+            raise
     if running.wait():
         reason = reasons[0] if reasons else "the lines above say why"
         raise ProcessError(f"one of {p.processes} processes failed: {reason}")

@@ -202,13 +202,12 @@ def test_the_learning_rate_falls_from_start_to_end(steps):
     assert all(a >= b for a, b in itertools.pairwise(rates))
 
 
-def test_the_optimiser_uses_the_rate_that_is_reported(start):
+def test_the_optimiser_uses_the_rate_of_the_step(start):
     """AdamW's first step moves a weight by the learning rate, against its gradient's sign."""
     run = start(learning_rate=3e-4, weight_decay=0.0)
     before = run.unet.conv_in.weight.detach().clone()
-    step = next(iter(run))
+    next(iter(run))
     moved = (run.unet.conv_in.weight.detach() - before).abs()
-    assert step.learning_rate == 3e-4
     assert moved.median().item() == pytest.approx(3e-4, rel=0.01)
 
 

@@ -31,7 +31,7 @@ TINY |= {"kid_subset_size": 4, "acceptance_samples": 14, "checkpoint_every": 2, 
 TINY |= {"arms": ["pretrained", "all_plain", "deme_merged", "reweighted"], "seeds": [0]}
 TINY |= {"loss_weighting": "uncertainty", "primary_decoupling": [], "primary_merging": []}
 FIRST = "images.safetensors"
-NAMES = ("deme-1of2", "all-uncertainty", "all-plain", "images-pretrained")
+NAMES = ("deme-1of2", "all-uncertainty", "images-pretrained")
 
 
 def tiny(runs, **changes):
@@ -98,19 +98,18 @@ def load(runs, recipe):
     return Store(runs).load(recipe(tiny(runs))).path
 
 
-def weights(folder):
-    return torch.cat([w.flatten() for w in load_unet(folder).parameters()])
-
-
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("family", ["deme", "reweighted"])
 def test_the_same_batches_train_the_same_weights(made, family, count):
-    """Sums of floats in another order: apart by far less than training moved the weights."""
-    one, other, start = (
-        weights(load(made[n], lambda p: recipes.finetuned(p, name)[0]) / "unet")
-        for n, name in ((1, family), (count, family), (1, "all_plain"))
-    )
-    assert (one - other).norm() < 1e-3 * (one - start).norm()
+    """Sums of floats in another order; the steps themselves move the weights by a hundredth."""
+
+    def weights(runs):
+        folder = load(runs, lambda p: recipes.finetuned(p, family)[0]) / "unet"
+        return torch.cat([w.flatten() for w in load_unet(folder).parameters()])
+
+    one, other = weights(made[1]), weights(made[count])
+    print(family, count, float((one - other).norm() / one.norm()))
+    assert (one - other).norm() < 1e-5 * one.norm()
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -133,9 +132,7 @@ def test_artefacts_are_written_by_one_process(made):
 def test_a_notebook_starts_processes_of_its_own(tmp_path, capfd):
     """Whose refusal it shows; what it makes is loaded as ever."""
     p = tiny(tmp_path / "runs", processes=2, batch_size=1)
-    with pytest.raises(
-        ProcessError, match="batch_size=1 is too small for 2 processes.*start fewer"
-    ):
+    with pytest.raises(ProcessError, match=r"batch_size=1 is too small for 2 processes"):
         stages.make(recipes.baseline(p), p)
     p = tiny(tmp_path / "runs", processes=2)
     assert stages.make(recipes.baseline(p), p).results == {}

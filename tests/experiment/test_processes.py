@@ -108,7 +108,6 @@ def test_the_same_batches_train_the_same_weights(made, family, count):
         return torch.cat([w.flatten() for w in load_unet(folder).parameters()])
 
     one, other = weights(made[1]), weights(made[count])
-    print(family, count, float((one - other).norm() / one.norm()))
     assert (one - other).norm() < 1e-5 * one.norm()
 
 

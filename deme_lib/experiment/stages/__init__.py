@@ -79,10 +79,10 @@ def _help(wanted: Sequence[Recipe], store: Store, p: Parameters) -> dict[str, Ar
     known = upstream_first(*wanted)
     while name := processes.tell():
         recipe = known[name]
-        inputs = {role: store.check(r) for role, r in recipe.inputs.items()}
+        inputs = {role: store.load(r) for role, r in recipe.inputs.items()}
         for _ in SHARED[recipe.stage](_job(recipe, inputs, store.partial(recipe), p)):
             pass
-    return {recipe.label: store.check(recipe) for recipe in wanted}
+    return {recipe.label: store.load(recipe) for recipe in wanted}
 
 
 def _announce(missing: Sequence[Recipe], store: Store) -> None:

@@ -10,7 +10,7 @@ _HOMES = {
     "decouple": "diffusion.training",
     "merge_experts": "diffusion.merged",
     "RoutedEnsemble": "method.ensembles",
-    "averaged_ensemble": "method.ensembles",
+    "AveragedEnsemble": "method.ensembles",
     "load_pipeline": "diffusion.models",
     "save_pipeline": "diffusion.models",
 }

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from torch import nn
 
 from deme_lib.diffusion.heldout import BATCH, FixedNoise, batch_of
 from deme_lib.diffusion.randomness import generator
@@ -19,7 +18,7 @@ from deme_lib.method.merging import State, merge
 from deme_lib.method.objectives import squared_error
 from deme_lib.method.projection import is_projection
 
-GRADIENT_BATCH = 64
+QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
 def gradient_similarity(
@@ -38,7 +37,7 @@ def gradient_similarity(
     """
     clean = to_model_range(images)
     noise = torch.randn(clean.shape, generator=generator(seed, "gradients"))
-    batch = batch_of(GRADIENT_BATCH, clean)
+    batch = batch_of(64, clean)
     weights = [w for n, w in unet.to(device).named_parameters() if not is_projection(n)]
     rows = []
     for t in timesteps:
@@ -51,9 +50,6 @@ def gradient_similarity(
         rows.append(total / total.norm())
     stacked = torch.stack(rows)
     return (stacked @ stacked.T).numpy()
-
-
-QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
 def quantiles(values: torch.Tensor) -> dict[str, float]:
@@ -117,18 +113,14 @@ def activation_differences(
     return rows
 
 
-def _blocks(unet: UNet2DModel) -> Iterator[tuple[str, nn.Module]]:
-    yield from ((f"down {i}", b) for i, b in enumerate(unet.down_blocks, start=1))
-    if unet.mid_block is not None:
-        yield "mid", unet.mid_block
-    yield from ((f"up {i}", b) for i, b in enumerate(unet.up_blocks, start=1))
-
-
 def _block_outputs(unet: UNet2DModel, x: torch.Tensor, timesteps: torch.Tensor) -> State:
     """The hidden state after every block, and its projection where it has one, in float64."""
     outputs = {}
+    blocks = {f"down {i}": block for i, block in enumerate(unet.down_blocks, start=1)}
+    blocks |= {} if unet.mid_block is None else {"mid": unet.mid_block}
+    blocks |= {f"up {i}": block for i, block in enumerate(unet.up_blocks, start=1)}
     with ExitStack() as hooks:
-        for name, block in _blocks(unet):
+        for name, block in blocks.items():
 
             def keep(_block, _inputs, output, name=name):  # runs after the projection's own hook
                 hidden = output[0] if isinstance(output, tuple) else output

@@ -309,15 +309,11 @@ def _load_dataset(source: str):
     try:
         return datasets.load_dataset(str(folder or source))
     except Exception as error:  # the library raises dozens of types, its HTTP client's too
-        layout = "parquet files, or images sorted into train/ and test/, and no code"
-        remedy = f"It should hold {layout}"
-        if not folder:
-            remedy = (
-                f"With a network, huggingface.co/datasets/{source} is fetched by itself; without, "
-                f"copy it to a folder ({layout}) and name that folder in the parameter `dataset`"
-            )
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise DataError(f"cannot load the data set {source} ({reason}). {remedy}") from error
+        raise DataError(
+            f"cannot load the data set {source} ({type(error).__name__}: {str(error)[:200]}): name "
+            "in the parameter `dataset` a folder of parquet files, or of images sorted into train/ "
+            "and test/, and no code, or with a network a hub id"
+        ) from error
 
 
 def _part(data, source: str) -> Part:

@@ -123,27 +123,20 @@ def load_pipeline(source: str | Path) -> DDPMPipeline:
         )
     try:
         index = folder / INDEX if folder else Path(hf_hub_download(source, INDEX))
-        _check_parts(json.loads(index.read_text()), source)
+        index = json.loads(index.read_text())
+        parts = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
+        if parts != {"unet", "scheduler"}:
+            kind = index.get("_class_name")
+            raise ModelError(f"{source} is {kind} ({', '.join(sorted(parts))}): {WANTED}")
         return _load_folder(folder or Path(DDPMPipeline.download(source)))
     except ModelError:
         raise
     except Exception as error:  # diffusers and its HTTP client raise dozens of types
-        remedy = "save or copy the pipeline there again"
-        if not folder:
-            remedy = (
-                f"with a network, huggingface.co/{source} is fetched by itself; without, copy that "
-                "repository to a folder and name the folder in the parameter `pretrained`"
-            )
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise ModelError(f"cannot load the pipeline {source} ({reason}): {remedy}") from error
-
-
-def _check_parts(index: dict, source: str) -> None:
-    """Refuse what its model_index.json shows to be no pixel-space pipeline of a UNet."""
-    parts = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
-    if parts != {"unet", "scheduler"}:
-        kind = index.get("_class_name")
-        raise ModelError(f"{source} is {kind} ({', '.join(sorted(parts))}): {WANTED}")
+        raise ModelError(
+            f"cannot load the pipeline {source} ({type(error).__name__}: {str(error)[:200]}): save "
+            "or copy a whole one to a folder, or with a network take a hub id, and name it in the "
+            "parameter `pretrained`"
+        ) from error
 
 
 def _load_folder(folder: Path) -> DDPMPipeline:

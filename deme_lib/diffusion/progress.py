@@ -7,8 +7,6 @@ import sys
 
 from tqdm import tqdm
 
-LIVE_INTERVAL_S, STORED_INTERVAL_S = 0.2, 5.0
-
 
 def bar(total: int, label: str, unit: str, done: int = 0) -> tqdm:
     """A bar over ``total`` units of which ``done`` were done by an earlier run.
@@ -17,13 +15,12 @@ def bar(total: int, label: str, unit: str, done: int = 0) -> tqdm:
     and logs, which store what is printed, get few lines.
     """
     browser = "JPY_SESSION_NAME" in os.environ
-    live = browser or sys.stderr.isatty()
     return tqdm(
         total=total,
         desc=label,
         unit=unit,
         initial=done,
-        mininterval=LIVE_INTERVAL_S if live else STORED_INTERVAL_S,
+        mininterval=0.2 if browser or sys.stderr.isatty() else 5,  # seconds
         file=sys.stdout if browser else sys.stderr,
         leave=not browser,
         disable=int(os.environ.get("RANK", 0)) > 0,  # one bar for the processes of a job

@@ -8,7 +8,6 @@ times as long on a CPU.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -38,9 +37,6 @@ class _Ensemble(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.members[0].device
-
-    def predict(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
 
     def forward(self, sample: torch.Tensor, timestep, return_dict: bool = True):
         """Predict the noise.
@@ -80,29 +76,9 @@ class RoutedEnsemble(_Ensemble):
         return prediction
 
 
-class WeightedEnsemble(_Ensemble):
-    """sum_i v_i eps_i(x_t, t) at every timestep; members of weight zero are never called.
-
-    With weights 1 - sum_i w_i for the pretrained model and w_i for the experts it combines outputs
-    as Eq. 8 combines parameters.
-    """
-
-    def __init__(self, members: Sequence[nn.Module], weights: Sequence[float]):
-        if len(weights) != len(members):
-            raise ValueError(f"{len(weights)} weights for {len(members)} members: give one each")
-        if not all(map(math.isfinite, weights)):
-            raise ValueError(f"weights must be finite, got {list(weights)}")
-        kept = [(m, float(w)) for m, w in zip(members, weights, strict=True) if w]
-        super().__init__([m for m, _ in kept])
-        self.weights = [w for _, w in kept]
+class AveragedEnsemble(_Ensemble):
+    """The simple ensemble: the mean of the members' N predictions, at every timestep."""
 
     def predict(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        return sum(
-            weight * member(sample, timesteps, return_dict=False)[0]
-            for weight, member in zip(self.weights, self.members, strict=True)
-        )
-
-
-def averaged_ensemble(experts: Sequence[nn.Module]) -> WeightedEnsemble:
-    """The simple ensemble: the mean of the N predictions."""
-    return WeightedEnsemble(experts, [1 / max(1, len(experts))] * len(experts))
+        share = 1 / len(self.members)
+        return sum(share * m(sample, timesteps, return_dict=False)[0] for m in self.members)

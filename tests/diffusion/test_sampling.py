@@ -10,7 +10,7 @@ from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.randomness import seed_of
 from deme_lib.diffusion.sampling import initial_noise, sample, to_uint8
 from deme_lib.diffusion.training import Training, TrainingSpec, to_model_range
-from deme_lib.method.ensembles import RoutedEnsemble, averaged_ensemble
+from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble
 from deme_lib.method.timesteps import split_timesteps
 
 SCHEDULER = DDPMScheduler(1000)
@@ -119,7 +119,7 @@ def test_to_uint8_undoes_the_model_range_and_clips():
 
 def test_ensembles_are_sampled_like_models(tiny_unet):
     first, second = tiny_unet(0), tiny_unet(1)
-    alike = averaged_ensemble([first, first])
+    alike = AveragedEnsemble([first, first])
     assert (sampled(alike).int() - sampled(first).int()).abs().max() <= 1
     routed = RoutedEnsemble([first, second], split_timesteps(2, 1000))
     assert all((sampled(routed).int() - sampled(m).int()).abs().max() > 1 for m in routed.members)

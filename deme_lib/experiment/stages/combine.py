@@ -11,7 +11,7 @@ from deme_lib.diffusion import models, weight_search
 from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
 from deme_lib.experiment.stages.job import Job
-from deme_lib.method.ensembles import RoutedEnsemble, averaged_ensemble
+from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble
 from deme_lib.method.projection import projection_share
 
 
@@ -24,7 +24,7 @@ def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
     if job["combine"] == "routed":
         return RoutedEnsemble(members, job.ranges()), []
     if job["combine"] == "outputs":
-        return averaged_ensemble(members), []
+        return AveragedEnsemble(members), []
     weights = job["weights"]
     if weights in ("one", "uniform"):
         weights = [1 / len(members)] * len(members)  # "one" is of families of one

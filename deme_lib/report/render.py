@@ -80,21 +80,23 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
         f"ablation {n}: {what}": intervals.headline(known, n)
         for n, what in intervals.ABLATIONS.items()
     }
-    near = first["neighbours"][~first["neighbours"]["arm"].str.contains("@")]
 
     def of(name: str) -> str:
         return f"{one}: n = {first[name]['n'].min():,} images"
 
-    gradients = (first["gradients"], of("gradients"), p["num_train_timesteps"])
     drawn = {
         "loss_per_timestep": (known.losses, panels, test),
         "history": (first["history"], held),
-        "gradient_similarity": gradients,
+        "gradient_similarity": (
+            first["gradients"],
+            of("gradients"),
+            p["num_train_timesteps"],
+        ),
         "activations": (first["activations"], of("activations")),
         "landscape": (first["landscape"], held),
         "task_vectors": (first["task_vectors"], one),
         "plane": (first["plane"], held),
-        "neighbours": (near, of("neighbours")),
+        "neighbours": (first["neighbours"], of("neighbours")),
     }
     found = {
         name: partial(getattr(plots, name), *given)
@@ -102,7 +104,7 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
         if len(given[0])
     }
     found["main"] = partial(plots.main, known)
-    if plots.others_of(known):
+    if {arm for arm in known.titles if "@" not in arm}.difference(*panels.values()):
         found["controls"] = partial(plots.controls, known)
     if len(known.gate):
         found["gate"] = partial(plots.gate, known, gate)

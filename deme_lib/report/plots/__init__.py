@@ -8,9 +8,11 @@ those of ``records.COLUMNS``.
 from deme_lib.report.plots.arms import (
     controls,
     ema_horizon,
+    gate,
+    history,
+    loss_per_timestep,
     main,
     neighbours,
-    others_of,
     samples,
     sweep,
 )
@@ -21,4 +23,3 @@ from deme_lib.report.plots.paper import (
     plane,
     task_vectors,
 )
-from deme_lib.report.plots.training import gate, history, loss_per_timestep

@@ -1,6 +1,8 @@
-"""Figures of the arms: what they score and make, and how their weights were found."""
+"""Figures of the arms: what they score and make, how they were trained, what losses it led to."""
 
 from __future__ import annotations
+
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +17,7 @@ from deme_lib.report.plots.style import (
     STYLES,
     boxes,
     captioned,
+    grid,
     legend,
     style,
     subplots,
@@ -22,6 +25,9 @@ from deme_lib.report.plots.style import (
 )
 from deme_lib.report.records import BASE, Records
 
+FAMILIES = {"soup": "soup", "plain": "plain_routed", "deme": "deme_routed"}
+FAMILIES |= {"all-plain": "all_plain", "all-same": "all_same", "soup-same": "soup_same"}
+"""Family of finetuning runs -> the arm whose colour it has."""
 MEAN = {"ms": 9, "capsize": 4, "lw": 2}
 
 
@@ -40,17 +46,9 @@ def main(records: Records) -> Figure:
 
 
 def controls(records: Records) -> Figure:
-    """The arms at the EMA horizon of all that ``main`` does not show, below those of ablation 1."""
-    first = intervals.headline(records, 1)
-    others = [arm for arm in others_of(records) if arm not in first]
-    panels = {"All arms, exploratory": first + others}
+    """Every arm at the EMA horizon of all, for what ``main`` leaves out."""
+    panels = {"All arms, exploratory": [arm for arm in records.titles if "@" not in arm]}
     return _differences(records, panels, [[]], "Further controls, against the pretrained model")
-
-
-def others_of(records: Records) -> list[str]:
-    """The arms at the EMA horizon of all that ``main`` does not show."""
-    shown = {arm for n in ABLATIONS for arm in intervals.headline(records, n)}
-    return [arm for arm in records.titles if "@" not in arm and arm not in shown]
 
 
 def _differences(
@@ -138,6 +136,7 @@ def neighbours(df: pd.DataFrame, caption: str = "") -> Figure:
 
     Boxes: quartiles, whiskers: 5 to 95 %. Copies would lie left of the test images' box.
     """
+    df = df[~df["arm"].str.contains("@")]  # other EMA horizons
     df = df.sort_values("arm", key=lambda arm: arm != "test", kind="stable")
     titles = {arm: ARMS[arm].title if arm in ARMS else "test images" for arm in df["arm"]}
     colours = [style(arm)["color"] if arm in ARMS else "white" for arm in df["arm"]]
@@ -201,3 +200,73 @@ def ema_horizon(records: Records) -> Figure:
     ax.set_ylabel("FID minus the pretrained model's\n(below 0: better)")
     legend(figure, [ax], 2)
     return captioned(figure, tables.caption(records))
+
+
+def history(df: pd.DataFrame, caption: str = "") -> Figure:
+    """Losses of pretraining with its learning rate, and of the finetuning runs after it."""
+    figure, axes = subplots(1, 2, (10, 4.2))
+    left, right = axes.flat
+    baseline, finetuned = df[df["run"] == "baseline"], df[df["run"] != "baseline"]
+    later = baseline[baseline["step"] > 0]  # random weights dwarf the rest
+    left.plot(later["step"], later["train_loss"], lw=5, alpha=0.4, label="training images")
+    left.plot(later["step"], later["held_out_loss"], ".-k", label="held-out images")
+    left.set(title="pretraining", xlabel="step", ylabel="denoising loss", yscale="log")
+    rate = left.twinx()
+    rate.plot(later["step"], later["learning_rate"], "--", color="0.6")
+    rate.set(ylabel="learning rate (dashed)", ylim=(0, None))
+    for run, part in finetuned.groupby("run", sort=False):
+        family = re.sub(r"-\d+of\d+$", "", run)
+        colour = STYLES[FAMILIES.get(family, "reweighted")][0]
+        right.plot(part["step"], part["held_out_loss"], color=colour, label=family)
+    right.axhline(baseline["held_out_loss"].iloc[-1], color=STYLES["pretrained"][0], lw=1, zorder=0)
+    right.set(title="finetuning (grey line: the pretrained model)", xlabel="step")
+    right.set_ylabel("held-out loss")
+    legend(figure, axes.flat, 6)
+    return captioned(figure, caption)
+
+
+def loss_per_timestep(df: pd.DataFrame, panels: dict[str, list[str]], caption: str = "") -> Figure:
+    """Denoising loss of every arm over the pretrained model's, per bin of timesteps.
+
+    Args:
+        df: losses; of several training seeds, their means are shown.
+        panels: title -> arms.
+    """
+    df = df.assign(t=(df["bin_start"] + df["bin_stop"]) / 2)
+    table = df.pivot_table(index="t", columns="arm", values="loss")
+    ratio = table.div(table["pretrained"], axis=0)
+    figure, axes = subplots(1, len(panels), (10, 5), sharey=True)
+    for ax, (title, arms) in zip(axes.flat, panels.items(), strict=True):
+        for arm in arms:
+            ax.plot(ratio.index, ratio[arm], ms=5, label=ARMS[arm].title, **style(arm))
+        ax.set(title=title, xlabel="timestep t")
+    axes.flat[0].set_ylabel("loss / pretrained model's loss\n(below 1: better)")
+    legend(figure, axes.flat, 3)
+    return captioned(figure, caption)
+
+
+def gate(records: Records, caption: str = "") -> Figure:
+    """Test loss in each range against the model of all timesteps, before any image is made.
+
+    Small: training seeds, with the interval over images; large: their mean, with the t interval.
+    """
+    seeds = intervals.gate_by_seed(records.gate, records.parameters["confidence"])
+    means = intervals.gate(records)
+    models = list(means["model"].unique())
+    figure, axes = grid(means["range"].nunique(), 4, (2.6, 3.4))
+    for ax, (k, rows) in zip(axes, means.groupby("range"), strict=True):
+        for x, row in enumerate(rows.itertuples()):
+            part = seeds[(seeds["model"] == row.model) & (seeds["range"] == k)]
+            small = {"ms": 4, "lw": 0.9, "alpha": 0.6, "ls": "", **style(row.model)}
+            at = x + np.linspace(0.15, 0.5, len(part))
+            ax.errorbar(at, 100 * part["relative"], 100 * part["half"], **small)
+            large = {"ls": "", **MEAN, **style(row.model)}
+            half = 50 * (row.high - row.low)
+            ax.errorbar(x - 0.1, 100 * row.relative, half, label=ARMS[row.model].title, **large)
+        ax.axhline(0, color=STYLES["all_plain"][0], lw=1.2, zorder=0)
+        ax.set(title=f"range {k}: [{row.start}, {row.stop})", xticks=[], xlim=(-0.4, len(models)))
+    axes[0].set_ylabel(
+        f"test loss minus that of\n{ARMS['all_plain'].title}, %\n(below 0: better; scales differ)"
+    )
+    legend(figure, axes, len(models))
+    return captioned(figure, caption)

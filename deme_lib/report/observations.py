@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from deme_lib.report.formats import decimals
 from deme_lib.report.records import Records
 
 ANSWERS = {True: "yes", False: "no", None: "not resolved"}
@@ -47,8 +48,8 @@ def gradients(df: pd.DataFrame, num_train_timesteps: int) -> Observation:
         "1a",
         "gradients of near timesteps agree, those of distant ones conflict",
         bool(far.mean() < min(close.mean(), 0)) if near.any() and not near.all() else None,
-        f"mean cosine {close.mean():.2f} of pairs less than T/4 apart, {far.mean():.2f} of the "
-        f"others ({(far < 0).mean():.0%} of these negative)",
+        f"mean cosine {decimals(close.mean(), 2)} of pairs less than T/4 apart, "
+        f"{decimals(far.mean(), 2)} of the others ({(far < 0).mean():.0%} of these negative)",
         "the first mean lies above the second, and the second below 0",
     )
 

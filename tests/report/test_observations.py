@@ -24,7 +24,8 @@ def cosines(near, far):
 def test_gradients_compare_near_pairs_with_distant_ones(near, far, seen):
     found = observations.gradients(cosines(near, far), 1000)
     assert found.seen is seen
-    assert f"{near:.2f} of pairs less than T/4 apart, {far:.2f} of the others" in found.numbers
+    said = f"{near:.2f} of pairs less than T/4 apart, {far:.2f} of the others"
+    assert said.replace("-", "−") in found.numbers
 
 
 def test_gradients_need_near_pairs():

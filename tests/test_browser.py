@@ -25,11 +25,15 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run "
 FLAGS += "--disable-background-networking --disable-component-update --disable-sync"
 OPENED = "return window.jupyterapp?.shell.currentWidget?.content?.model?.cells?.length > 0"
-RUN = """
-const done = arguments[0], widget = jupyterapp.shell.currentWidget;
-widget.sessionContext.ready
-    .then(() => jupyterapp.commands.execute('notebook:run-all-cells'))
-    .then(() => done(JSON.stringify(widget.content.model.toJSON())));"""
+IDLE = "return jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
+RUN = "jupyterapp.commands.execute('notebook:run-all-cells')"
+DONE = (
+    IDLE
+    + """ && (cells => cells.every(c => c.execution_count)
+    || cells.some(c => c.outputs.some(o => o.output_type === 'error')))(
+    jupyterapp.shell.currentWidget.content.model.toJSON().cells.filter(c => c.outputs))"""
+)
+HELD = "return JSON.stringify(jupyterapp.shell.currentWidget.content.model.toJSON())"
 SHOWN = "return jupyterapp.shell.currentWidget.node.innerText"
 
 pytestmark = [
@@ -79,11 +83,12 @@ def test_the_site_shows_every_notebook(runs, browser):
         browser.set_window_size(1400, min(height, 12000))
         screenshot(browser, link.rsplit("/")[-1])
         text = browser.find_element("tag name", "body").text
-        for odd in ("Traceback", "made now", "%|", str(runs)):
+        for odd in ("Traceback", "made now", "%|", str(runs)):  # %|: a progress bar
             assert odd not in text
         broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
         assert browser.execute_script(broken) == 0
-        assert not [log for log in browser.get_log("browser") if log["level"] == "SEVERE"]
+        severe = [log for log in browser.get_log("browser") if log["level"] == "SEVERE"]
+        assert not severe
 
 
 def test_jupyterlab_runs_all_cells_of_06(runs, browser, tmp_path):
@@ -96,18 +101,22 @@ def test_jupyterlab_runs_all_cells_of_06(runs, browser, tmp_path):
     notebook = parameterize_notebook(load_notebook_node(str(NOTEBOOKS[-1])), values)
     write_ipynb(notebook, str(tmp_path / "06_figures.ipynb"))
     with lab(tmp_path) as address:
-        browser.set_script_timeout(600)
         browser.get(f"{address}/lab/tree/06_figures.ipynb?reset")
-        WebDriverWait(browser, 300).until(lambda b: b.execute_script(OPENED))
-        held = json.loads(browser.execute_async_script(RUN))
-        shown = browser.execute_script(SHOWN)
+        wait = WebDriverWait(browser, 600)
+        wait.until(lambda b: b.execute_script(OPENED))
+        wait.until(lambda b: b.execute_script(IDLE))
+        browser.execute_script(RUN)
+        wait.until(lambda b: b.execute_script(DONE))
+        time.sleep(1)
         screenshot(browser, "lab")
+        held, shown = json.loads(browser.execute_script(HELD)), browser.execute_script(SHOWN)
     outputs = [o for cell in held["cells"] for o in cell.get("outputs", [])]
     assert all(c["execution_count"] for c in held["cells"] if c["cell_type"] == "code")
     assert "made now: plane" in json.dumps(outputs)
     assert sum("image/png" in o.get("data", {}) for o in outputs) >= 10
     assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
-    assert "widget" not in json.dumps(outputs) and "%|" not in shown, "a progress bar"
+    assert "widget" not in json.dumps(outputs)
+    assert "%|" not in shown, "a progress bar"
 
 
 @contextmanager

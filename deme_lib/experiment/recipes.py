@@ -252,16 +252,6 @@ def task_vectors(p: Parameters) -> Recipe:
     return Recipe("task_vectors", "task-vectors", {}, inputs, job=f"look-{p.seed}")
 
 
-def range_losses(p: Parameters) -> Recipe:
-    """Held-out loss of the pretrained model, each expert and the plain control in each range."""
-    members = [r for family in ("plain", "deme", "all_plain") for r in finetuned(p, family)]
-    inputs = {f"member{k}": recipe for k, recipe in enumerate(members)}
-    inputs = {"data": data(p), "baseline": baseline(p), **inputs}
-    parameters = {"labels": ["pretrained", *(r.label for r in members)]}
-    parameters |= p.pick("loss_images", *CUT)
-    return Recipe("range_losses", "range-losses", parameters, inputs, job=f"look-{p.seed}")
-
-
 def plane(p: Parameters) -> Recipe:
     """Fig. 6a: held-out loss over the weights of the first and the last expert."""
     return Recipe(
@@ -284,7 +274,6 @@ def everything(p: Parameters, looks: bool = True) -> dict[str, Recipe]:
         acceptance(p),
         gradients(p),
         landscape(p),
-        range_losses(p),
         task_vectors(p),
         plane(p),
         activations(p),

@@ -34,7 +34,6 @@ STAGES: dict[str, Callable[[Job], dict[str, Any] | None]] = {
     "metrics": evaluate.make_metrics,
     "gradients": look.make_gradients,
     "task_vectors": look.make_task_vectors,
-    "range_losses": look.make_range_losses,
     "plane": look.make_plane,
     "activations": look.make_activations,
     "landscape": look.make_landscape,

@@ -105,18 +105,6 @@ def make_task_vectors(job: Job) -> dict[str, Any]:
     }
 
 
-def make_range_losses(job: Job) -> None:
-    scheduler = job.pipeline.scheduler
-    ranges, noise = job.ranges(), job.few_noisy(scheduler)
-    rows = []
-    for label, model in zip(job["labels"], [job.pipeline.unet, *job.members()], strict=True):
-        errors = noise.errors(model.eval().to(job.device), job.device)
-        for k, own in enumerate(ranges, start=1):
-            loss = noise.mean_in(errors, own)
-            rows.append({"model": label, "range": k, "held_out_loss": loss})
-    job.table("range_losses", rows)
-
-
 def make_plane(job: Job) -> None:
     pipeline, device = job.pipeline, job.device
     merger = Merger(pipeline.unet.to(device), job.members())

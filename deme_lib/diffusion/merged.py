@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.nn.init import dirac_
 
 from deme_lib.diffusion.models import save_pipeline
@@ -31,9 +30,7 @@ class Merger:
     """
 
     def __init__(self, base: UNet2DModel, experts: Sequence[UNet2DModel]):
-        if not experts:
-            raise ValueError("there is nothing to merge: give at least one expert")
-        projected = any(is_projection(name) for name in experts[0].state_dict())
+        projected = any(is_projection(name) for name in _some(experts)[0].state_dict())
         self.base = plain_or_projected(base, projected).eval()
         self.start = self.base.state_dict()
         self.vectors = [task_vector(self.start, expert.state_dict()) for expert in experts]
@@ -55,9 +52,9 @@ def merge_experts(
 def merge_folders(
     base: Path, experts: Sequence[Path], weights: Sequence[float], target: Path
 ) -> None:
-    """Eq. 8 from folders to a pipeline, tensor by tensor.
+    """Eq. 8 from folders to a pipeline, as (1 - sum_i w_i) theta + sum_i w_i theta_i.
 
-    Memory holds the merged model, and one tensor of the base and of each expert.
+    Files are mapped: memory holds the merged model, and of the others the tensor at hand.
 
     Args:
         base: folder of the pretrained pipeline.
@@ -67,33 +64,27 @@ def merge_folders(
     Raises:
         KeyError, ValueError: an expert is of another architecture, or weights do not fit.
     """
-    config = UNet2DModel.load_config(experts[0])
+    config = UNet2DModel.load_config(_some(experts)[0])
     with torch.device("meta"):
         unet = unet_class(config).from_config(config)
-    with ExitStack() as stack:
-        start, *tuned = (
-            stack.enter_context(safe_open(folder / WEIGHTS, "pt"))
-            for folder in (base / "unet", *experts)
-        )
-        projections = {n: t for n, t in unet.state_dict().items() if is_projection(n)}
-        shapes, gained = projections | _shapes(start), projections.keys() - start.keys()
-        for file in tuned:
-            check_same_architecture(shapes, _shapes(file))
-        state = {}
-        for name in shapes:
-            tensors = [file.get_tensor(name) for file in tuned]
-            theta = (
-                dirac_(torch.empty_like(tensors[0])) if name in gained else start.get_tensor(name)
-            )
-            vectors = [task_vector({name: theta}, {name: tensor}) for tensor in tensors]
-            state |= merge({name: theta}, vectors, weights)
-    unet.load_state_dict(state, assign=True)
+    start, *tuned = (load_file(folder / WEIGHTS) for folder in (base / "unet", *experts))
+    start = {
+        n: dirac_(torch.empty_like(t)) for n, t in tuned[0].items() if is_projection(n)
+    } | start
+    for state in tuned:
+        check_same_architecture(start, state)
+    merged = {}
+    for name, theta in start.items():
+        kept = {
+            name: theta.to(torch.promote_types(theta.dtype, torch.float32)) * (1 - sum(weights))
+        }
+        merge(kept, [{name: state[name]} for state in tuned], weights, out=kept)
+        merged[name] = kept[name].to(theta.dtype)
+    unet.load_state_dict(merged, assign=True)
     save_pipeline(unet, DDPMScheduler.from_pretrained(base, subfolder="scheduler"), target)
 
 
-def _shapes(file: safe_open) -> dict[str, torch.Tensor]:
-    """The tensors of a file, with names and shapes but without values."""
-    return {
-        name: torch.empty(file.get_slice(name).get_shape(), device="meta")
-        for name in file.keys()  # noqa: SIM118
-    }
+def _some(experts: Sequence) -> Sequence:
+    if not experts:
+        raise ValueError("there is nothing to merge: give at least one expert")
+    return experts

@@ -140,9 +140,9 @@ def folders_of(config: dict, dtype: torch.dtype, folder: Path, repeats: int) -> 
     files = [place / WEIGHTS for place in (job[0] / "unet", *job[1])]
 
     def raw() -> None:
-        for file in files:
-            content = file.read_bytes()
-        (folder / "raw").write_bytes(content)
+        for file in files[1:]:
+            file.read_bytes()
+        (folder / "raw").write_bytes(files[0].read_bytes())
 
     with workers(1) as pool:
         pool.submit(merge_folders, *family(folder / "tiny", TINY, dtype)).result()  # imports

@@ -77,8 +77,10 @@ def test_folders_merge_as_models_do(with_projections, tiny_unet, experts, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
-def test_nothing_to_merge_and_other_architectures_are_refused(tiny_unet):
+def test_nothing_to_merge_and_other_architectures_are_refused(tiny_unet, tmp_path):
     with pytest.raises(ValueError, match="nothing to merge"):
         Merger(tiny_unet(), [])
+    with pytest.raises(ValueError, match="nothing to merge"):
+        merge_folders(tmp_path, [], [], tmp_path / "merged")
     with pytest.raises(KeyError, match=r"projection\.weight"):
         merge_experts(ProjectedUNet2DModel.from_stock(tiny_unet()), [tiny_unet(1)], [1.0])

@@ -1,6 +1,6 @@
 """What the library's work costs, as ratios to what it cannot avoid or to what else one would use.
 
-    make bench                                          every group but ``large``: about 4 minutes
+    make bench                                          every group but ``large``: about 5 minutes
     .venv/bin/python tests/benchmarks/run.py GROUP ...  these groups; rows of the others are kept
 
 What is compared takes turns, once a repeat, in one process and one thread; a row holds the median
@@ -28,21 +28,26 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from diffusers import DDIMPipeline, UNet2DModel
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import mse_loss
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from deme_lib import ROOT
 from deme_lib.diffusion.merged import WEIGHTS, Merger, merge_experts, merge_folders
 from deme_lib.diffusion.models import new_scheduler, new_unet
 from deme_lib.diffusion.sampling import ddim_scheduler, sample
 from deme_lib.diffusion.training import Training, TrainingSpec, draw, finetune
+from deme_lib.experiment import sweeps
 from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble
 from deme_lib.method.merging import merge
 from deme_lib.method.timesteps import split_timesteps
-from deme_lib.report.formats import markdown, number, write, write_csv
+from deme_lib.report.formats import markdown, number, save, write, write_csv
 
 N = 4
 MEAN = [1 / N] * N
@@ -62,6 +67,7 @@ SIZES = [8, 16], [16, 32]  # channels of the default preset's UNet, and twice as
 BATCH, STEPS = 250, 10
 SPEC = TrainingSpec(10**9, (0, "bench"), range(250, 500), 1e-4, 1e-4, batch_size=64)
 SCHEDULER = new_scheduler(1000)
+IMPORT_UNET = "from diffusers import UNet2DModel"
 
 
 def clock(repeats: int, *calls: Callable[[], object], warm: int = 1) -> np.ndarray:
@@ -83,7 +89,7 @@ def row(what: str, against: str, ratios: Sequence[float], goal: str = "") -> dic
     met = {"≤": ratio <= bound, "≥": ratio >= bound}.get(goal[:1])
     met = {True: "yes", False: "no", None: ""}[met]
     values = {"ratio": ratio, "goal": goal, "met": met, "against": against}
-    return {"what": what, **values, "repeats": len(ratios)}
+    return {"what": what, **values, "repeats": len(ratios), "points": ""}
 
 
 def workers(count: int) -> ProcessPoolExecutor:
@@ -118,6 +124,7 @@ def merging(repeats: int) -> Iterator[dict]:
     about = f"{N} experts, {base.num_parameters() / 1e6:.1f} M parameters"
     yield row(f"merge in place ({about})", "copying the same bytes", place / copied, "≤ 1.6")
     yield row("textbook way, differences included", "merge in place", whole / place, "≥ 7")
+    yield row("textbook way, differences included", "copying the same bytes", whole / copied)
     yield row("textbook way, from task vectors", "merge in place", part / place, "≥ 7")
     yield row("merge_experts", "textbook way, differences included", ours / whole, "≤ 1")
 
@@ -145,7 +152,8 @@ def folders_of(config: dict, dtype: torch.dtype, folder: Path, repeats: int) -> 
         (folder / "raw").write_bytes(files[0].read_bytes())
 
     with workers(1) as pool:
-        pool.submit(merge_folders, *family(folder / "tiny", TINY, dtype)).result()  # imports
+        tiny = family(folder / "tiny", TINY, dtype)  # as many tensors, hardly any bytes
+        pool.submit(merge_folders, *tiny).result()  # imports
         status = Path(f"/proc/{pool.submit(os.getpid).result()}/status")
 
         def watched() -> None:
@@ -156,12 +164,20 @@ def folders_of(config: dict, dtype: torch.dtype, folder: Path, repeats: int) -> 
             work.result()
 
         before = anonymous_bytes(status)
-        ours, least = clock(repeats, watched, raw, warm=int(repeats > 1)).T
+        ours, least, fixed = clock(
+            repeats,
+            watched,
+            raw,
+            lambda: pool.submit(merge_folders, *tiny).result(),
+            warm=int(repeats > 1),
+        ).T
     extra = np.array([max(seen) - before])
     sizes = [tensor.numel() for tensor in shapes(config).parameters()]
     what = f"merge_folders ({sum(sizes) / 1e6:,.1f} M parameters, {dtype})".replace("torch.", "")
     bound = f"≤ {1 + N * max(sizes) / sum(sizes):.2f}"  # one model and one tensor of each expert
-    yield row(what, "reading and writing the files' bytes", ours / least, "≤ 1.3")
+    against = "reading and writing the files' bytes"
+    yield row(what, against, ours / least, "≤ 1.3")
+    yield row(f"{what}, less tensors of hardly any bytes", against, (ours - fixed) / least)
     yield row(f"{what}, time", "1 s", ours)
     yield row(f"{what}, peak memory", "one model", extra / (sum(sizes) * dtype.itemsize), bound)
     yield row(f"{what}, peak memory", "1 GiB", extra / 2**30)
@@ -213,10 +229,17 @@ def start_up(repeats: int) -> Iterator[dict]:
         about = "imports torch" if torch_too else "without torch"
         seconds = clock(repeats, partial(python, *command))[:, 0]
         yield row(f"python -m deme_lib {word} ({about})", "1 s", seconds, "≤ 1")
-    codes = "import deme_lib.experiment.stages", "from diffusers import UNet2DModel"
-    stages, unet = np.array([[core_seconds(c) for c in codes] for _ in range(min(repeats, 2))]).T
-    yield row("importing the stages, core-seconds", "1 s", stages)
-    yield row("importing the stages, core-seconds", "importing diffusers' UNet", stages / unet)
+    job = "import deme_lib.experiment.stages"
+    codes = job, f"{job}, deme_lib.report.plots, papermill, ipykernel.kernelapp", IMPORT_UNET
+    job, notebook, unet = np.median([[core_seconds(c) for c in codes] for _ in range(2)], axis=0)
+    yield row("importing the stages, core-seconds", "1 s", [job])
+    yield row("importing the stages, core-seconds", "importing diffusers' UNet", [job / unet])
+    files = (ROOT / "figures" / "fashion8" / "records").glob("*/timing.csv")
+    stages = sum(pd.read_csv(file)["core_seconds"].sum() for file in files)
+    plan = sweeps.plan(ROOT / "params" / "fashion8.yaml", recorded=False).values()
+    starts = len({recipe.job for recipe, _ in plan}) * job + 6 * notebook
+    what, against = "imports of all jobs and notebooks of fashion8", "imports and recorded stages"
+    yield row(what, f"{against}, core-seconds", [starts / (starts + stages)], "≤ 0.1")
 
 
 def training(repeats: int, device: str) -> Iterator[dict]:
@@ -289,6 +312,32 @@ def sampler(denoiser: nn.Module, images: int = BATCH, steps: int = STEPS, device
     return partial(sample, denoiser, SCHEDULER, images, steps=steps, **settings)
 
 
+def denoiser(repeats: int) -> Iterator[dict]:
+    """A forward's share of the rate of matrix products, and which operators take its time."""
+    left, right = torch.rand(2, 1024, 1024)
+    for channels in SIZES:
+        (unet,), noisy = unets(1, channels), torch.randn(BATCH, 1, 8, 8)
+        last = copy.deepcopy(unet).to(memory_format=torch.channels_last)
+        few = [partial(forwards, unet, torch.randn(b, 1, 8, 8)) for b in (BATCH // 5, BATCH)]
+        with FlopCounterMode(display=False) as counter:
+            unet(noisy, 500)
+        work = STEPS * counter.get_total_flops()
+        product, small, ours, other = clock(
+            repeats, lambda: left @ right, *few, partial(forwards, last, noisy)
+        ).T
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            few[1]()
+        spent = {e.key: e.self_cpu_time_total / 1e6 for e in seen.key_averages()}
+        rate, about = 2 * 1024**3 / product, f"forward {tuple(channels)}"
+        yield row(about, "rate of matrix products", work / ours / rate, "≥ 0.6")
+        alone = work / spent["aten::mkldnn_convolution"] / rate
+        yield row(f"{about}, convolutions alone", "rate of matrix products", alone)
+        for name in sorted(spent, key=spent.get)[:-4:-1]:
+            yield row(f"{about}, {name}", "all operators", [spent[name] / sum(spent.values())])
+        yield row(f"{about}, channels last", "channels first", other / ours)
+        yield row(f"{about}, batches of {BATCH // 5}", f"of {BATCH}, per image", 5 * small / ours)
+
+
 def side_by_side(repeats: int) -> Iterator[dict]:
     """Two trainings of one thread each against one of two threads."""
     with workers(2) as pool:
@@ -315,12 +364,7 @@ def steps_per_second(threads: int, channels: list[int]) -> float:
 
 
 def growth(repeats: int) -> Iterator[dict]:
-    """The exponent a of time = c size^a."""
-
-    def exponent(what: str, by: str, calls: dict[int, Callable], goal: str = "≤ 1.1") -> dict:
-        x, seconds = np.log(list(calls)), clock(repeats, *calls.values())
-        against = f"{by} ({', '.join(f'{size:,}' for size in calls)})"
-        return row(f"{what}: exponent", against, np.polyfit(x, np.log(seconds).T, 1)[0], goal)
+    """The exponent a of cost = c size^a, for time and for the memory of tensors."""
 
     def merge_of(millions: int, n: int) -> Callable[[], object]:
         states = ({k: torch.rand(2**18) for k in range(4 * millions)} for _ in range(n + 2))
@@ -330,21 +374,77 @@ def growth(repeats: int) -> Iterator[dict]:
     def routed(n: int, width: int = 8) -> Callable[[], object]:
         return sampler(RoutedEnsemble(unets(n, [width, 2 * width]), split_timesteps(n, 1000)))
 
-    (one,) = unets(1, SIZES[0])
-    experts, of_width = (1, 2, 4), {w: unets(1, [w, 2 * w])[0] for w in (8, 16, 32)}
-    by_size = {unet.num_parameters(): routed(N, w) for w, unet in of_width.items()}
-    millions = {m: merge_of(m, N) for m in (4, 16, 64)}
-    yield exponent("merge in place", "millions of parameters", millions)
-    yield exponent("merge in place", "experts", {n: merge_of(16, n) for n in experts})
-    yield exponent("routed sampling", "experts", {n: routed(n) for n in experts}, "≤ 0.05")
-    yield exponent("routed sampling", "parameters", by_size)
-    yield exponent("sampling", "images", {n: sampler(one, n) for n in (125, 250, 500)})
-    yield exponent("sampling", "steps", {n: sampler(one, steps=n) for n in (5, 10, 20)})
+    def one(images: int = BATCH, steps: int = STEPS) -> Callable[[], object]:
+        return sampler(unets(1, SIZES[0])[0], images, steps)
+
+    experts, parameters = (1, 2, 4), "parameters of a model"
+    of_width = {unets(1, [w, 2 * w])[0].num_parameters(): w for w in (8, 16, 32)}
+    cases = [
+        ("merge in place", parameters, {m * 2**20: partial(merge_of, m, N) for m in (2, 8, 32)}),
+        ("merge in place", "experts", {n: partial(merge_of, 8, n) for n in experts}),
+        ("routed sampling", parameters, {p: partial(routed, N, w) for p, w in of_width.items()}),
+        ("routed sampling", "experts", {n: partial(routed, n) for n in experts}),
+        ("sampling", "images", {n: partial(one, n) for n in (125, 250, 500)}),
+        ("sampling", "steps", {n: partial(one, steps=n) for n in (5, 10, 20)}),
+    ]
+    for what, by, builds in cases:
+        seconds = clock(repeats, *(build() for build in builds.values()))
+        memory = np.array(
+            [[peak_bytes(lambda build=build: build()()) for build in builds.values()]]
+        )
+        for cost, found in (("seconds", seconds), ("MiB", memory / 2**20)):
+            exponents = np.polyfit(np.log(list(builds)), np.log(found).T, 1)[0]
+            flat = cost == "seconds" and (what, by) == ("routed sampling", "experts")
+            line = row(f"{what}, {cost}: exponent", by, exponents, "≤ 0.05" if flat else "≤ 1.1")
+            points = zip(builds, np.median(found, axis=0), strict=True)
+            yield line | {"points": " ".join(f"{size}:{value:.4g}" for size, value in points)}
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most that tensors made in ``call`` hold at once, models included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    events = seen.profiler.kineto_results.events()
+    return np.cumsum([e.nbytes() for e in events if e.name() == "[memory]"]).max()
+
+
+def cost_growth(table: pd.DataFrame) -> Figure:
+    """What ``growth`` measured: a panel for each cost and each size that it grows with."""
+    table = table[table["points"] != ""]
+    points = table.assign(points=table["points"].str.split()).explode("points")
+    points[["size", "value"]] = points["points"].str.split(":", expand=True).astype(float)
+    points[["what", "cost"]] = points["what"].str.split(", |:", expand=True)[[0, 1]]
+    about = points["what"] + points["ratio"].map(", exponent {:.2f}".format)
+    grid = sns.FacetGrid(
+        points.assign(about=about),
+        col="against",
+        row="cost",
+        sharex="col",
+        sharey="row",
+        height=2.6,
+        margin_titles=True,
+    )
+    grid.map_dataframe(sns.lineplot, "size", "value", "about", marker="o")
+    for ax in grid.axes.flat:
+        ax.legend(fontsize=7)
+    grid.set(xscale="log", yscale="log")
+    grid.set_titles(row_template="{row_name}", col_template="{col_name}").set_axis_labels("", "")
+    return grid.figure
 
 
 GROUPS = {
     group.__name__: group
-    for group in (merging, folders, large, start_up, training, sampling, side_by_side, growth)
+    for group in (
+        merging,
+        folders,
+        large,
+        start_up,
+        training,
+        denoiser,
+        sampling,
+        side_by_side,
+        growth,
+    )
 }
 
 
@@ -384,10 +484,13 @@ def main() -> None:
         old = pd.read_csv(path, keep_default_na=False)
         table = pd.concat([old[~old["group"].isin(wanted)], table])
     table = table.sort_values("group", key=lambda g: g.map(list(GROUPS).index), kind="stable")
+    table = table.fillna({"points": ""})
     write_csv(path, table)
+    if "growth" in wanted:
+        save(cost_growth(table), options.out / "cost_growth.png")
     shown = table.assign(ratio=table["ratio"].map(number), repeats=table["repeats"].map(str))
     heads = {"against": "against what", "cuda": "on a CUDA GPU"}
-    shown = shown.drop(columns=["group", "machine"]).rename(columns=heads)
+    shown = shown.drop(columns=["group", "machine", "points"]).rename(columns=heads)
     text = "\n\n".join([*table["machine"].unique(), markdown(shown)]) + "\n"
     write(options.out / "benchmarks.md", text)
     print(text)

@@ -32,6 +32,7 @@ import seaborn as sns
 import torch
 from diffusers import DDIMPipeline, UNet2DModel
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullLocator
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import mse_loss
@@ -393,7 +394,7 @@ def growth(repeats: int) -> Iterator[dict]:
             [[peak_bytes(lambda build=build: build()()) for build in builds.values()]]
         )
         for cost, found in (("seconds", seconds), ("MiB", memory / 2**20)):
-            exponents = np.polyfit(np.log(list(builds)), np.log(found).T, 1)[0]
+            exponents = np.polyfit(np.log(list(builds)), np.log(found).T, 1)[0].round(4)
             flat = cost == "seconds" and (what, by) == ("routed sampling", "experts")
             line = row(f"{what}, {cost}: exponent", by, exponents, "≤ 0.05" if flat else "≤ 1.1")
             points = zip(builds, np.median(found, axis=0), strict=True)
@@ -425,9 +426,12 @@ def cost_growth(table: pd.DataFrame) -> Figure:
         margin_titles=True,
     )
     grid.map_dataframe(sns.lineplot, "size", "value", "about", marker="o")
-    for ax in grid.axes.flat:
-        ax.legend(fontsize=7)
     grid.set(xscale="log", yscale="log")
+    for (_, by), ax in grid.axes_dict.items():
+        ax.legend(fontsize=7)
+        ax.set_xticks(points.loc[points["against"] == by, "size"].unique())
+        ax.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+        ax.xaxis.set_minor_locator(NullLocator())
     grid.set_titles(row_template="{row_name}", col_template="{col_name}").set_axis_labels("", "")
     return grid.figure
 

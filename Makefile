@@ -5,15 +5,16 @@
 # make sweep SWEEP=params/sweeps/techniques.yaml        one further table of the paper
 # make check [PARAMS=...]                               what would stop a run, before it starts
 # make test   make lint   make bench   make gallery   make readme   make lab   make clean
+# PROFILE=params/profiles/slurm runs them on a cluster (params/README.md).
 # LOCKED=1 installs the versions behind the committed figures (constraints.txt).
 PYTHON ?= python3
 PARAMS ?= params/fashion8.yaml
 SWEEP ?= params/sweeps/techniques.yaml
 FIGURES ?= runs/figures
+PROFILE ?= params/profiles/local
 CORES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BIN := .venv/bin
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --nolock --keep-incomplete --rerun-incomplete \
-	--rerun-triggers mtime --quiet rules reason host
+SNAKEMAKE = $(BIN)/snakemake --profile $(PROFILE) --cores $(CORES)
 NAME = $(basename $(notdir $(PARAMS)))
 
 # tcmalloc, where it is installed (Debian: libtcmalloc-minimal4), trains a third faster than glibc

@@ -4,16 +4,18 @@
     snakemake stages --cores 2 --config params=params/fashion8.yaml       # without notebooks
     snakemake --cores 2 --config sweep=params/sweeps/techniques.yaml      # a sweep
 
-Order, parallel jobs and clusters are Snakemake's. A job is a group of stages in one process; its
-outputs are the store's own records of whatever is missing, so what exists is never made again.
+Order, parallel jobs and clusters are Snakemake's (params/profiles). A job is a group of stages in one
+process; its outputs are the store's own records of whatever is missing, so what exists is never
+made again. `time=2 memory=2` in the config ask for twice the run time and memory of every job.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
 
 from deme_lib.experiment import parameters, sweeps
-from deme_lib.experiment.store import RECORD, Store
+from deme_lib.experiment.store import RECORD, Store, provenance, rates
 
 IS_SWEEP = "sweep" in config
 SWEEP = sweeps.load(config["sweep"]) if IS_SWEEP else None
@@ -34,6 +36,16 @@ STEPS = {"01": ("data", "baseline", "acceptance", "look-baseline"), "02": ("plai
 """Notebook -> jobs that it waits for, by how their names begin."""
 
 os.environ.setdefault("OMP_NUM_THREADS", str(P.usable_threads))
+VERSIONS = json.dumps(provenance()["versions"])
+if os.environ.setdefault("DEME_VERSIONS", VERSIONS) != VERSIONS:
+    raise WorkflowError(
+        f"this worker has {VERSIONS}, the run was started with {os.environ['DEME_VERSIONS']}: give "
+        "both one environment (a shared .venv, or LOCKED=1 on each; `container-image` on Kubernetes)"
+    )
+
+
+envvars:
+    "DEME_VERSIONS",
 
 
 def record(recipe):
@@ -43,8 +55,9 @@ def record(recipe):
 JOBS, RECORDS = {}, {}
 for recipe, _ in PLAN.values():
     RECORDS.setdefault(recipe.job, []).append(record(recipe))
+    missing = JOBS.setdefault(recipe.job, [])  # may be empty where a scheduler starts a job again
     if not STORE.holds(recipe):
-        JOBS.setdefault(recipe.job, []).append(recipe)
+        missing.append(recipe)
 
 
 def upstream(job):
@@ -57,6 +70,31 @@ def upstream(job):
 
 def jobs_before(notebook):
     return [r for job, found in RECORDS.items() if job.startswith(STEPS[notebook[:2]]) for r in found]
+
+
+STEP_S, CALL_S = rates(STORE, next(r.name for r, _ in PLAN.values() if r.stage == "data"))
+GPUS = int(P.device == "cuda")
+
+
+def memory(recipes=()):
+    """MB of a job: 1.0 GB measured for most, 4.1 GB with precision and recall of fashion8."""
+    images = P.train_images + P.search_images + P.test_images + P.samples
+    found = 1500e6 + images * 9 * (P.image_size or 32) ** 2
+    if any(recipe.stage == "metrics" for recipe in recipes):
+        found += 32 * min(P.train_images, 10_000) ** 2  # distances, see metrics.precision_recall
+        found += images * 50_000 * (P.features == "inception")
+    return more_each_attempt(found / 1e6 * float(config.get("memory", 1)))
+
+
+def runtime(recipes=()):
+    """Minutes of a job: four times what its steps and calls took in earlier records."""
+    work = sum(r.training_steps * STEP_S + r.denoiser_calls * CALL_S for r in recipes)
+    return more_each_attempt((30 + 4 * work / 60) * float(config.get("time", 1)))
+
+
+def more_each_attempt(need):
+    """A job that was killed for want of it asks for twice as much, then for three times."""
+    return lambda wildcards, attempt: round(need * attempt)
 
 
 rule all:
@@ -82,8 +120,9 @@ for job, recipes_of_job in JOBS.items():
             job=job,
         threads: P.threads
         resources:
-            mem_mb=2000,
-            runtime=120,
+            mem_mb=memory(recipes_of_job),
+            runtime=runtime(recipes_of_job),
+            gpu=GPUS,
         priority: sum(r.training_steps + r.denoiser_calls // 1000 for r in recipes_of_job)
         shell:
             "{PYTHON} -m deme_lib make {params.job:q} -f {PARAMS:q}"
@@ -94,6 +133,11 @@ rule sweep:
         [path for found in RECORDS.values() for path in found],
     output:
         touch(f"{EXECUTED}/sweep.done"),
+    threads: P.threads
+    resources:
+        mem_mb=memory(),
+        runtime=runtime(),
+        gpu=GPUS,
     shell:
         "{PYTHON} -m deme_lib sweep -f {PARAMS:q} --figures {FIGURES:q}"
 
@@ -112,6 +156,10 @@ for name, path in NOTEBOOKS.items():
         output:
             f"{EXECUTED}/{name}.ipynb",
         threads: P.threads
+        resources:
+            mem_mb=memory(),
+            runtime=runtime(),
+            gpu=GPUS,
         retries: 1  # parallel kernels can race for ports
         shell:
             "{PYTHON} -m papermill --no-progress-bar --log-level ERROR {input.notebook} {output} "

@@ -51,6 +51,7 @@ gallery: .venv/installed
 	$(BIN)/python -m deme_lib gallery runs/committed/$(NAME) figures/$(NAME)
 
 readme: .venv/installed
+	$(BIN)/python tests/benchmarks/scale.py
 	$(BIN)/python -m deme_lib readme README.md */README.md figures/*/README.md
 
 lab: .venv/installed

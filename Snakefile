@@ -11,11 +11,12 @@ made again. `time=2 memory=2` in the config ask for twice the run time and memor
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 from deme_lib.experiment import parameters, sweeps
-from deme_lib.experiment.store import RECORD, Store, provenance, rates
+from deme_lib.experiment.store import CALL_S, RECORD, STEP_S, Store, provenance, rates
 
 IS_SWEEP = "sweep" in config
 SWEEP = sweeps.load(config["sweep"]) if IS_SWEEP else None
@@ -34,6 +35,15 @@ if P.seed not in {q.seed for _, q in PLAN.values()}:  # recorded: 01 to 04 would
 STEPS = {"01": ("data", "baseline", "acceptance", "look-baseline"), "02": ("plain-", "deme-", "all_plain"),
          "03": ("look-", "search-"), "04": ("evaluate",), "05": ("",), "06": ("",)}
 """Notebook -> jobs that it waits for, by how their names begin."""
+REMEDIES = {
+    "sbatch: (command )?not found|configuration source|contact slurm controller": (
+        "no scheduler is reached from here: PROFILE=params/profiles/local runs on this machine"
+    ),
+    "nvalid partition": "set slurm_partition in the profile to a partition that `sinfo` lists",
+    "OUT_OF_MEMORY": "a job asked for too little mem_mb: add memory=2 to --config",
+    "TIMEOUT": "a job asked for too short a runtime: add time=2 to --config",
+}
+"""What a scheduler says -> what to change; Snakemake names the rule and its resources above."""
 
 os.environ.setdefault("OMP_NUM_THREADS", str(P.usable_threads))
 VERSIONS = json.dumps(provenance()["versions"])
@@ -48,32 +58,43 @@ envvars:
     "DEME_VERSIONS",
 
 
-def record(recipe):
-    return str(STORE.folder(recipe) / RECORD)
+onerror:
+    told = "".join(Path(path).read_text() for path in log)
+    for remedy in [remedy for said, remedy in REMEDIES.items() if re.search(said, told)]:
+        print(f"{remedy}. What was made is kept: run the same command again to go on", file=sys.stderr)
 
 
-JOBS, RECORDS = {}, {}
+def job_of(recipe):
+    """Its group; a job of its own if it takes more than about ten minutes of a core."""
+    large = recipe.training_steps * STEP_S + recipe.denoiser_calls * CALL_S > 600
+    return f"{recipe.job}-{recipe.name}" if large else recipe.job
+
+
+def records(recipes):
+    return [str(STORE.folder(recipe) / RECORD) for recipe in recipes]
+
+
+JOBS = {}
 for recipe, _ in PLAN.values():
-    RECORDS.setdefault(recipe.job, []).append(record(recipe))
-    missing = JOBS.setdefault(recipe.job, [])  # may be empty where a scheduler starts a job again
-    if not STORE.holds(recipe):
-        missing.append(recipe)
+    JOBS.setdefault(job_of(recipe), []).append(recipe)
+MISSING = {job: [r for r in found if not STORE.holds(r)] for job, found in JOBS.items()}
 
 
 def upstream(job):
     """Records that a job reads and others make."""
-    found = {record(r) for recipe in JOBS[job] for r in recipe.inputs.values() if r.job != job}
-    if any(recipe.stage == "finetune" for recipe in JOBS[job]):
-        found |= set(RECORDS.get(f"acceptance-{P.seed}", ()))  # no copy before the metric was judged
-    return sorted(found)
+    found = {r.name: r for recipe in MISSING[job] for r in recipe.inputs.values()}
+    found = {name: r for name, r in found.items() if job_of(r) != job}
+    if any(recipe.stage == "finetune" for recipe in MISSING[job]):  # the metric is judged first
+        found |= {r.name: r for r, q in PLAN.values() if r.stage == "acceptance"}
+    return records(found.values())
 
 
 def jobs_before(notebook):
-    return [r for job, found in RECORDS.items() if job.startswith(STEPS[notebook[:2]]) for r in found]
+    return [r for job in JOBS if job.startswith(STEPS[notebook[:2]]) for r in records(JOBS[job])]
 
 
-STEP_S, CALL_S = rates(STORE, next(r.name for r, _ in PLAN.values() if r.stage == "data"))
-GPUS = int(P.device == "cuda")
+STEP, CALL = rates(STORE, next(r.name for r, _ in PLAN.values() if r.stage == "data"))
+THREADS, GPUS = P.threads * P.processes, P.processes * (P.device == "cuda")
 
 
 def memory(recipes=()):
@@ -83,12 +104,12 @@ def memory(recipes=()):
     if any(recipe.stage == "metrics" for recipe in recipes):
         found += 32 * min(P.train_images, 10_000) ** 2  # distances, see metrics.precision_recall
         found += images * 50_000 * (P.features == "inception")
-    return more_each_attempt(found / 1e6 * float(config.get("memory", 1)))
+    return more_each_attempt(P.processes * found / 1e6 * float(config.get("memory", 1)))
 
 
 def runtime(recipes=()):
     """Minutes of a job: four times what its steps and calls took in earlier records."""
-    work = sum(r.training_steps * STEP_S + r.denoiser_calls * CALL_S for r in recipes)
+    work = sum(r.training_steps * STEP + r.denoiser_calls * CALL for r in recipes)
     return more_each_attempt((30 + 4 * work / 60) * float(config.get("time", 1)))
 
 
@@ -104,10 +125,10 @@ rule all:
 
 rule stages:
     input:
-        [path for found in RECORDS.values() for path in found],
+        [path for found in JOBS.values() for path in records(found)],
 
 
-for job, recipes_of_job in JOBS.items():
+for job, missing in MISSING.items():
 
     rule:
         name:
@@ -115,25 +136,25 @@ for job, recipes_of_job in JOBS.items():
         input:
             upstream(job),
         output:
-            [record(recipe) for recipe in recipes_of_job],
+            records(missing),
         params:
-            job=job,
-        threads: P.threads
+            names=[r.name for r in missing or JOBS[job]],  # none: started again by a scheduler
+        threads: THREADS
         resources:
-            mem_mb=memory(recipes_of_job),
-            runtime=runtime(recipes_of_job),
+            mem_mb=memory(missing),
+            runtime=runtime(missing),
             gpu=GPUS,
-        priority: sum(r.training_steps + r.denoiser_calls // 1000 for r in recipes_of_job)
+        priority: sum(r.training_steps + r.denoiser_calls // 1000 for r in missing)
         shell:
-            "{PYTHON} -m deme_lib make {params.job:q} -f {PARAMS:q}"
+            "{PYTHON} -m deme_lib make {params.names:q} -f {PARAMS:q}"
 
 
 rule sweep:
     input:
-        [path for found in RECORDS.values() for path in found],
+        [path for found in JOBS.values() for path in records(found)],
     output:
         touch(f"{EXECUTED}/sweep.done"),
-    threads: P.threads
+    threads: THREADS
     resources:
         mem_mb=memory(),
         runtime=runtime(),
@@ -155,7 +176,7 @@ for name, path in NOTEBOOKS.items():
             library=[str(p) for p in sorted(Path("deme_lib").rglob("*.py"))],
         output:
             f"{EXECUTED}/{name}.ipynb",
-        threads: P.threads
+        threads: THREADS
         resources:
             mem_mb=memory(),
             runtime=runtime(),

@@ -25,6 +25,7 @@ from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.store import CALL_S, STEP_S, Recipe
 from deme_lib.report.formats import UNKNOWN, markdown, number, write
 
+recipes.fingerprint = cache(recipes.fingerprint)  # of data and weights: looked at once
 SEEDS, DEVICES, NODE = [0, 1, 2], 100, 8
 MEASURED = ROOT / "figures" / "fashion8-full" / "records"
 SHAPES = {"fashion8": (1, 8, 8), "digits": (1, 8, 8), "fashion": (1, 32, 32)}
@@ -288,8 +289,9 @@ Computed by [scale.py](../tests/benchmarks/scale.py), not run, except where "mea
 Work and sizes are the recipes', FLOPs are counted (two a multiply-add). Core-hours take the rates
 measured in [fashion8-full's records](fashion8-full/records), {number(training / 1e9)} GFLOP/s a
 core in training and {number(sampling / 1e9)} in sampling; for that file itself they give
-{number(full.seconds / 3600)} core-hours, {number(timed / 3600)} were measured. GPU-hours rest on the
-assumptions below and leave out metrics, which the presets' first lines estimate.
+{number(full.seconds / 3600)} core-hours, {number(timed / 3600)} were measured. GPU-hours rest on
+the assumptions below and leave out metrics, which the presets' first lines estimate. Larger models
+use a core better than this small one, so that those of `digits` are an upper bound.
 
 "Longest chain" is what no number of devices shortens while a job has one. "Network" is all that is
 written to and read from the run folder, over the hours of one device. "All tables" are the preset

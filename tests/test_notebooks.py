@@ -128,7 +128,7 @@ def test_a_wrong_parameter_stops_at_once(options, message, tmp_path):
 
 def test_cifar_offline_says_what_to_fetch(tmp_path):
     with pytest.raises(PapermillExecutionError, match="uoft-cs/cifar10") as caught:
-        run(ROOT / "notebooks/03_merge.ipynb", tmp_path / "out.ipynb", tmp_path, preset="cifar")
+        merge_on_cpu(tmp_path, preset="cifar")
     assert "parameter `dataset`" in str(caught.value)
 
 

@@ -29,6 +29,7 @@ CONTROLS = (
     ("soup_same", "soup"),
     ("all_checkpoints", "all_plain"),
     ("soup", "all_checkpoints"),
+    ("merged_searched", "plain_routed"),
     ("merged_searched", "soup_searched"),
     ("merged_searched", "all_scaled"),
     ("soup_searched", "soup"),

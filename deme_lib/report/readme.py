@@ -5,7 +5,7 @@ In any Markdown file, with the folder or sweep of ``figures/`` that a value is f
     <!--n EXPERIMENT: a - b | measure | column-->…<!--/n-->      a row of comparisons.csv
     <!--n EXPERIMENT: arm | column-->…<!--/n-->                  a row of table.csv
     <!--n EXPERIMENT: gate model RANGE | column-->…<!--/n-->     a row of gate.csv
-    <!--n EXPERIMENT: searches search arm | column-->…<!--/n-->  a row of searches.csv
+    <!--n EXPERIMENT: searches arm | column-->…<!--/n-->  a row of searches.csv
     <!--table EXPERIMENT/NAME.md-->…<!--/table-->                a whole file
 
 ``interval`` joins ``low`` and ``high``, ``share_interval`` and ``difference_interval`` theirs.
@@ -27,7 +27,7 @@ PERCENT = {"relative", "share", "share_low", "share_high", "level"}
 NAMES = {
     "comparisons": "{a} - {b} | {measure}".format_map,
     "gate": "gate {model} {range}".format_map,
-    "searches": "searches {search} {arm}".format_map,
+    "searches": "searches {arm}".format_map,
     "table": lambda row: label(row.get("cell", BASE), row["arm"]),
 }
 """File -> how a marker names a row of it."""

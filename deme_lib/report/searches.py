@@ -1,65 +1,62 @@
-"""The winner's curse: what a search's scores promise, and what evaluation finds."""
+"""The winner's curse: what searched weights promise, and what evaluation finds."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from deme_lib.experiment.arms import ARMS, SEARCHES
-from deme_lib.report.formats import decimals, interval, number
+from deme_lib.experiment.arms import ARMS
+from deme_lib.report.formats import interval, number
 from deme_lib.report.intervals import t_interval
 from deme_lib.report.records import Records
 
+UNSEARCHED = {"merge": "deme_merged", "soup": "soup", "scale": "all_plain"}
+"""Search -> the arm of the same copies whose weights are fixed."""
+
 
 def table(records: Records) -> pd.DataFrame:
-    """A row per search and arm whose weights it scored by images, means over training seeds.
+    """A row per arm whose weights a search chose, means over training seeds.
 
-    ``in_search`` and ``in_evaluation`` are FID minus that of weights 0, the pretrained model: what
-    other images, another n and another reference do to both scores alike drops out. ``curse`` is
+    ``kept``, ``none`` and ``other`` count seeds in which it chose the unsearched weights (1/N, or
+    1 of a single model), all weights 0, or others. ``in_search`` and ``in_evaluation`` are its FID
+    minus that of the unsearched weights, on the search's noise and on evaluation's; ``curse`` is
     the second minus the first, with its t interval: above 0 where the best of many noisy scores
-    was taken, about 0 for weights that nothing chose. ``rank`` is the rank correlation of held-out
-    loss and FID over the candidates scored by images.
+    was taken. ``ranked`` counts seeds in which loss and FID of the candidates rank alike more than
+    otherwise (rank correlation above 0).
     """
-    by_search, by_seed = ["training_seed", "search"], ["training_seed", "arm"]
+    fid = records.metrics.groupby(["arm", "training_seed"])["fid"].mean()
+    weights = records.arms.set_index(["arm", "training_seed"])["weights"]
     scored = records.search.dropna(subset=["fid"])
-    unmerged = scored[~scored["weights"].str.contains("[1-9]")].set_index(by_search)["fid"]
-    scored = scored.join(unmerged.rename("unmerged"), on=by_search)
-    rank = {
-        name: part.groupby("training_seed")[["loss", "fid"]]
-        .corr("spearman")["fid"]
-        .xs("loss", level=1)
-        for name, part in scored.groupby("search")
-    }
-    fid = records.metrics.groupby(by_seed)["fid"].mean()
-    gains = fid.sub(fid.xs("pretrained", level="arm"), level="training_seed").rename(
-        "in_evaluation"
-    )
-    arms = records.arms[records.arms["arm"].isin(ARMS)]
-    arms = arms.assign(members=[ARMS[arm].members for arm in arms["arm"]])
-    arms = arms[["training_seed", "arm", "title", "members", "weights"]].join(gains, on=by_seed)
-    tried = scored.merge(arms, on=["training_seed", "weights"])
-    tried = tried[tried["search"].map(SEARCHES) == tried["members"]]
-    tried = tried.assign(in_search=tried["fid"] - tried["unmerged"])
     rows = []
-    for (search, arm, title), part in tried.groupby(["search", "arm", "title"], sort=False):
-        curse = part["in_evaluation"] - part["in_search"]
+    for search, before in UNSEARCHED.items():
+        after = next(arm.name for arm in ARMS.values() if arm.weights == search)
+        tried = scored[scored["search"] == search].set_index("training_seed")
+        if tried.empty or not {before, after} <= set(fid.index.get_level_values("arm")):
+            continue
+        at = {seed: of.set_index("weights")["fid"] for seed, of in tried.groupby(level=0)}
+        rank = [of[["loss", "fid"]].corr("spearman").iloc[0, 1] for _, of in tried.groupby(level=0)]
+        score = pd.Series({s: at[s][weights[after][s]] - at[s][weights[before][s]] for s in at})
+        curse = fid[after] - fid[before] - score
         low, high, _ = t_interval(curse, records.parameters["confidence"])
-        row = {"search": search, "arm": arm, "title": title, "trainings": len(part)}
-        row |= {"chosen": int(part["chosen"].sum())}
-        row |= part[["in_search", "in_evaluation"]].mean().to_dict()
-        row |= {"curse": curse.mean(), "low": low, "high": high, "rank": rank[search].mean()}
-        rows.append(row)
+        kept = (weights[after] == weights[before]).sum()
+        none = (~weights[after].str.contains("[1-9]")).sum()
+        row = {"search": search, "arm": after, "title": ARMS[after].title, "trainings": len(curse)}
+        row |= {"kept": kept, "none": none, "other": len(curse) - kept - none}
+        row |= {"in_search": score.mean(), "in_evaluation": (fid[after] - fid[before]).mean()}
+        row |= {"curse": curse.mean(), "low": low, "high": high}
+        rows.append(row | {"ranked": sum(r > 0 for r in rank)})
     return pd.DataFrame(rows)
 
 
 def printed(found: pd.DataFrame) -> pd.DataFrame:
     """The rows of ``searches.csv`` as strings."""
+    of = " of " + found["trainings"].map(str)
     columns = {
-        "search": found["search"],
         "arm": found["title"],
-        "its weights chosen": found["chosen"].map("{} of ".format) + found["trainings"].map(str),
-        "score in the search": found["in_search"].map(number),
+        "kept the unsearched weights": found["kept"].map(str) + of,
+        "chose all 0": found["none"].map(str) + of,
+        "FID against them in the search": found["in_search"].map(number),
         "in evaluation": found["in_evaluation"].map(number),
         "evaluation − search": list(map(interval, found["curse"], found["low"], found["high"])),
-        "rank correlation of loss and FID": found["rank"].map(lambda x: decimals(x, 2)),
+        "loss ranks as FID": found["ranked"].map(str) + of,
     }
     return pd.DataFrame(columns)

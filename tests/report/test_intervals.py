@@ -201,19 +201,14 @@ def test_the_gate_is_relative_to_the_model_of_all_timesteps(known, tmp_path):
 
 def test_searches_show_what_luck_was_worth(known):
     """The chosen weights' scores were made better by 0.02 than the arm, all by another 0.03."""
-    found = searches.table(known)
-    arms = [["deme_merged", "merged_searched"], ["soup", "soup_searched"]]
-    assert found.groupby("search", sort=False)["arm"].agg(list).tolist()[:2] == arms
-    assert found["arm"].tolist()[4:] == ["all_plain", "all_scaled"]
+    found = searches.table(known).set_index("arm")
+    assert found.index.tolist() == ["merged_searched", "soup_searched", "all_scaled"]
     fid = known.metrics.groupby(["training_seed", "arm"])["fid"].mean().unstack()
-    found = found.set_index("arm")
-    for arm, row in found.iterrows():
-        lucky = 0.02 * (arm in synthetic.CHOSEN)
-        assert (row["chosen"], row["trainings"]) == (8 * (lucky > 0), 8)
-        score = synthetic.LONG[arm] - synthetic.LONG["pretrained"] - lucky
-        curse = fid[arm] - fid["pretrained"] - score
+    for (arm, row), before in zip(found.iterrows(), searches.UNSEARCHED.values(), strict=True):
+        score = synthetic.LONG[arm] - synthetic.LONG[before] - 0.02
+        curse = fid[arm] - fid[before] - score
         expected = scipy.stats.ttest_1samp(curse, 0).confidence_interval(0.95)
         assert (row["in_search"], row["curse"]) == pytest.approx((score, curse.mean()))
         assert (row["low"], row["high"]) == pytest.approx(tuple(expected))
-    assert found.loc["merged_searched", "low"] > 0
-    assert found["rank"].between(-1, 1).all() and found.loc["soup", "rank"] == pytest.approx(1.0)
+        assert (row["kept"], row["none"], row["other"], row["trainings"]) == (0, 0, 8, 8)
+    assert found.loc["merged_searched", "low"] > 0 and found.loc["soup_searched", "ranked"] == 8

@@ -21,8 +21,6 @@ ALWAYS |= {f"table.{kind}" for kind in ("csv", "md", "tex")}
 FIGURES = ["samples", "loss_per_timestep", "gradient_similarity", "task_vectors", "plane", "gate"]
 FIGURES += ["history", "neighbours", "activations", "landscape"]
 EXPECTED = ALWAYS | {f"{name}.png" for name in FIGURES} | {"gate.csv", "observations.md"}
-SEARCHED = {"searches.csv", "searches.md"}
-EXPECTED |= SEARCHED
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +65,7 @@ def test_small_and_odd_records_render(tmp_path):
     kept = (history["run"] != "baseline") | (history["step"] == 0)
     history[kept].to_csv(folder / "history.csv", index=False)
     render.render(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == EXPECTED - SEARCHED | {"records"}
+    assert {p.name for p in tmp_path.iterdir()} == EXPECTED | {"records"}
     assert "nan" not in (tmp_path / "table.md").read_text()
     assert "nan" not in (tmp_path / "comparisons.md").read_text()
 

@@ -14,7 +14,8 @@ FIGURES ?= runs/figures
 PROFILE ?= params/profiles/local
 CORES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BIN := .venv/bin
-SNAKEMAKE = $(BIN)/snakemake --profile $(PROFILE) --cores $(CORES)
+# elsewhere --cores would cap the threads of a job at those of this machine
+SNAKEMAKE = $(BIN)/snakemake --profile $(PROFILE) $(if $(findstring local,$(PROFILE)),--cores $(CORES))
 NAME = $(basename $(notdir $(PARAMS)))
 
 # tcmalloc, where it is installed (Debian: libtcmalloc-minimal4), trains a third faster than glibc

@@ -93,7 +93,8 @@ def jobs_before(notebook):
     return [r for job in JOBS if job.startswith(STEPS[notebook[:2]]) for r in records(JOBS[job])]
 
 
-STEP, CALL = rates(STORE, next(r.name for r, _ in PLAN.values() if r.stage == "data"))
+DATA = next((r.name for r, _ in PLAN.values() if r.stage == "data"), "")  # none: all is recorded
+STEP, CALL = rates(STORE, DATA)
 THREADS, GPUS = P.threads * P.processes, P.processes * (P.device == "cuda")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.utils.logging import disable_progress_bar
@@ -42,7 +43,9 @@ def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
     if device == "cuda" and not cuda:
         raise ModelError("device=cuda, but torch sees no CUDA device; set device to auto or cpu")
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=device == "cpu" or not cuda, mixed_precision=precision)
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # while the first looks at losses
+    cpu = device == "cpu" or not cuda
+    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[patience])
 
 
 def new_unet(

@@ -193,6 +193,7 @@ class Training:
         self.position = self._skipped = 0
         if checkpoint is not None and checkpoint.is_file():
             self._restore()
+        self._check_positions()
 
     def __iter__(self) -> Iterator[Step]:
         while self.position < self.spec.steps:
@@ -278,6 +279,16 @@ class Training:
             "learning rate (finetune_lr, or pretrain_lr in pretraining), or set precision to 'no'"
         )
 
+    def _check_positions(self) -> None:
+        """Processes that read another state of the checkpoint would average unlike models."""
+        position = torch.tensor([self.position], device=self.accelerator.device)
+        found = set(self.accelerator.gather(position).tolist())
+        if len(found) > 1:
+            raise TrainingError(
+                f"processes would go on from steps {sorted(found)} of {self.checkpoint}, which the "
+                "file system shows to some of them late: run again in a minute"
+            )
+
     def _check_weights(self) -> None:
         """Neither a checkpoint nor a result may hold weights that are not finite."""
         averages = (weights for ema in self.emas.values() for weights in ema.shadow_params)
@@ -310,7 +321,7 @@ class Training:
         try:
             with safe_open(self.checkpoint, "pt") as file:
                 metadata = file.metadata()
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
             self._take_up(metadata, tensors)
         except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]

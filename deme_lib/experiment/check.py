@@ -45,6 +45,12 @@ def examine(plan: Plan) -> Iterator[tuple[str, bool, str]]:
 
 
 def _device(p: Parameters) -> str:
+    gpus = torch.cuda.device_count() if p.device != "cpu" else 0
+    if 0 < gpus < p.processes or p.batch_size < p.processes:
+        raise CheckError(
+            f"processes={p.processes}, with {gpus} CUDA devices and batch_size={p.batch_size}: "
+            "lower processes"
+        )
     return f"{models.accelerator(p.device).device}"
 
 
@@ -126,7 +132,7 @@ def _each(*names: str) -> Callable[[Plan], list[Parameters]]:
 SPLIT = ("dataset", "train_images", "search_images", "test_images", "split_seed", "image_size")
 SCORING = ("features", "second_features", "inception_weights")
 CHECKS: dict[str, tuple[Callable[[Plan], Any], Callable[[Any], str]]] = {
-    "device": (_each("device"), _device),
+    "device": (_each("device", "processes", "batch_size"), _device),
     "disk": (lambda plan: [plan], _disk),
     "dataset": (_each(*SPLIT), _dataset),
     "pretrained": (_each("pretrained", "seed", "num_train_timesteps", *SPLIT), _pretrained),

@@ -51,8 +51,7 @@ def collect_sweep(sweep: sweeps.Sweep, **overrides: Any) -> Path:
     Args:
         overrides: of the base's parameters, such as ``figures_dir``.
     """
-    found = sweep.parts(**overrides)
-    base, _ = found[BASE]
+    found, base = sweep.parts(**overrides), parameters.load(sweep.base, **overrides)
     out = parameters.folder_of(base) / "sweeps" / sweeps.folder_name(sweep)
     out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.json").write_text(json.dumps(sweeps.document(sweep), indent=1) + "\n")

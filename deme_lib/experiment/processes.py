@@ -71,14 +71,17 @@ def launch(names: Sequence[str], p: Parameters) -> None:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        reasons = []
+        reasons, killed = [], False
         try:
             for line in running.stdout:  # so that a notebook shows it
                 print(line, end="", flush=True)
                 reasons += re.findall(r"\w+Error: .*", line)  # also after a bar
+                killed |= "Signal 9 (SIGKILL)" in line
         except BaseException:  # such as a cell that is interrupted
             running.terminate()
             raise
     if running.wait():
         reason = reasons[0] if reasons else "the lines above say why"
+        if killed:
+            reason = "it was killed, as when memory runs out: lower processes or sampling_batch"
         raise ProcessError(f"one of {p.processes} processes failed: {reason}")

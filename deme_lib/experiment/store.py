@@ -201,7 +201,7 @@ class Store:
         (partial / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True))
         _flush(partial)
         os.rename(partial, folder)
-        shutil.rmtree(folder / WORKING)
+        shutil.rmtree(folder / WORKING, ignore_errors=True)  # the artefact counts already
         return Artefact(folder, record)
 
 
@@ -247,6 +247,8 @@ def write_text(path: Path, text: str) -> None:
 
 def _remedy(error: Exception, root: Path) -> str | None:
     """What failed and what to do, where the machine is at fault."""
+    if isinstance(error, Explained):
+        return None
     text, number = " ".join(str(error).split())[:200], getattr(error, "errno", None)
     if found := re.search(r"os error (\d+)", text):  # safetensors hands the number on as text
         number = int(found.group(1))

@@ -88,7 +88,9 @@ class Sweep(BaseModel):
         Raises:
             ParameterError: a cell sets an unknown or ill-typed parameter.
         """
-        found = {BASE: (parameters.load(self.base, **overrides), self.beside)}
+        base = parameters.load(self.base, **overrides)
+        shown = list(dict.fromkeys([*base.arms, *self.beside]))
+        found = {BASE: (base.model_copy(update={"arms": shown}), self.beside)}
         arms = list(dict.fromkeys(["pretrained", *self.arms]))
         named = {"primary_decoupling": [], "primary_merging": [], "arms": arms}
         for cell in self.cells:

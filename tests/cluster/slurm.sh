@@ -80,7 +80,7 @@ kill_the_evaluating_node() {
     sleep 45
     echo "== $(date +%T) afterwards"
     sinfo
-    squeue --format='%i %N %T restarts=%r %k'
+    squeue --format='%i %N %T reason=%r %k'
 }
 killer=
 if [ "${1:-}" = kill ]; then

@@ -50,6 +50,10 @@ def test_every_job_says_what_it_needs(planned):
     assert {r["gpu"] for r in rules.values()} == {"0"}
 
 
+def test_of_a_recorded_experiment_the_last_notebooks_are_left(planned):
+    assert set(planned("fashion8", "figures=figures")) == {"all", "notebook_05", "notebook_06"}
+
+
 def test_needs_grow_with_the_work_and_with_what_the_config_says(planned):
     usual, more = planned("smoke"), planned("smoke", "time=2", "memory=3")
     for name in ("make_deme_0", "make_evaluate_0"):

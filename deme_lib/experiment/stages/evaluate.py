@@ -14,6 +14,7 @@ from torch import nn
 
 from deme_lib.diffusion import analysis, metrics
 from deme_lib.diffusion.progress import bar
+from deme_lib.experiment import processes
 from deme_lib.experiment.stages.combine import denoiser
 from deme_lib.experiment.stages.job import SHARD, Job
 from deme_lib.experiment.store import WORKING
@@ -62,7 +63,7 @@ def sampling(job: Job, model: nn.Module | None = None) -> Iterator[tuple[Path, d
     with bar(samples * len(seeds), job.label, "image") as progress:
         for k, path in enumerate(shards(job.folder / WORKING, samples)):
             count, tensors = min(SHARD, samples - k * SHARD), {}
-            if path.is_file():
+            if processes.tell("kept" if path.is_file() else None):  # the leader's word
                 progress.update(count * len(seeds))
                 continue
             for seed in seeds:

@@ -47,8 +47,8 @@ def main(records: Records) -> Figure:
 
 def controls(records: Records) -> Figure:
     """Every arm at the EMA horizon of all, for what ``main`` leaves out."""
-    panels = {"All arms, exploratory": [arm for arm in records.titles if "@" not in arm]}
-    return _differences(records, panels, [[]], "Further controls, against the pretrained model")
+    panels = {"All arms": [arm for arm in records.titles if "@" not in arm]}
+    return _differences(records, panels, [[]], "Every arm, against the pretrained model")
 
 
 def _differences(

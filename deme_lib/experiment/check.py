@@ -17,7 +17,7 @@ import torch
 
 from deme_lib.diffusion import data, metrics, models
 from deme_lib.errors import Explained
-from deme_lib.experiment import recipes
+from deme_lib.experiment import processes, recipes
 from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.stages.prepare import check_split
 from deme_lib.experiment.store import Recipe, Store
@@ -45,11 +45,10 @@ def examine(plan: Plan) -> Iterator[tuple[str, bool, str]]:
 
 
 def _device(p: Parameters) -> str:
-    gpus = torch.cuda.device_count() if p.device != "cpu" else 0
-    if 0 < gpus < p.processes or p.batch_size < p.processes:
+    processes.check(p)
+    if p.batch_size < p.processes:
         raise CheckError(
-            f"processes={p.processes}, with {gpus} CUDA devices and batch_size={p.batch_size}: "
-            "lower processes"
+            f"batch_size={p.batch_size} is too small for processes={p.processes}: lower processes"
         )
     return f"{models.accelerator(p.device).device}"
 

@@ -50,17 +50,22 @@ def _patient() -> distributed.ProcessGroup:
     return distributed.new_group(backend="gloo", timeout=timedelta(days=365))
 
 
+def check(p: Parameters) -> None:
+    """Refuse more processes than there are GPUs, where there are any."""
+    gpus = torch.cuda.device_count() if p.device != "cpu" else 0
+    if 0 < gpus < p.processes:
+        raise ProcessError(
+            f"processes={p.processes}, but torch sees {gpus} CUDA devices: lower processes"
+        )
+
+
 def launch(names: Sequence[str], p: Parameters) -> None:
     """Have artefacts made by ``p.processes`` processes, started by one that is none of them.
 
     Raises:
-        ProcessError: there are too few GPUs, or a process failed.
+        ProcessError: ``check`` refuses them, or one failed.
     """
-    devices = torch.cuda.device_count() if p.device != "cpu" else 0
-    if 0 < devices < p.processes:
-        raise ProcessError(
-            f"processes={p.processes}, but torch sees {devices} CUDA devices: lower processes"
-        )
+    check(p)
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={p.processes}"]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(p.model_dump(), file)

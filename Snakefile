@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from deme_lib.experiment import parameters, sweeps
-from deme_lib.experiment.store import CALL_S, RECORD, STEP_S, Store, provenance, rates
+from deme_lib.experiment.store import CALL_S, RECORD, STEP_S, Store, rates, versions
 
 IS_SWEEP = "sweep" in config
 SWEEP = sweeps.load(config["sweep"]) if IS_SWEEP else None
@@ -47,7 +47,7 @@ REMEDIES = {
 """What a scheduler says -> what to change; Snakemake names the rule and its resources above."""
 
 os.environ.setdefault("OMP_NUM_THREADS", str(P.usable_threads))
-VERSIONS = json.dumps(provenance()["versions"])
+VERSIONS = json.dumps(versions())
 if os.environ.setdefault("DEME_VERSIONS", VERSIONS) != VERSIONS:
     raise WorkflowError(
         f"this worker has {VERSIONS}, the run was started with {os.environ['DEME_VERSIONS']}: give "

@@ -277,13 +277,18 @@ def provenance() -> dict[str, Any]:
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    packages = ("torch", "diffusers", "accelerate", "torch-fidelity", "optuna", "numpy")
     return {
         "commit": git("rev-parse", "--short=12", "HEAD") or "unknown",
         "dirty": bool(git("status", "--porcelain", "--", "deme_lib", "params", "notebooks")),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    packages = ("torch", "diffusers", "accelerate", "torch-fidelity", "optuna", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | found
 
 
 def _locked(root: Path, name: str) -> AbstractContextManager:

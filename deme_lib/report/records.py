@@ -160,8 +160,8 @@ def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def unequal(a: dict, b: dict) -> list[str]:
-    """The names of parameters of both that differ and should not; versions may have others."""
-    return sorted(k for k in (a.keys() & b.keys()) - FREE if a[k] != b[k])
+    """The names of parameters that differ and should not."""
+    return sorted(k for k in (a.keys() | b.keys()) - FREE if a.get(k) != b.get(k))
 
 
 def _one_run(folder: Path, runs: list[dict]) -> dict:

@@ -16,6 +16,7 @@ from deme_lib.method.merging import check_same_architecture, merge, task_vector
 from deme_lib.method.projection import is_projection, plain_or_projected, unet_class
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+PIECE = 2**18  # numbers of a tensor that are added up at a time, so that they stay in the cache
 
 
 class Merger:
@@ -54,7 +55,7 @@ def merge_folders(
 ) -> None:
     """Eq. 8 from folders to a pipeline, as (1 - sum_i w_i) theta + sum_i w_i theta_i.
 
-    Files are mapped: memory holds the merged model, and of the others the tensor at hand.
+    Files are mapped: memory holds the merged model, and of the others the part at hand.
 
     Args:
         base: folder of the pretrained pipeline.
@@ -73,15 +74,20 @@ def merge_folders(
     } | start
     for state in tuned:
         check_same_architecture(start, state)
-    merged = {}
-    for name, theta in start.items():
-        kept = {
-            name: theta.to(torch.promote_types(theta.dtype, torch.float32)) * (1 - sum(weights))
-        }
-        merge(kept, [{name: state[name]} for state in tuned], weights, out=kept)
-        merged[name] = kept[name].to(theta.dtype)
+    merged = {name: torch.empty_like(theta) for name, theta in start.items()}
+    for name in merged:
+        pieces = (_pieces(state[name]) for state in (merged, start, *tuned))
+        for out, theta, *parts in zip(*pieces, strict=True):
+            kept = theta.to(torch.promote_types(theta.dtype, torch.float32)) * (1 - sum(weights))
+            merge({"": kept}, [{"": part} for part in parts], weights, out={"": kept})
+            out.copy_(kept)
     unet.load_state_dict(merged, assign=True)
     save_pipeline(unet, DDPMScheduler.from_pretrained(base, subfolder="scheduler"), target)
+
+
+def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Views of a tensor, of about ``PIECE`` numbers each."""
+    return torch.atleast_1d(tensor).chunk(max(1, tensor.numel() // PIECE))
 
 
 def _some(experts: Sequence) -> Sequence:

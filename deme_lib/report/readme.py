@@ -5,7 +5,8 @@ In any Markdown file, with the folder or sweep of ``figures/`` that a value is f
     <!--n EXPERIMENT: a - b | measure | column-->…<!--/n-->      a row of comparisons.csv
     <!--n EXPERIMENT: arm | column-->…<!--/n-->                  a row of table.csv
     <!--n EXPERIMENT: gate model RANGE | column-->…<!--/n-->     a row of gate.csv
-    <!--n EXPERIMENT: searches arm | column-->…<!--/n-->  a row of searches.csv
+    <!--n EXPERIMENT: searches arm | column-->…<!--/n-->         a row of searches.csv
+    <!--n .: benchmarks what / against | ratio-->…<!--/n-->      a row of benchmarks.csv
     <!--table EXPERIMENT/NAME.md-->…<!--/table-->                a whole file
 
 ``interval`` joins ``low`` and ``high``, ``share_interval`` and ``difference_interval`` theirs.
@@ -28,6 +29,7 @@ NAMES = {
     "comparisons": "{a} - {b} | {measure}".format_map,
     "gate": "gate {model} {range}".format_map,
     "searches": "searches {arm}".format_map,
+    "benchmarks": "benchmarks {what} / {against}".format_map,
     "table": lambda row: label(row.get("cell", BASE), row["arm"]),
 }
 """File -> how a marker names a row of it."""
@@ -68,7 +70,7 @@ def lookup(folder: Path, path: str) -> str:
     *row, column = (part.strip() for part in path.split("|"))
     row = " | ".join(row)
     kind = row.split(" ")[0]
-    file = "comparisons" if "|" in row else kind if kind in ("gate", "searches") else "table"
+    file = "comparisons" if "|" in row else kind if kind in NAMES else "table"
     end = "" if file == "table" else f"-{file}"  # a sweep's files stand beside its folder
     single = folder.with_name(f"{folder.name}{end}.csv")
     single = single if single.is_file() else folder / f"{file}.csv"

@@ -35,6 +35,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 from safetensors.torch import save_file
 from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import mse_loss
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -283,19 +284,24 @@ def sampling(repeats: int, device: str) -> Iterator[dict]:
         members = unets(N, channels, device)
         pipeline = DDIMPipeline(members[0], ddim_scheduler(SCHEDULER, STEPS, "leading"))
         pipeline.set_progress_bar_config(disable=True)
-        bare, ours, theirs, routed, averaged = clock(
+        noisy = torch.randn(BATCH, 1, 8, 8, device=device)
+        averaged = AveragedEnsemble(members)
+        bare, ours, theirs, routed, all_four, one_by_one, stacked = clock(
             repeats,
-            partial(forwards, members[0], torch.randn(BATCH, 1, 8, 8, device=device)),
+            partial(forwards, members[0], noisy),
             sampler(members[0], device=device),
             partial(pipeline, BATCH, num_inference_steps=STEPS, output_type="np"),
             sampler(RoutedEnsemble(members, split_timesteps(N, 1000)), device=device),
-            sampler(AveragedEnsemble(members), device=device),
+            sampler(averaged, device=device),
+            partial(forwards, averaged, noisy),
+            partial(forwards, batched(members), noisy),
         ).T
         about = f" {tuple(channels)}"
         yield row(f"sampling{about}", "steps × bare forward", ours / bare, "≤ 1.05")
         yield row(f"sampling{about}", "diffusers' DDIMPipeline", ours / theirs, "≤ 1")
         yield row(f"routed ensemble of {N}{about}", "sampling one model", routed / ours, "≤ 1.05")
-        yield row(f"averaged ensemble of {N}{about}", f"{N} models", averaged / (N * ours))
+        yield row(f"averaged ensemble of {N}{about}", f"{N} models", all_four / (N * ours))
+        yield row(f"averaged ensemble of {N}{about}, vmap", "one by one", stacked / one_by_one)
 
 
 def unets(count: int, channels: list[int], device: str = "cpu") -> list[UNet2DModel]:
@@ -306,6 +312,19 @@ def unets(count: int, channels: list[int], device: str = "cpu") -> list[UNet2DMo
 def forwards(unet: UNet2DModel, noisy: torch.Tensor) -> None:
     for _ in range(STEPS):
         unet(noisy, 500, return_dict=False)
+
+
+def batched(members: list[UNet2DModel]) -> Callable:
+    """The averaged ensemble with all members in one call."""
+    weights, empty = stack_module_state(members), copy.deepcopy(members[0]).to("meta")
+
+    def predict(noisy: torch.Tensor, timestep: int, **options) -> torch.Tensor:
+        def one(*state: dict) -> torch.Tensor:
+            return functional_call(empty, state, (noisy, timestep), options)[0]
+
+        return vmap(one)(*weights).mean(0)
+
+    return predict
 
 
 def sampler(denoiser: nn.Module, images: int = BATCH, steps: int = STEPS, device: str = "cpu"):

@@ -76,16 +76,11 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
     test = f"{p['dataset']}: n = {p['test_images']:,} test images, {seeds}"
     gate = f"{p['dataset']}: n = {known.gate['images'].max():,} test images, {seeds}; "
     gate += "small: each, interval over images; large: mean, t interval"
-    panels = {
-        f"ablation {n}: {what}": intervals.headline(known, n)
-        for n, what in intervals.ABLATIONS.items()
-    }
 
     def of(name: str) -> str:
         return f"{one}: n = {first[name]['n'].min():,} images"
 
     drawn = {
-        "loss_per_timestep": (known.losses, panels, test),
         "history": (first["history"], held),
         "gradient_similarity": (
             first["gradients"],
@@ -104,7 +99,10 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
         if len(given[0])
     }
     found["main"] = partial(plots.main, known)
-    if {arm for arm in known.titles if "@" not in arm}.difference(*panels.values()):
+    if len(known.losses):
+        found["loss_per_timestep"] = partial(plots.loss_per_timestep, known, test)
+    shown = [intervals.headline(known, number) for number in intervals.ABLATIONS]
+    if {arm for arm in known.titles if "@" not in arm}.difference(*shown):
         found["controls"] = partial(plots.controls, known)
     if len(known.gate):
         found["gate"] = partial(plots.gate, known, gate)

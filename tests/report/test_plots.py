@@ -142,14 +142,13 @@ def test_finetuning_runs_have_the_colours_of_their_arms(known):
         assert drawn[family] == STYLES[arm][0]
 
 
-def test_losses_are_relative_to_pretrained_and_means_over_seeds():
-    bins = {"bin_start": [0, 500] * 2, "bin_stop": [500, 1000] * 2}
-    arms = ["pretrained"] * 2 + ["soup"] * 2
-    df = pd.concat(
-        pd.DataFrame({"arm": arms, **bins, "loss": x}) for x in ([4, 2, 1, 2], [4, 2, 3, 4])
-    )
-    line = plots.loss_per_timestep(df, {"": ["pretrained", "soup"]}).axes[0].lines[1]
-    assert line.get_ydata().tolist() == [0.5, 1.5]
+def test_losses_are_relative_to_pretrained_and_means_over_seeds(tmp_path):
+    both = records.read(synthetic.write(tmp_path / "records", training_seeds=(0, 1)))
+    lines = plots.loss_per_timestep(both).axes[0].lines
+    (soup,) = [line for line in lines if line.get_label() == ARMS["soup"].title]
+    mean = both.losses.groupby(["arm", "bin_start"])["loss"].mean()
+    np.testing.assert_allclose(soup.get_ydata(), mean["soup"] / mean["pretrained"])
+    assert both.losses.groupby("training_seed")["loss"].sum().nunique() == 2
 
 
 @pytest.mark.parametrize("spread", [0.003, 0.0004, 0.2])

@@ -33,7 +33,7 @@ MEAN = {"ms": 9, "capsize": 4, "lw": 2}
 
 def main(records: Records) -> Figure:
     """Both ablations: FID of every arm minus the pretrained model's, paired by unit."""
-    panels = {f"Ablation {n}: {x}": intervals.headline(records, n) for n, x in ABLATIONS.items()}
+    panels = _panels(records)
     primary = intervals.comparisons(records).query("kind == 'primary'")
     primary["text"] = [
         f"{records.titles[row.a]} − {records.titles[row.b]}: "
@@ -43,6 +43,11 @@ def main(records: Records) -> Figure:
     said = [primary.loc[primary["ablation"] == n, "text"].tolist() for n in ABLATIONS]
     title = "What each part of DeMe does to FID, against the pretrained model"
     return _differences(records, panels, said, title)
+
+
+def _panels(records: Records) -> dict[str, list[str]]:
+    """Heading -> arms of each ablation."""
+    return {f"Ablation {n}: {x}": intervals.headline(records, n) for n, x in ABLATIONS.items()}
 
 
 def controls(records: Records) -> Figure:
@@ -144,7 +149,8 @@ def neighbours(df: pd.DataFrame, caption: str = "") -> Figure:
     named = df.assign(arm=df["arm"].map(titles))
     ax = boxes(named, x="value", y="arm", hue="arm", palette=colours, ax=axes.flat[0])
     for median in df.loc[df["arm"] == "test", "median"]:
-        ax.axvline(median, color="0.4", ls="--", zorder=9)
+        ax.axvline(median, color="0.4", ls="--", zorder=9, label="median of test images")
+    legend(figure, [ax], 1)
     ax.set(ylabel="", xlabel="Euclidean distance to the nearest training image, pixels in [−1, 1]")
     return captioned(figure, caption)
 
@@ -225,13 +231,12 @@ def history(df: pd.DataFrame, caption: str = "") -> Figure:
     return captioned(figure, caption)
 
 
-def loss_per_timestep(df: pd.DataFrame, panels: dict[str, list[str]], caption: str = "") -> Figure:
+def loss_per_timestep(records: Records, caption: str = "") -> Figure:
     """Denoising loss of every arm over the pretrained model's, per bin of timesteps.
 
-    Args:
-        df: losses; of several training seeds, their means are shown.
-        panels: title -> arms.
+    Of several training seeds, their means are shown.
     """
+    df, panels = records.losses, _panels(records)
     df = df.assign(t=(df["bin_start"] + df["bin_stop"]) / 2)
     table = df.pivot_table(index="t", columns="arm", values="loss")
     ratio = table.div(table["pretrained"], axis=0)

@@ -57,10 +57,11 @@ def activations(df: pd.DataFrame, caption: str = "") -> Figure:
         random |= {"jitter": False, "legend": False, "ax": bottom}
         sns.stripplot(part, y="share_at_random", **BY_RANGE | random)
         top.set_title(f"{name} (paper: Fig. 2)")
+        bottom.plot([], [], "k_", ms=10, mew=2, label="random weight changes as long")
         bottom.set_xlabel("")
     axes[0, 0].set(ylabel="|mean difference| /\nrms of the activation", ylim=(0, None))
     axes[1, 0].set_ylabel("share of the difference's\nvariance explained")
-    legend(figure, axes.flat, 4)
+    legend(figure, axes.flat, 5)
     return captioned(figure, caption)
 
 
@@ -97,8 +98,9 @@ def landscape(df: pd.DataFrame, caption: str = "") -> Figure:
         where = f"range {k}: t in" if k else "all timesteps,"
         title = f"{where} [{lowest['start']:g}, {lowest['stop']:g})\nminimum {ratio.min():.4f}"
         ax.set_title(title, fontsize=10)
+        ax.set(xlabel="first random direction", ylabel="second")
         ax.set_box_aspect(1)
-    legend(figure, axes, 2)
+    legend(figure, axes, 2, title="loss / pretrained model's, around its weights (paper: Fig. 4)")
     return captioned(figure, caption)
 
 

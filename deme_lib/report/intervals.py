@@ -25,6 +25,7 @@ CONTROLS = (
     ("soup", "all_plain"),
     ("deme_routed", "all_plain"),
     ("deme_routed", "plain_routed"),
+    ("deme_routed", "all_same"),
     ("all_same", "all_plain"),
     ("soup_same", "soup"),
     ("all_checkpoints", "all_plain"),

@@ -9,7 +9,8 @@ In any Markdown file, with the folder or sweep of ``figures/`` that a value is f
     <!--n .: benchmarks what / against | ratio-->…<!--/n-->      a row of benchmarks.csv
     <!--table EXPERIMENT/NAME.md-->…<!--/table-->                a whole file
 
-``interval`` joins ``low`` and ``high``, ``share_interval`` and ``difference_interval`` theirs.
+``interval`` joins ``low`` and ``high``, ``share_interval`` and ``difference_interval`` theirs;
+``claim`` is a comparison's share with its interval and verdict.
 """
 
 from __future__ import annotations
@@ -86,6 +87,9 @@ def shown(row: pd.Series, column: str) -> str:
     if column.endswith("interval"):
         start = column.removesuffix("interval")
         return f"[{shown(row, f'{start}low')}, {shown(row, f'{start}high')}]"
+    if column == "claim":
+        share, inside = (shown(row, name) for name in ("share", "share_interval"))
+        return f"{share} {inside} (*{shown(row, 'verdict')}*)"
     if column not in row:
         raise ValueError(f"no column {column!r}, there are: {', '.join(map(str, row.index))}")
     value = row[column]

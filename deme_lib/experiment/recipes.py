@@ -133,11 +133,7 @@ def search(p: Parameters, name: str) -> Recipe:
     recipe = Recipe(
         "search",
         f"search-{name}",
-        {
-            "search_strategy": "tpe",
-            **p.pick(*budget, *scoring, *SAMPLING),
-            "single": name == "single",
-        },
+        {**p.pick(*budget, *scoring, *SAMPLING), "single": name == "single"},
         _models(p, SEARCHES[name]),
         denoiser_calls=p.search_losses * p.loss_images + images * p.sampling_steps,
         job=f"search-{name}-{p.seed}",

@@ -2,8 +2,8 @@
 
 The paper's "before merge" is routed: each timestep is predicted by the expert of its range. The
 "simple ensemble" of a reader is the average of all predictions at every timestep. Members are
-called one after the other: stacked into one batched call (``torch.func.vmap``) they take 0.9 to 1.2
-times as long on a CPU.
+called one after the other: stacked into one batched call (``torch.func.vmap``) they take longer on
+a CPU (figures/benchmarks.md).
 """
 
 from __future__ import annotations

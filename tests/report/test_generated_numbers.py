@@ -19,6 +19,8 @@ def figures(tmp_path):
     table.assign(parameters=40000.0).to_csv(folder / "table.csv", index=False)
     gate = {"model": ["plain_routed"], "range": [4], "relative": [-0.57], "low": [-0.6]}
     pd.DataFrame(gate | {"high": [-0.5]}).to_csv(folder / "gate.csv", index=False)
+    cost = {"what": ["sampling (8, 16)"], "against": ["bare forward"], "ratio": [1.0312]}
+    pd.DataFrame(cost).to_csv(folder / "benchmarks.csv", index=False)
     cells = {"cell": ["base", "0.30"], "arm": ["pretrained", "deme_merged"]}
     sweep = pd.DataFrame(cells | {"fid_mean": [0.25, 0.23]})
     sweep.to_csv(folder / "sweeps" / "cuts.csv", index=False)
@@ -37,11 +39,13 @@ def figures(tmp_path):
         ("deme_merged - soup | fid | interval", "[−0.0672, −0.0529]"),
         ("deme_merged - soup | fid | share_interval", "[−20.0 %, −15.0 %]"),
         ("deme_merged - soup | fid | verdict", "different"),
+        ("deme_merged - soup | fid | claim", "−17.4 % [−20.0 %, −15.0 %] (*different*)"),
         ("deme_merged - soup | fid | n_units", "8"),
         ("soup | fid_mean", "0.348"),
         ("soup | parameters", "40,000"),
         ("gate plain_routed 4 | relative", "−57.0 %"),
         ("gate plain_routed 4 | interval", "[−60.0 %, −50.0 %]"),
+        ("benchmarks sampling (8, 16) / bare forward | ratio", "1.03"),
     ],
 )
 def test_a_number_is_the_file_s(figures, path, shown):

@@ -236,8 +236,8 @@ def loss_per_timestep(records: Records, caption: str = "") -> Figure:
 
     Of several training seeds, their means are shown.
     """
-    df, panels = records.losses, _panels(records)
-    df = df.assign(t=(df["bin_start"] + df["bin_stop"]) / 2)
+    panels = _panels(records)
+    df = records.losses.assign(t=lambda x: (x["bin_start"] + x["bin_stop"]) / 2)
     table = df.pivot_table(index="t", columns="arm", values="loss")
     ratio = table.div(table["pretrained"], axis=0)
     figure, axes = subplots(1, len(panels), (10, 5), sharey=True)

@@ -1,12 +1,8 @@
-"""Do two runs of one preset agree? Another processor rounds differently, a mistake moves further.
-
-python -m deme_lib.report.reproduced figures/fashion8/records runs/figures/fashion8/records
-"""
+"""Do two runs of one preset agree? Other processors round differently, mistakes move further."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -89,7 +85,3 @@ def verdict(committed: Path, other: Path) -> int:
         f"({worst['kind']} of {worst['name']}; {len(moves)} numbers, weights the same)"
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(verdict(*map(Path, sys.argv[1:3])))

@@ -81,7 +81,10 @@ def test_a_saddle_has_no_minimum():
     assert found.seen and "inf in ranges" in found.numbers
 
 
-@pytest.mark.parametrize("at, seen", [((0.5, 0.2), True), ((0, 0.6), False), ((0, 0), False)])
+@pytest.mark.parametrize(
+    ("at", "seen"),
+    [((0.5, 0.2), True), ((0, 0.6), False), ((0, 0), False), ((1, 0.2), None)],
+)
 def test_the_plane_s_minimum_must_merge_both(at, seen):
     rows = [(*at, 0.9), (1, 1, 1.0), (-0.2, 0.5, 0.95)]
     found = observations.plane(pd.DataFrame(rows, columns=["w1", "w2", "loss"]))

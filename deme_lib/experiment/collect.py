@@ -117,7 +117,7 @@ def _write(
         frame = frames[name].copy()
         frame.insert(0, "training_seed", q.seed)
         frame.to_csv(folder / f"{name}.csv", index=False)
-    run = {"experiment": q.experiment, "parameters": q.model_dump(), "cpu_threads": q.threads}
+    run = {"experiment": q.experiment, "parameters": q.model_dump()}
     run |= {"device": ", ".join(sorted(set(frames["timing"]["device"]))), **provenance()}
     _write_json(folder / "run.json", run)
     if made:

@@ -157,15 +157,6 @@ def test_without_a_floor_nothing_is_equivalent(tmp_path):
     assert set(found["verdict"]) <= {"different", "undecided"}
 
 
-def test_a_primary_that_is_no_pair_of_arms_is_refused(tmp_path):
-    folder = synthetic.write(tmp_path / "records", training_seeds=(0,))
-    run = json.loads((folder / "seed-0" / "run.json").read_text())
-    run["parameters"]["primary_merging"] = ["deme_merged - all_plain"]
-    (folder / "seed-0" / "run.json").write_text(json.dumps(run))
-    with pytest.raises(ValueError, match="primary_merging: 'deme_merged - all_plain' is not"):
-        intervals.comparisons(records.read(folder))
-
-
 def test_a_sweep_s_cells_are_compared_with_what_its_file_names(tmp_path):
     folder = synthetic.write_sweep(tmp_path / "s", against=("all_plain", "N=1, none"))
     path = folder / "sweep.json"
@@ -177,10 +168,6 @@ def test_a_sweep_s_cells_are_compared_with_what_its_file_names(tmp_path):
     mine = found[found["a"] == "N=8, PS + CL / deme_merged"]["b"].tolist()
     arms = ["N=1, none / deme_merged", "N=8, PS / deme_routed"]
     assert mine == ["pretrained", "all_plain", *arms]
-    document["against"] = ["nothing"]
-    path.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="against 'nothing' is no row"):
-        intervals.comparisons(records.read(folder / "records"))
 
 
 def test_the_gate_is_relative_to_the_model_of_all_timesteps(known, tmp_path):

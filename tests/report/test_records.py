@@ -58,13 +58,9 @@ def test_a_missing_record_is_named_with_its_remedy(folder, name):
     ("name", "how", "message"),
     [
         ("plane", lambda f: f.drop(columns="w2"), r"plane\.csv lacks the columns \['w2'\]"),
-        ("metrics", lambda f: f.assign(n=[100, *f["n"][1:]]), "mixes n"),
-        ("metrics", lambda f: f.assign(reference="train"), "mixes reference"),
-        ("metrics", lambda f: f.assign(fid=[None, *f["fid"][1:]]), "no number"),
         ("metrics", lambda f: f[1:], "pretrained needs exactly one row"),
         ("metrics", lambda f: pd.concat([f, f[-1:]]), "averaged needs exactly one row"),
         ("metrics", lambda f: f.assign(training_seed=7), "holds training seeds .7."),
-        ("arms", lambda f: f[:-1], r"\['averaged'\] need exactly one row per training seed"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(folder, name, how, message):

@@ -12,7 +12,6 @@ from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
 from deme_lib.experiment.stages.job import Job
 from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble
-from deme_lib.method.projection import projection_share
 
 
 def denoiser(job: Job) -> tuple[nn.Module, list[float]]:
@@ -92,4 +91,4 @@ def _row(candidate: weight_search.Candidate) -> dict[str, Any]:
 def make_merged(job: Job) -> dict[str, Any]:
     unet, weights = denoiser(job)
     models.save_pipeline(unet, job.pipeline.scheduler, job.folder / "pipeline")
-    return {"weights": weights, "projection_share": projection_share(unet)}
+    return {"weights": weights}

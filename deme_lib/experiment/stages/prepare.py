@@ -28,7 +28,7 @@ def make_data(job: Job) -> dict[str, Any]:
     }
 
 
-def make_reference(job: Job) -> dict[str, Any]:
+def make_reference(job: Job) -> None:
     names = [name for name in (job["features"], job["second_features"]) if name]
     for name in set(names) - {metrics.INCEPTION}:
         check_split(name, job.inputs["data"].results["train_hash"])
@@ -39,7 +39,6 @@ def make_reference(job: Job) -> dict[str, Any]:
             tensors[f"{role}.{name}.values"] = found.values
             tensors[f"{role}.{name}.logits"] = found.logits
     save_file(tensors, job.folder / "features.safetensors")
-    return {name: list(tensor.shape) for name, tensor in sorted(tensors.items())}
 
 
 def check_split(name: str, train_hash: str) -> None:
@@ -53,7 +52,7 @@ def check_split(name: str, train_hash: str) -> None:
         )
 
 
-def make_floor(job: Job) -> dict[str, Any]:
+def make_floor(job: Job) -> None:
     """Scores of fresh real images at the arms' n, or FIDs extrapolated where they are too few."""
     n, role, rows = job["samples"], job["fid_reference"], []
     names = {"fid": job["features"], "fid_second": job["second_features"], "pixel": metrics.PIXELS}
@@ -74,4 +73,3 @@ def make_floor(job: Job) -> dict[str, Any]:
         row["inception_score"] = metrics.inception_score(found["fid"], job["is_splits"])
         rows.append({"draw": draw, "n": n, **row, "extrapolated": 0})
     job.table("floor", rows)
-    return {"fid": float(np.mean([row["fid"] for row in rows])), "extrapolated": count < n}

@@ -19,7 +19,6 @@ from deme_lib.experiment.recipes import ADAM, SHIPPED
 from deme_lib.experiment.stages.job import Job
 from deme_lib.experiment.store import CHECKPOINT, HISTORY, WORKING, read_json, write_text
 from deme_lib.method.projection import projection_share
-from deme_lib.method.timesteps import split_timesteps
 
 LOOKS = {"pretraining": 16, "finetuning": 4}  # at the losses, over a run as long as an expert's
 SNAPSHOTS = (4, 2)  # pretraining leaves models at 1/4 and 1/2 of its steps, to judge the metric
@@ -81,7 +80,7 @@ def finetuning(job: Job) -> Training:
     )
 
 
-def finetune(job: Job) -> dict[str, Any]:
+def finetune(job: Job) -> dict[str, float]:
     """A finetuned copy of the pretrained model, and copies along the way."""
     run, count = finetuning(job), job["checkpoints"]
     along = {job["steps"] * k // count: f"checkpoint-{k}" for k in range(1, count + 1)}
@@ -90,13 +89,7 @@ def finetune(job: Job) -> dict[str, Any]:
     trained.save_pretrained(job.folder / "unet")
     for decay in job["further_ema_decays"]:
         run.ema_unet(decay).save_pretrained(job.folder / f"ema-{decay:g}")
-    results = {"projection_share": projection_share(trained)}
-    if run.uncertainty is not None:
-        results["task_weights"] = [
-            run.uncertainty.weights()[own.start].item()
-            for own in split_timesteps(run.spec.n_tasks, len(run.scheduler.alphas_cumprod))
-        ]
-    return results
+    return {"projection_share": projection_share(trained)}
 
 
 def _spec(

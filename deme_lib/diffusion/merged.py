@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.nn.init import dirac_
 
 from deme_lib.diffusion.models import save_pipeline
-from deme_lib.method.merging import check_same_architecture, merge, task_vector
+from deme_lib.method.merging import check_same_architecture, merge, task_vector, wide
 from deme_lib.method.projection import is_projection, plain_or_projected, unet_class
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -78,7 +78,7 @@ def merge_folders(
     for name in merged:
         pieces = (_pieces(state[name]) for state in (merged, start, *tuned))
         for out, theta, *parts in zip(*pieces, strict=True):
-            kept = theta.to(torch.promote_types(theta.dtype, torch.float32)) * (1 - sum(weights))
+            kept = theta.to(wide(theta.dtype)) * (1 - sum(weights))
             merge({"": kept}, [{"": part} for part in parts], weights, out={"": kept})
             out.copy_(kept)
     unet.load_state_dict(merged, assign=True)

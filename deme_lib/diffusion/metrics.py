@@ -208,10 +208,7 @@ def _pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _classifier(name: str, shape: tuple[int, ...]) -> classifier.Classifier:
-    try:
-        model = classifier.load(name)
-    except ValueError as error:
-        raise MetricError(str(error)) from error
+    model = classifier.load(name)
     if shape != model.image_shape:
         raise MetricError(
             f"the classifier {name} takes images {model.image_shape}, these are {shape}: set "

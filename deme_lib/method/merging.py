@@ -22,7 +22,7 @@ def task_vector(base: State, tuned: State) -> dict[str, torch.Tensor]:
     """
     check_same_architecture(base, tuned)
     return {
-        name: tuned[name].to(tensor.device, _wide(tensor.dtype)) - tensor
+        name: tuned[name].to(tensor.device, wide(tensor.dtype)) - tensor
         for name, tensor in base.items()
     }
 
@@ -61,7 +61,7 @@ def merge(
     )
     for name, tensor in base.items():
         room, total = merged[name], tensor
-        if room.dtype != _wide(room.dtype):
+        if room.dtype != wide(room.dtype):
             room = torch.empty_like(tensor, dtype=torch.float32)
         for weight, vector in zip(weights, task_vectors, strict=True):
             if weight:
@@ -70,7 +70,8 @@ def merge(
     return merged
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to add up in: float32, or a wider one as it is."""
     return torch.promote_types(dtype, torch.float32)
 
 

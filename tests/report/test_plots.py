@@ -140,8 +140,8 @@ def test_horizons_join_copies_of_one_arm(known):
 def test_finetuning_runs_have_the_colours_of_their_arms(known):
     lines = plots.history(known.history).axes[1].lines
     drawn = {line.get_label(): line.get_color() for line in lines}
-    for family, arm in (("soup", "soup"), ("all-plain", "all_plain"), ("plain", "plain_routed")):
-        assert drawn[family] == STYLES[arm][0]
+    assert drawn["plain experts"] == STYLES["plain_routed"][0]
+    assert all(drawn[ARMS[arm].title] == STYLES[arm][0] for arm in ("soup", "all_plain"))
 
 
 def test_losses_are_relative_to_pretrained_and_means_over_seeds(known):

@@ -220,14 +220,16 @@ def history(df: pd.DataFrame, caption: str = "") -> Figure:
     rate = left.twinx()
     rate.plot(later["step"], later["learning_rate"], "--", color="0.6")
     rate.set(ylabel="learning rate (dashed)", ylim=(0, None))
+    base = baseline["held_out_loss"].iloc[-1]
     for run, part in finetuned.groupby("run", sort=False):
-        family = re.sub(r"-\d+of\d+$", "", run)
-        colour = STYLES[FAMILIES.get(family, "reweighted")][0]
-        right.plot(part["step"], part["held_out_loss"], color=colour, label=family)
-    right.axhline(baseline["held_out_loss"].iloc[-1], color=STYLES["pretrained"][0], lw=1, zorder=0)
-    right.set(title="finetuning (grey line: the pretrained model)", xlabel="step")
-    right.set_ylabel("held-out loss")
-    legend(figure, axes.flat, 6)
+        arm = FAMILIES.get(re.sub(r"-\d+of\d+$", "", run), "reweighted")
+        look = {"color": STYLES[arm][0], "label": ARMS[arm].title.removesuffix(", routed")}
+        right.plot(part["step"], 100 * (part["held_out_loss"] / base - 1), **look)
+    right.axhline(0, color=STYLES["pretrained"][0], lw=1, zorder=0)
+    right.set(title="finetuning: loss over all timesteps", xlabel="step")
+    right.set_yscale("symlog", linthresh=1)
+    right.set_ylabel("held-out loss minus the pretrained\nmodel's, % (symmetric log scale)")
+    legend(figure, axes.flat, 4)
     return captioned(figure, caption)
 
 

@@ -105,7 +105,7 @@ def _output(output: NotebookNode) -> NotebookNode | None:
     """An output as a page shows it; None for a progress bar and for what says what was made."""
     if output.output_type == "stream":
         lines = output.text.replace(f"{ROOT}/", "").splitlines(keepends=True)
-        output.text = "".join(x for x in lines if not x.startswith(MADE)).lstrip("\n")
+        output.text = "".join(x for x in lines if not x.startswith(MADE)).strip("\n")
         return output if output.name == "stdout" and output.text else None
     if "application/vnd.jupyter.widget-view+json" in output.data:
         return None

@@ -1,7 +1,5 @@
 """``python -m deme_lib``: a thin face of the library for jobs and the shell."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -69,6 +69,13 @@ def noisy_batch():
 
 
 @pytest.fixture
+def images():
+    """Six random images, uint8 [6, 1, 8, 8]."""
+    g = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (6, 1, 8, 8), generator=g).to(torch.uint8)
+
+
+@pytest.fixture
 def idx_folder(tmp_path):
     """A function: Fashion-MNIST's four files, of random images and two classes.
 

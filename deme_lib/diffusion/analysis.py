@@ -1,7 +1,5 @@
 """What the figures look at: losses, gradients, activations, task vectors, the loss landscape."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence

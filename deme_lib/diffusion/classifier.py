@@ -6,8 +6,6 @@ side), so they are bounded, keep the place of a stroke, and the head reads the c
 else. The weights ship with the package; ``python -m deme_lib classifier`` trains them again.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,6 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, size: int, classes: int):
         super().__init__()
-        self.image_shape = (channels, size, size)
         self.conv1 = nn.Conv2d(channels, WIDTH, 3, padding=1)
         self.norm1 = nn.GroupNorm(8, WIDTH)
         halvings = max(1, (size // 8).bit_length())
@@ -68,10 +65,7 @@ def load(name: str) -> Classifier:
 
 def card_of(name: str) -> dict[str, Any]:
     """What a shipped classifier was trained on, and how well it does on the test images."""
-    cards = {path.stem: path for path in sorted(data.CLASSIFIERS.glob("*.json"))}
-    if name not in cards:
-        raise ValueError(f"features={name!r}: there are {', '.join(cards)} and inception")
-    return json.loads(cards[name].read_text())
+    return json.loads((data.CLASSIFIERS / f"{name}.json").read_text())
 
 
 def accuracy(model: Classifier, images: data.Images) -> float:
@@ -85,8 +79,6 @@ def accuracy(model: Classifier, images: data.Images) -> float:
 def train(name: str, roles: dict[str, data.Images], split_seed: int, folder: Path) -> None:
     """Train ``<name>-a`` and so on of ``SEEDS`` on the train images; write weights and cards."""
     images = roles["train"].images
-    if images.shape[2] != images.shape[3]:
-        raise ValueError(f"classifiers take square images, not {images.shape[1:]}: set image_size")
     steps = max(STEPS, EPOCHS * len(images) // BATCH)
     for letter, seed in SEEDS.items():
         model = _fit(roles["train"], seed, steps)

@@ -1,7 +1,5 @@
 """How [0, T) is cut into ranges, by name: for routing, and for training."""
 
-from __future__ import annotations
-
 from diffusers import DDPMScheduler
 
 from deme_lib.diffusion.randomness import generator

@@ -3,8 +3,6 @@
 Images are uint8 ``[n, C, H, W]``; models see them as float32 in [-1, 1].
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import zlib
@@ -178,11 +176,6 @@ def write_fashion8(folder: Path, file: Path = FASHION8) -> None:
     np.savez_compressed(file, **arrays)
 
 
-def holds_idx(folder: Path) -> bool:
-    """Whether a folder holds any of Fashion-MNIST's four files."""
-    return any(folder.glob("*-idx[13]-ubyte.gz"))
-
-
 def read_idx(folder: Path) -> dict[str, Images]:
     """``train`` and ``test`` of Fashion-MNIST's four gzipped files.
 
@@ -290,7 +283,7 @@ def _load(source: str) -> dict[str, Part]:
     folder = local_folder(source)
     if source in BUILT_IN:
         parts = BUILT_IN[source]()
-    elif folder and holds_idx(folder):
+    elif folder and any(folder.glob("*-idx[13]-ubyte.gz")):
         parts = read_idx(folder)
     else:
         return {name: _part(data, source) for name, data in _load_dataset(source).items()}

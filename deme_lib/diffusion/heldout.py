@@ -1,7 +1,5 @@
 """The loss on held-out images, under timesteps and noise that are the same for every model."""
 
-from __future__ import annotations
-
 import torch
 from diffusers import DDPMScheduler
 from torch import nn
@@ -43,21 +41,12 @@ class FixedNoise:
     @torch.inference_mode()
     def errors(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
         """Squared error per draw (Eq. 2), float32 [n * draws]."""
-        batch = batch_of(BATCH, self.noisy)
-        parts = zip(
-            self.noisy.split(batch),
-            self.timesteps.split(batch),
-            self.noise.split(batch),
-            strict=True,
-        )
-        return torch.cat(
-            [
-                squared_error(
-                    denoiser(x.to(device), t.to(device), return_dict=False)[0], e.to(device)
-                ).cpu()
-                for x, t, e in parts
-            ]
-        )
+        batch, draws = batch_of(BATCH, self.noisy), (self.noisy, self.timesteps, self.noise)
+        found = []
+        for start in range(0, len(self.noisy), batch):
+            x, t, e = (some[start : start + batch].to(device) for some in draws)
+            found.append(squared_error(denoiser(x, t, return_dict=False)[0], e).cpu())
+        return torch.cat(found)
 
     def loss(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> float:
         """Mean denoising loss over all draws."""

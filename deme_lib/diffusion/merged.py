@@ -1,7 +1,5 @@
 """Merging models (paper Eq. 8): in memory for many weights, or from folders for large models."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,19 +73,15 @@ def merge_folders(
     for state in tuned:
         check_same_architecture(start, state)
     merged = {name: torch.empty_like(theta) for name, theta in start.items()}
-    for name in merged:
-        pieces = (_pieces(state[name]) for state in (merged, start, *tuned))
+    for name, tensor in start.items():
+        n = max(1, tensor.numel() // PIECE)  # views of about PIECE numbers each
+        pieces = (torch.atleast_1d(s[name]).chunk(n) for s in (merged, start, *tuned))
         for out, theta, *parts in zip(*pieces, strict=True):
             kept = theta.to(wide(theta.dtype)) * (1 - sum(weights))
             merge({"": kept}, [{"": part} for part in parts], weights, out={"": kept})
             out.copy_(kept)
     unet.load_state_dict(merged, assign=True)
     save_pipeline(unet, DDPMScheduler.from_pretrained(base, subfolder="scheduler"), target)
-
-
-def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Views of a tensor, of about ``PIECE`` numbers each."""
-    return torch.atleast_1d(tensor).chunk(max(1, tensor.numel() // PIECE))
 
 
 def _some(experts: Sequence) -> Sequence:

@@ -1,7 +1,5 @@
 """Denoisers and pipelines, the diffusers way: build, load, save, check."""
 
-from __future__ import annotations
-
 import json
 from datetime import timedelta
 from pathlib import Path

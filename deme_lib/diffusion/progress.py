@@ -1,7 +1,5 @@
 """Progress bars with the time left, as text: nothing that would freeze in a stored notebook."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -4,8 +4,6 @@ So data, timesteps and noise of a training step depend on (seed, step), and the 
 on (seed, index): batch size, resumption and the number of processes change nothing.
 """
 
-from __future__ import annotations
-
 import zlib
 
 import numpy as np

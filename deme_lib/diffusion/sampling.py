@@ -1,7 +1,5 @@
 """DDIM sampling in which the noise of an image depends on (seed, index) alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -56,10 +54,6 @@ def sample(
     Returns:
         uint8 [count, C, H, W].
     """
-    if min(count, steps, batch_size) < 1:
-        raise ValueError(
-            f"count={count}, steps={steps} and batch_size={batch_size}: give 1 or more"
-        )
     ddim = ddim_scheduler(scheduler, steps, spacing)
     shape = shape_of(denoiser)
     me, n = (PartialState().process_index, PartialState().num_processes) if shared else (0, 1)

@@ -6,8 +6,6 @@ checkpoint is one safetensors file, replaced atomically, that holds weights, EMA
 the position, of any number of processes.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

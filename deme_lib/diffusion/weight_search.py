@@ -5,8 +5,6 @@ strategy proposes by loss; a spread-out shortlist is scored by images on several
 the best mean wins where it beats the plain choice by more than one standard error.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -5,16 +5,9 @@ finetuned copies, into one denoiser: by merging parameters (Eq. 8), by routing (
 averaging outputs. Families take the same number of optimiser steps in total.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
-
-Members = Literal[
-    "none", "all_plain", "all_same", "reweighted", "soup", "soup_same", "plain", "deme"
-]
-Weights = Literal["one", "uniform", "preset", "merge", "soup", "scale", "single"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +30,9 @@ class Arm:
     name: str
     title: str
     ablations: tuple[int, ...]
-    members: Members
+    members: str
     combine: Literal["parameters", "routed", "outputs"]
-    weights: Weights
+    weights: str
     checkpoints: bool = False
     ema_decay: float | None = None
 

@@ -4,14 +4,11 @@ A check looks at one thing and returns what it found, or raises what the run wou
 models of a hub are fetched by the first job, which says within a minute what is wrong with them.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -32,24 +29,24 @@ class CheckError(Explained, RuntimeError):
 
 def examine(plan: Plan) -> Iterator[tuple[str, bool, str]]:
     """Of everything that a file asks for: what it is about, whether it stops a run, what it is."""
-    for about, (items, check) in CHECKS.items():
-        for item in items(plan):
-            try:
-                problem, found = False, check(item)
-            except Explained as error:
-                problem, found = True, str(error)
-            except Exception as error:  # whatever else would go wrong
-                problem, found = True, f"{type(error).__name__}: {error}"
-            if found:
-                yield about, problem, found
+    every = {repr(p.pick(*LOOKED_AT)): p for _, p in plan.values()}.values()
+    asked = [(about, check, p) for about, check in CHECKS.items() for p in every]
+    asked += [("disk", _disk, plan), *(("artefacts", _artefact, x) for x in plan.values())]
+    told = {""}
+    for about, check, item in asked:
+        try:
+            problem, found = False, check(item)
+        except Explained as error:
+            problem, found = True, str(error)
+        except Exception as error:  # whatever else would go wrong
+            problem, found = True, f"{type(error).__name__}: {error}"
+        if found not in told:
+            told.add(found)
+            yield about, problem, found
 
 
 def _device(p: Parameters) -> str:
     processes.check(p)
-    if p.batch_size < p.processes:
-        raise CheckError(
-            f"batch_size={p.batch_size} is too small for processes={p.processes}: lower processes"
-        )
     return f"{models.accelerator(p.device).device}"
 
 
@@ -123,18 +120,12 @@ def _artefact(entry: tuple[Recipe, Parameters]) -> str:
     return ""
 
 
-def _each(*names: str) -> Callable[[Plan], list[Parameters]]:
-    """The plan's experiments, one for every choice of these parameters."""
-    return lambda plan: list({repr(p.pick(*names)): p for _, p in plan.values()}.values())
-
-
-SPLIT = ("dataset", "train_images", "search_images", "test_images", "split_seed", "image_size")
-SCORING = ("features", "second_features", "inception_weights")
-CHECKS: dict[str, tuple[Callable[[Plan], Any], Callable[[Any], str]]] = {
-    "device": (_each("device", "processes", "batch_size"), _device),
-    "disk": (lambda plan: [plan], _disk),
-    "dataset": (_each(*SPLIT), _dataset),
-    "pretrained": (_each("pretrained", "seed", "num_train_timesteps", *SPLIT), _pretrained),
-    "features": (_each(*SCORING, *SPLIT), _features),
-    "artefacts": (dict.values, _artefact),
+CHECKS = {
+    "device": _device,
+    "dataset": _dataset,
+    "pretrained": _pretrained,
+    "features": _features,
 }
+SPLIT = ("dataset", "train_images", "search_images", "test_images", "split_seed", "image_size")
+LOOKED_AT = (*SPLIT, "device", "processes", "pretrained", "seed", "num_train_timesteps")
+LOOKED_AT += ("features", "second_features", "inception_weights")

@@ -4,8 +4,6 @@
 that is there is not made again, so records may outlive the folder that they were computed in.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -51,10 +49,10 @@ def collect_sweep(sweep: sweeps.Sweep, **overrides: Any) -> Path:
     Args:
         overrides: of the base's parameters, such as ``figures_dir``.
     """
-    found, base = sweep.parts(**overrides), parameters.load(sweep.base, **overrides)
+    found, base = sweep.parts(), parameters.load(sweep.base, **overrides)
     out = parameters.folder_of(base) / "sweeps" / sweeps.folder_name(sweep)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "sweep.json").write_text(json.dumps(sweeps.document(sweep), indent=1) + "\n")
+    (out / "sweep.json").write_text(sweep.model_dump_json(indent=1) + "\n")
     for q in base.per_seed():
         if parameters.is_recorded(out, q):
             continue

@@ -4,20 +4,16 @@ A parameter file is flat YAML and names only what differs from the defaults, whi
 ``schema``. Unknown and ill-typed parameters are errors that name the nearest right one.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import json
 import math
 import os
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from deme_lib import ROOT
 from deme_lib.errors import Explained
@@ -25,8 +21,8 @@ from deme_lib.experiment.schema import Parameters
 
 PRESETS = ROOT / "params"
 FIELDS = Parameters.model_fields
+LITERALS = ast.Constant | ast.List | ast.UnaryOp  # what a parameter's value is written as
 DATASET, MODEL = (FIELDS[name].default for name in ("dataset", "pretrained"))
-BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 class ParameterError(Explained, ValueError):
@@ -42,7 +38,10 @@ def check(values: dict[str, Any], source: str) -> Parameters:
         ParameterError: naming the parameter, what is wrong, and what to do.
     """
     if unknown := [name for name in values if name not in FIELDS]:
-        raise ParameterError(f"{source}: unknown parameter {unknown[0]!r}{_nearest(unknown[0])}")
+        hint = "`python -m deme_lib parameters` lists them"
+        if close := difflib.get_close_matches(unknown[0], FIELDS, n=1, cutoff=0.5):
+            hint = f"did you mean {close[0]!r}?"
+        raise ParameterError(f"{source}: unknown parameter {unknown[0]!r}; {hint}")
     values = {n: os.path.expanduser(v) if isinstance(v, str) else v for n, v in values.items()}
     if values.get("dataset", DATASET) != DATASET and values.get("pretrained", MODEL) == MODEL:
         values["pretrained"] = ""
@@ -133,7 +132,7 @@ def from_notebook(namespace: dict[str, Any]) -> Parameters:
     for source in namespace.get("In", []):
         assigned, injected = _assigned(source), source.startswith("# Parameters")
         known = [name for name in assigned if name in FIELDS]
-        if injected or any(_is_literal(assigned[name].value) for name in known):
+        if injected or any(isinstance(assigned[name].value, LITERALS) for name in known):
             declared = {n for n, s in assigned.items() if injected or isinstance(s, ast.AnnAssign)}
             names |= dict.fromkeys([*known, *sorted(declared)])
     return check({name: namespace[name] for name in names if name in namespace}, "this notebook")
@@ -153,47 +152,17 @@ def _assigned(source: str) -> dict[str, ast.Assign | ast.AnnAssign]:
     return found
 
 
-def _is_literal(value: ast.expr) -> bool:
-    with suppress(ValueError, TypeError):
-        ast.literal_eval(value)
-        return True
-    return False
-
-
 def listing() -> str:
     """Every parameter with its default, type, range and meaning, as a parameter file."""
-    return "\n".join(
-        f"{name}: {_as_yaml(field.default)}  # {', '.join(_kind(field))}: {field.description}"
-        for name, field in FIELDS.items()
-    )
-
-
-def _kind(field: FieldInfo) -> list[str]:
-    """Type and range of a parameter, in words."""
-    bounds = [(sign, getattr(m, b, None)) for b, sign in BOUNDS.items() for m in field.metadata]
-    bounds = [f"{sign} {bound}" for sign, bound in bounds if bound is not None]
-    return [_type(field.annotation), *bounds]
-
-
-def _type(kind: Any) -> str:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return " | ".join(arguments)
-    if origin is list:
-        return f"list[{_type(arguments[0])}]"
-    if origin is Annotated:
-        return _type(arguments[0])
-    return " | ".join(map(_type, arguments)) or kind.__name__
+    lines = []
+    for name, kind in Parameters.model_json_schema()["properties"].items():
+        default, meaning, _ = (kind.pop(key) for key in ("default", "description", "title"))
+        lines.append(f"{name}: {_as_yaml(default)}  # {_as_yaml(kind)}: {meaning}")
+    return "\n".join(lines)
 
 
 def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=math.inf).split("\n")[0]
-
-
-def _nearest(name: str) -> str:
-    if close := difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.5):
-        return f"; did you mean {close[0]!r}?"
-    return "; `python -m deme_lib parameters` lists them"
 
 
 def _explain(error: Any) -> str:

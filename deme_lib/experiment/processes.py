@@ -3,8 +3,6 @@
 A launcher, accelerate's or torch's own, starts them and ends all when one fails.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

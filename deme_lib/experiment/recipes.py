@@ -4,8 +4,6 @@
 Every function takes the parameters of one training seed.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from deme_lib.diffusion.data import classifier_hash, fingerprint, is_local, shipped_pretrained

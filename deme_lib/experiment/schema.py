@@ -1,12 +1,10 @@
 """The typed schema of all parameters: name, type, range, meaning and default, told here once."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -54,9 +52,9 @@ class Parameters(BaseModel):
 
     # data: every image has one role
     dataset: Folder = _of("fashion8", "fashion8, digits, a hub id, or a local folder")
-    train_images: Count = _of(50_000, "images to train on")
-    search_images: Count = _of(10_000, "held-out images for searches, curves and the floor")
-    test_images: Count = _of(10_000, "images no training and no search sees")
+    train_images: Images = _of(50_000, "images to train on")
+    search_images: Images = _of(10_000, "held-out images for searches, curves and the floor")
+    test_images: Images = _of(10_000, "images no training and no search sees")
     split_seed: int = _of(0, "seed of the split", ge=0, lt=2**32)
     image_size: int = _of(0, "images padded or shrunk to this; 0: as they are", ge=0, le=4096)
 
@@ -169,7 +167,7 @@ class Parameters(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Parameters:
+    def _fits_together(self) -> Self:
         for check in (_check_model, _check_arms, _check_weights, _check_sizes):
             check(self)
         return self
@@ -184,7 +182,7 @@ class Parameters(BaseModel):
         """``threads``, but no more than this machine has cores."""
         return min(self.threads, os.cpu_count() or 1)
 
-    def per_seed(self) -> list[Parameters]:
+    def per_seed(self) -> list[Self]:
         """One experiment for every training seed."""
         return [self.model_copy(update={"seeds": [seed]}) for seed in self.seeds]
 

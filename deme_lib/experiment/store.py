@@ -8,8 +8,6 @@ system's and dies with its process. A checksum of the record covers its results 
 all files.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import importlib.metadata
@@ -76,7 +74,7 @@ class Recipe:
     stage: str
     label: str
     parameters: dict[str, Any]
-    inputs: dict[str, Recipe]
+    inputs: dict[str, "Recipe"]
     version: int = 1
     locations: dict[str, str] = field(default_factory=dict)
     training_steps: int = 0

@@ -4,10 +4,8 @@ A sweep file names its base, the arms to judge in every cell, and the arms of th
 beside them. Cells share whatever stages are equal, with each other and with the base.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -39,7 +37,6 @@ class Sweep(BaseModel):
 
     Attributes:
         axis: what differs between cells, in words.
-        set: overrides of all cells.
         arms: arms judged in every cell.
         beside: arms of the base, shown with them.
         against: what every cell is compared with: an arm of ``beside``, a cell (arm by arm), or
@@ -50,10 +47,8 @@ class Sweep(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     sweep: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
-    title: str
     axis: str
     base: str
-    set: dict[str, Any] = {}
     arms: list[str] = Field(min_length=1)
     beside: list[str] = Field(min_length=1)
     against: list[str] = Field(min_length=1)
@@ -61,7 +56,7 @@ class Sweep(BaseModel):
     cells: list[Cell] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _names_lead_somewhere(self) -> Sweep:
+    def _names_lead_somewhere(self) -> Self:
         names = [cell.cell for cell in self.cells]
         taken = {BASE, *(arm_of(name).name for name in (*self.arms, *self.beside))}
         if len(set(self.arms)) < len(self.arms) or "pretrained" not in self.beside:
@@ -79,42 +74,25 @@ class Sweep(BaseModel):
             raise ValueError("against compares no cell with anything else: name another")
         return self
 
-    def parts(self, **overrides: Any) -> dict[str, tuple[Parameters, list[str]]]:
+    def parts(self) -> dict[str, tuple[Parameters, list[str]]]:
         """Parameters and arms of the base, then of every cell.
-
-        Args:
-            overrides: of the base's parameters, such as ``figures_dir``.
 
         Raises:
             ParameterError: a cell sets an unknown or ill-typed parameter.
         """
-        base = parameters.load(self.base, **overrides)
+        base = parameters.load(self.base)
         shown = list(dict.fromkeys([*base.arms, *self.beside]))
         found = {BASE: (base.model_copy(update={"arms": shown}), self.beside)}
         arms = list(dict.fromkeys(["pretrained", *self.arms]))
         named = {"primary_decoupling": [], "primary_merging": [], "arms": arms}
         for cell in self.cells:
             try:
-                p = parameters.load(self.base, **named, **{**self.set, **cell.set})
+                p = parameters.load(self.base, **named, **cell.set)
             except ParameterError as error:
                 message = f"sweep {self.sweep}, cell {cell.cell!r}: {error}"
                 raise ParameterError(message) from None
             found[cell.cell] = p, self.arms
         return found
-
-    def wanted(self) -> list[tuple[Recipe, Parameters]]:
-        """The metrics of the base's arms, then of the arms of every cell, of every seed."""
-        return [
-            (recipes.metrics(q, arm_of(arm)), q)
-            for p, arms in self.parts().values()
-            for q in p.per_seed()
-            for arm in arms
-        ]
-
-
-def is_sweep(path: str | Path) -> bool:
-    """Whether a file is a sweep rather than a parameter file."""
-    return "sweep" in parameters.read(path)
 
 
 def load(path: str | Path) -> Sweep:
@@ -123,10 +101,11 @@ def load(path: str | Path) -> Sweep:
     Raises:
         ParameterError: it is no sweep, or something in it is unknown, ill-typed or twice there.
     """
-    if not is_sweep(path):
+    values = parameters.read(path)
+    if "sweep" not in values:
         raise ParameterError(f"{path} is no sweep: name a file such as those in params/sweeps")
     try:
-        sweep = Sweep(**parameters.read(path))
+        sweep = Sweep(**values)
     except ValidationError as error:
         problems = [f"\n  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ParameterError(f"{path} is no sweep:{''.join(problems)}") from None
@@ -139,14 +118,6 @@ def folder_name(sweep: Sweep) -> str:
     shipped = parameters.PRESETS / "sweeps" / f"{sweep.sweep}.yaml"
     same = shipped.is_file() and Sweep(**parameters.read(shipped)) == sweep
     return sweep.sweep if same else f"{sweep.sweep}-changed"
-
-
-def document(sweep: Sweep) -> dict[str, Any]:
-    """What the records of a sweep say of its cells."""
-    found = sweep.model_dump(include={"title", "axis", "base", "against", "note"})
-    titles = {name: arm_of(name).title for name in (*sweep.arms, *sweep.beside)}
-    found |= {key: {a: titles[a] for a in getattr(sweep, key)} for key in ("arms", "beside")}
-    return found | {"cells": [cell.model_dump() for cell in sweep.cells]}
 
 
 def _check_cells(sweep: Sweep, path: str | Path) -> None:
@@ -177,8 +148,13 @@ def plan(path: str | Path, recorded: bool = True, **overrides: Any) -> Plan:
     Args:
         recorded: also what belongs to training seeds whose records are already there.
     """
-    if is_sweep(path):
-        wanted = load(path).wanted()
+    if "sweep" in parameters.read(path):
+        wanted = [
+            (recipes.metrics(q, arm_of(arm)), q)
+            for p, arms in load(path).parts().values()
+            for q in p.per_seed()
+            for arm in arms
+        ]
     else:
         p = parameters.load(path, **overrides)
         out = parameters.folder_of(p)

@@ -6,8 +6,6 @@ called one after the other: stacked into one batched call (``torch.func.vmap``) 
 a CPU (figures/benchmarks.md).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Computed in float32, or in the weights' own type where that is wider.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -5,10 +5,9 @@ on the skip tensors), after the mid block, after every up block. Because the ski
 cannot be folded into neighbouring weights; a merged model keeps them.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
+from typing import Self
 
 from diffusers import ModelMixin, UNet2DModel  # noqa: F401  pipelines look for ModelMixin here
 from torch import nn
@@ -30,14 +29,11 @@ class ProjectedUNet2DModel(UNet2DModel):
             block.register_forward_hook(_project_output)
 
     @classmethod
-    def from_stock(cls, unet: UNet2DModel) -> ProjectedUNet2DModel:
+    def from_stock(cls, unet: UNet2DModel) -> Self:
         """The same function with projections added: outputs equal ``unet``'s until W is trained."""
         projected = cls.from_config(unet.config)
         nn.Module.to(projected, device=unet.device, dtype=unet.dtype)
-        missing, unexpected = projected.load_state_dict(unet.state_dict(), strict=False)
-        wrong = [key for key in missing if not is_projection(key)] + unexpected
-        if wrong:
-            raise ValueError(f"the UNet's weights do not fit its configuration: {sorted(wrong)}")
+        projected.load_state_dict(projected.state_dict() | unet.state_dict())
         return projected.train(unet.training)
 
     def _blocks_with_channels(self) -> Iterator[tuple[nn.Module, int]]:

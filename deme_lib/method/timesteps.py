@@ -7,8 +7,6 @@ Ranges are counted from 0. The paper counts them from 1 in Eq. 3 and from 0 in E
 bounds ``ceil(k T / N)`` make the two agree also where N does not divide T.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

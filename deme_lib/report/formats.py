@@ -1,7 +1,5 @@
 """Numbers as printed, and files that are the same bytes for the same content."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -26,11 +24,6 @@ def number(x: float) -> str:
 
 def percent(x: float) -> str:
     return UNKNOWN if pd.isna(x) else f"{decimals(100 * x, 1)} %"
-
-
-def count(x: float) -> str:
-    """With commas; one decimal where it is a mean."""
-    return decimals(x, 0 if pd.isna(x) or np.isclose(x, round(x)) else 1)
 
 
 def plus_minus(mean: float, spread: float) -> str:

@@ -1,7 +1,5 @@
 """Executed notebooks as pages: Markdown beside the figures for GitHub, and one HTML site."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil

@@ -4,8 +4,6 @@ A unit is a training seed (the mean of its sampling seeds), or a sampling seed w
 training seed was run; then an interval holds for these weights alone.
 """
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np
@@ -17,7 +15,6 @@ from deme_lib.report.records import BASE, Records, label
 
 ABLATIONS = {1: "remove decoupling", 2: "replace merging by an ensemble"}
 PRIMARY = {1: "primary_decoupling", 2: "primary_merging"}
-MERGED = "deme_merged"
 SECONDARY = ("inception_score", "fid_second", "kid")
 """Measures of the primary comparisons beside FID."""
 
@@ -123,7 +120,7 @@ def _of_experiment(records: Records) -> list[dict]:
     horizons = {arm.partition("@")[2] for arm in every} - {""}
     for number in ABLATIONS:
         arms = records.arms_of(number)
-        pairs = [(a, "pretrained") for a in arms] + [(MERGED, b) for b in arms]
+        pairs = [(a, "pretrained") for a in arms] + [("deme_merged", b) for b in arms]
         pairs += [pair for pair in CONTROLS if set(pair) <= set(arms)]
         pairs += [(f"{a}@{h}", f"{b}@{h}") for h in sorted(horizons) for a, b in primaries[number]]
         for a, b in pairs:
@@ -147,17 +144,12 @@ def _primaries(records: Records, number: int) -> list[tuple[str, str]]:
 def _of_sweep(records: Records) -> list[dict]:
     """Every cell's rows against the pretrained model, and against what the sweep file names."""
     against = {cell["cell"]: cell.get("against", []) for cell in records.sweep["cells"]}
-    pairs = {}
+    pairs, rows = {}, [label(*row) for row in records.rows]
     for cell, arm in records.rows:
         named = [*records.sweep["against"], *against[cell]] if cell != BASE else []
-        others = [_named(records, name, arm) for name in ["pretrained", *named]]
+        others = [n if n in rows else f"{n} / {arm}" for n in ["pretrained", *named]]
         pairs |= {(label(cell, arm), o): None for o in others if o != label(cell, arm)}
     return [row for pair in pairs for row in _rows(records, [pair], "fid", "exploratory", "")]
-
-
-def _named(records: Records, name: str, arm: str) -> str:
-    """The row that ``against`` names for an arm: of the base, "cell / arm", or the cell's same."""
-    return name if name in [label(*row) for row in records.rows] else f"{name} / {arm}"
 
 
 def _rows(records: Records, pairs: list, measure: str, kind: str, ablation: int | str) -> list:

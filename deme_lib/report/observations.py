@@ -1,7 +1,5 @@
 """Whether the paper's observations are seen in an experiment, each by a rule that it states."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

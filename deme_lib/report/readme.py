@@ -1,11 +1,10 @@
 """Generated numbers in sentences that people write, and generated tables beneath them.
 
-In any Markdown file, with the folder or sweep of ``figures/`` that a value is from:
+In any Markdown file, with the folder of ``figures/`` that a value is from:
 
     <!--n EXPERIMENT: a - b | measure | column-->…<!--/n-->      a row of comparisons.csv
     <!--n EXPERIMENT: arm | column-->…<!--/n-->                  a row of table.csv
     <!--n EXPERIMENT: gate model RANGE | column-->…<!--/n-->     a row of gate.csv
-    <!--n EXPERIMENT: searches arm | column-->…<!--/n-->         a row of searches.csv
     <!--n .: benchmarks what / against | ratio-->…<!--/n-->      a row of benchmarks.csv
     <!--table EXPERIMENT/NAME.md-->…<!--/table-->                a whole file
 
@@ -13,15 +12,12 @@ In any Markdown file, with the folder or sweep of ``figures/`` that a value is f
 ``claim`` is a comparison's share with its interval and verdict.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
 import pandas as pd
 
-from deme_lib.report.formats import count, number, percent
-from deme_lib.report.records import BASE, label
+from deme_lib.report.formats import decimals, number, percent
 
 NUMBER = re.compile(r"<!--n (?P<experiment>[^:>]+): (?P<path>.+?)-->(.*?)<!--/n-->", re.DOTALL)
 TABLE = re.compile(r"<!--table (?P<path>\S+?)-->(.*?)<!--/table-->", re.DOTALL)
@@ -29,9 +25,8 @@ PERCENT = {"relative", "share", "share_low", "share_high", "level"}
 NAMES = {
     "comparisons": "{a} - {b} | {measure}".format_map,
     "gate": "gate {model} {range}".format_map,
-    "searches": "searches {arm}".format_map,
     "benchmarks": "benchmarks {what} / {against}".format_map,
-    "table": lambda row: label(row.get("cell", BASE), row["arm"]),
+    "table": "{arm}".format_map,
 }
 """File -> how a marker names a row of it."""
 
@@ -67,15 +62,12 @@ def _number(found: re.Match, figures: Path) -> str:
 
 
 def lookup(folder: Path, path: str) -> str:
-    """A value of a folder of figures (or of a sweep: ``sweeps/NAME``), as printed."""
+    """A value of a folder of figures, as printed."""
     *row, column = (part.strip() for part in path.split("|"))
     row = " | ".join(row)
     kind = row.split(" ")[0]
     file = "comparisons" if "|" in row else kind if kind in NAMES else "table"
-    end = "" if file == "table" else f"-{file}"  # a sweep's files stand beside its folder
-    single = folder.with_name(f"{folder.name}{end}.csv")
-    single = single if single.is_file() else folder / f"{file}.csv"
-    values = pd.read_csv(single, dtype={"cell": str}, keep_default_na=False, na_values=[""])
+    values = pd.read_csv(folder / f"{file}.csv", keep_default_na=False, na_values=[""])
     names = [NAMES[file](known) for known in values.to_dict("records")]
     if names.count(row) != 1:
         raise ValueError(f"no row {row!r}, there are: {'; '.join(names)}")
@@ -97,4 +89,4 @@ def shown(row: pd.Series, column: str) -> str:
         return value
     if column in PERCENT or (column in ("low", "high") and "model" in row):  # of gate.csv
         return percent(value)
-    return count(value) if float(value).is_integer() else number(value)
+    return decimals(value, 0) if float(value).is_integer() else number(value)

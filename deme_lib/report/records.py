@@ -4,8 +4,6 @@
 those of an experiment are given the cell of a sweep's base, so that both are one kind of table.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,10 +97,6 @@ class Records:
     def arms_of(self, ablation: int) -> list[str]:
         return list(self.arms.loc[self.arms[f"ablation{ablation}"] == 1, "arm"].unique())
 
-    def of_first(self, name: str) -> pd.DataFrame:
-        """The rows of the first training seed."""
-        return self.frames[name][self.frames[name]["training_seed"] == self.training_seeds[0]]
-
     def floor(self, measure: str) -> float:
         """What fresh real images score, on average over draws; NaN where that is not known."""
         floor = self.frames["floor"]
@@ -121,7 +115,6 @@ def read(folder: Path) -> Records:
         FileNotFoundError: no training seed, or one of its files, is there.
         ValueError: a column is missing, or rows of the table cannot be compared.
     """
-    folder = Path(folder)
     seeds = sorted(folder.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
     for path in [seed / name for seed in seeds for name in REQUIRED] or [folder / "seed-*"]:
         if not path.is_file():

@@ -1,7 +1,5 @@
 """Records to files: every table and figure of an experiment and of its sweeps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,23 +12,22 @@ from deme_lib.report.formats import latex, markdown, number, save, write, write_
 from deme_lib.report.records import Records
 
 
-def render(folder: Path, out: Path | None = None) -> None:
+def render(folder: Path) -> None:
     """Write every table (.csv, .md, .tex) and figure (.png) of ``figures/<experiment>``.
 
-    From ``records/`` and ``sweeps/*/records/`` there, whichever it has, into ``out`` or the folder
-    itself. The same records give the same bytes: no dates, no versions in the files.
+    From ``records/`` and ``sweeps/*/records/`` there, whichever it has. The same records give the
+    same bytes: no dates, no versions in the files.
     """
-    folder = Path(folder)
-    out = Path(out or folder)
     found = sorted(path.parent for path in folder.glob("sweeps/*/records"))
     if any((folder / "records").glob("seed-*")) or not found:
-        _experiment(records.read(folder / "records"), out)
+        _experiment(records.read(folder / "records"), folder)
     for path in found:
-        _sweep(records.read(path / "records"), out / "sweeps")
+        known, out = records.read(path / "records"), folder / "sweeps"
+        _tables(known, out / known.name, out / f"{known.name}-comparisons")
+        save(plots.sweep(known), out / f"{known.name}.png")
 
 
 def _experiment(known: Records, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     _tables(known, out / "table", out / "comparisons")
     if len(known.gate):
         write_csv(out / "gate.csv", intervals.gate(known))
@@ -43,12 +40,6 @@ def _experiment(known: Records, out: Path) -> None:
         write(out / "observations.md", f"{markdown(seen)}\n")
     for name, draw in figures(known).items():
         save(draw(), out / f"{name}.png")
-
-
-def _sweep(known: Records, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    _tables(known, out / known.name, out / f"{known.name}-comparisons")
-    save(plots.sweep(known), out / f"{known.name}.png")
 
 
 def _tables(known: Records, path: Path, beside: Path) -> None:
@@ -69,8 +60,9 @@ def _tables(known: Records, path: Path, beside: Path) -> None:
 
 def figures(known: Records) -> dict[str, Callable[[], Figure]]:
     """Name -> what draws it, for every figure whose record is there."""
-    p, first = known.parameters, {name: known.of_first(name) for name in known.frames}
-    one = f"{p['dataset']}, training seed {known.training_seeds[0]}"
+    p, seed = known.parameters, known.training_seeds[0]
+    first = {name: df[df["training_seed"] == seed] for name, df in known.frames.items()}
+    one = f"{p['dataset']}, training seed {seed}"
     held = f"{one}: n = {p['loss_images']:,} search images"
     seeds = f"training seeds {' '.join(map(str, known.training_seeds))}"
     test = f"{p['dataset']}: n = {p['test_images']:,} test images, {seeds}"

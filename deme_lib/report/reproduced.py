@@ -1,7 +1,5 @@
 """Do two runs of one preset agree? Other processors round differently, mistakes move further."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The winner's curse: what searched weights promise, and what evaluation finds."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from deme_lib.experiment.arms import ARMS

@@ -1,14 +1,12 @@
 """The table of an experiment or a sweep: a row per arm (of a cell), real images on top."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
 import pandas as pd
 
 from deme_lib.report import intervals
-from deme_lib.report.formats import UNKNOWN, count, decimals, interval, percent, plus_minus
+from deme_lib.report.formats import UNKNOWN, decimals, interval, percent, plus_minus
 from deme_lib.report.records import BASE, MEASURES, Records
 
 COSTS = ["calls_per_image", "parameters", "training_steps", "search_losses", "search_images"]
@@ -19,8 +17,8 @@ def table(records: Records) -> pd.DataFrame:
     """Plain numbers; first the floor, what fresh real images score.
 
     ``*_mean`` and ``*_sd`` are over the units of the intervals, ``excess`` is FID minus the floor,
-    ``difference`` FID minus the pretrained model's (the cell's own, else the base's) with its
-    uncorrected t interval at ``confidence``. Test loss and costs are means over training seeds.
+    ``difference`` FID minus the pretrained model's with its uncorrected t interval at
+    ``confidence``. Test loss and costs are means over training seeds.
     """
     real = {"cell": BASE, "arm": "real", "title": "real images, the floor"}
     real |= {f"{measure}_mean": records.floor(measure) for measure in MEASURES}
@@ -37,9 +35,8 @@ def _row(records: Records, cell: str, arm: str) -> dict:
     known = records.arms[(records.arms["cell"] == cell) & (records.arms["arm"] == arm)]
     row = {"cell": cell, "arm": arm, "title": known["title"].iloc[0]}
     fid = records.by_unit["fid"]
-    own = cell if (cell, "pretrained") in fid else BASE
-    d = (fid[(cell, arm)] - fid[(own, "pretrained")]).to_numpy()
-    if (cell, arm) != (own, "pretrained"):
+    d = (fid[(cell, arm)] - fid[(BASE, "pretrained")]).to_numpy()
+    if (cell, arm) != (BASE, "pretrained"):
         low, high, _ = intervals.t_interval(d, records.parameters["confidence"])
         row |= {"difference": d.mean(), "difference_low": low, "difference_high": high}
     for measure in MEASURES:
@@ -75,8 +72,8 @@ def printed(records: Records) -> pd.DataFrame:
         columns["weights"] = rows["weights"].map(_weights)
         columns[PAPER] = rows["paper"].map(lambda x: decimals(x, 2))
     else:
-        columns["calls"] = rows["calls_per_image"].map(count)
-        columns["parameters"] = rows["parameters"].map(count)
+        columns["calls"] = rows["calls_per_image"].map(lambda x: decimals(x, 0))
+        columns["parameters"] = rows["parameters"].map(lambda x: decimals(x, 0))
     shown = pd.DataFrame(columns)
     if np.isnan(rows["fid_mean"].iloc[0]):
         shown = shown.iloc[1:]

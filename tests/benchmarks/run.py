@@ -7,8 +7,6 @@ What is compared takes turns, once a repeat, in one process and one thread; a ro
 over repeats of a repeat's ratio. Models have random weights. Linux only: memory is read in /proc.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import os

@@ -6,8 +6,6 @@ Work and sizes come from the recipes, CPU times from the committed timing.csv, F
 the meta device, which compute nothing.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from functools import cache
 from math import ceil, prod
@@ -204,14 +202,13 @@ def tables(p: Parameters, file: str) -> sweeps.Plan:
     for path in sorted((ROOT / "params" / "sweeps").glob("*.yaml")):
         sweep = sweeps.load(path)
         for cell in sweep.cells:
-            changed = {**sweep.set, **cell.set}
-            n = changed.get("n_ranges", p.n_ranges)
+            n = cell.set.get("n_ranges", p.n_ranges)
             steps, candidates = total // n, max(p.search_candidates, n + 1)
             fit = {"finetune_steps": steps, "ema_decay": min(p.ema_decay, 1 - 4 / steps)}
             fit |= {"arms": ["pretrained", *sweep.arms], "search_candidates": candidates}
             fit |= {"seeds": p.seeds, "pretrained": p.pretrained, "precision": p.precision}
             named = {"primary_decoupling": [], "primary_merging": []}
-            for q in parameters.load(file, **changed | fit | named).per_seed():
+            for q in parameters.load(file, **cell.set | fit | named).per_seed():
                 for name, recipe in recipes.everything(q, looks=False).items():
                     found.setdefault(name, (recipe, q))
     return found

@@ -18,11 +18,6 @@ from deme_lib.method.timesteps import split_timesteps
 SCHEDULER = DDPMScheduler(1000)
 
 
-@pytest.fixture
-def images():
-    return torch.randint(0, 256, (6, 1, 8, 8), generator=generator("images")).to(torch.uint8)
-
-
 # gradients
 
 

@@ -200,6 +200,16 @@ def test_null_and_mixed_images_are_named(tmp_path):
         split(parquet(tmp_path / "mixed", [0, 1] * 3, mixed), 2, 2, 2, seed=0, image_size=8)
 
 
+def test_neither_an_archive_nor_a_table_is_a_data_set(tmp_path):
+    (tmp_path / "images.zip").touch()
+    with pytest.raises(DataError, match=r"images\.zip: name an existing folder"):
+        split(str(tmp_path / "images.zip"), 1, 1, 1, seed=0)
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "train.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"no image column, only \['a', 'b'\]: give it one"):
+        split(str(tmp_path / "table"), 1, 1, 1, seed=0)
+
+
 def test_roles_of_different_shapes_are_refused(tmp_path):
     for path in Path(image_folder(tmp_path), "test").rglob("*.png"):
         Image.fromarray(picture(0, size=9)).save(path)

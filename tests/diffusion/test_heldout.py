@@ -9,26 +9,22 @@ from deme_lib.diffusion.randomness import generator
 from deme_lib.diffusion.training import to_model_range
 
 SCHEDULER = DDPMScheduler(1000)
-ERRORS = torch.rand(120, generator=generator("errors"))
 
 
 @pytest.fixture
-def noise():
-    images = torch.randint(0, 256, (40, 1, 2, 2), generator=generator("images")).to(torch.uint8)
-    return FixedNoise(images, SCHEDULER, draws=3, seed=0), images
+def fixed(images):
+    return FixedNoise(images, SCHEDULER, draws=20, seed=0)
 
 
-def test_timesteps_are_spread_evenly_and_all_is_a_function_of_the_seed(noise):
-    fixed, images = noise
-    again, other = (FixedNoise(images, SCHEDULER, 3, seed) for seed in (0, 1))
+def test_timesteps_are_spread_evenly_and_all_is_a_function_of_the_seed(fixed, images):
+    again, other = (FixedNoise(images, SCHEDULER, 20, seed) for seed in (0, 1))
     assert fixed.timesteps.sort().values.tolist() == [i * 1000 // 120 for i in range(120)]
     assert torch.equal(fixed.noisy, again.noisy) and torch.equal(fixed.timesteps, again.timesteps)
     assert not torch.equal(fixed.noise, other.noise)
 
 
-def test_errors_and_means_are_those_of_one_draw_at_a_time(tiny_unet):
-    images = torch.randint(0, 256, (6, 1, 8, 8), generator=generator("images")).to(torch.uint8)
-    unet, fixed = tiny_unet(), FixedNoise(images, SCHEDULER, draws=4, seed=0)
+def test_errors_and_means_are_those_of_one_draw_at_a_time(tiny_unet, fixed):
+    unet = tiny_unet()
     with torch.no_grad():
         expected = [
             (unet(x[None], t).sample - e).square().mean()
@@ -41,17 +37,15 @@ def test_errors_and_means_are_those_of_one_draw_at_a_time(tiny_unet):
     assert fixed.mean_in(found, range(300)) == pytest.approx(sum(inside) / len(inside))
 
 
-def test_every_draw_knows_its_image(noise):
-    fixed, images = noise
+def test_every_draw_knows_its_image(fixed, images):
     a = SCHEDULER.alphas_cumprod[fixed.timesteps].view(-1, 1, 1, 1)
     clean = (fixed.noisy - (1 - a).sqrt() * fixed.noise) / a.sqrt()
     expected = to_model_range(images)[fixed.image]
     torch.testing.assert_close(clean * a.sqrt(), expected * a.sqrt(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_standard_error_is_clustered(noise):
+def test_the_standard_error_is_clustered(fixed):
     """Where all draws of an image err alike, only images count: the spread of image means."""
-    fixed, _ = noise
-    per_image = ERRORS[:40]
+    per_image = torch.rand(6, generator=generator("errors"))
     everywhere = fixed.standard_error_in(per_image[fixed.image], range(1000))
-    assert everywhere == pytest.approx(per_image.double().std().item() / 40**0.5)
+    assert everywhere == pytest.approx(per_image.double().std().item() / 6**0.5)

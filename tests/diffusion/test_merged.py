@@ -55,10 +55,6 @@ def test_candidates_of_a_search_share_one_model(tiny_unet, experts):
     assert all(torch.equal(merger.start[name], tensor) for name, tensor in start.items())
 
 
-def test_one_hot_weights_give_the_expert(tiny_unet, experts):
-    assert_close(merge_experts(tiny_unet(), experts, [0.0, 1.0]), experts[1])
-
-
 @pytest.mark.parametrize("with_projections", [True, False])
 def test_folders_merge_as_models_do(with_projections, tiny_unet, experts, tmp_path, monkeypatch):
     monkeypatch.setattr(merged, "PIECE", 100)  # so that tensors are cut

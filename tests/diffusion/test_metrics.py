@@ -160,23 +160,9 @@ def test_inception_from_a_local_file_takes_grey_and_colour(inception_weights):
 # refusals
 
 
-def test_too_few_images_are_refused(features):
-    some, reference = features
-    for function, given, words in (
-        (metrics.frechet, (some[:1], reference), "at least 2 images, got 1"),
-        (metrics.frechet, (reference, some[:1]), "at least 2 images, got 1"),
-        (metrics.inception_score, (some[:9], 10), "10 splits.*got 9"),
-        (metrics.kid, (some[:9], reference, 10, 2), "9 and 300.*kid_subset_size"),
-        (metrics.kid, (reference, some[:9], 10, 2), "300 and 9.*kid_subset_size"),
-        (metrics.kid, (*features, 1, 2), "at least 2 images, not 1"),
-        (metrics.precision_recall, (some[:3], reference), "at least 4"),
-        (metrics.precision_recall, (reference, some[:3]), "at least 4"),
-        (metrics.fresh_draws, (9, 10, 1, 0), "9 fresh images are too few to draw 10"),
-    ):
-        with pytest.raises(MetricError, match=words):
-            function(*given)
-    assert math.isfinite(metrics.frechet(some[:2], reference))
-    metrics.precision_recall(some[:4], reference)
+def test_kid_of_single_images_is_refused(features):
+    with pytest.raises(MetricError, match="at least 2 images, not 1"):
+        metrics.kid(*features, 1, 2)
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
@@ -189,16 +175,9 @@ def test_what_is_not_finite_has_no_frechet_distance(features, wrong):
             metrics.frechet(*pair)
 
 
-@pytest.mark.parametrize(
-    ("shape", "words"),
-    [
-        ((3, 8, 8), "uint8 images"),
-        ((0, 1, 8, 8), "uint8 images"),
-        ((4, 3, 8, 8), r"digits-a takes images \(1, 8, 8\)"),
-    ],
-)
-def test_images_that_do_not_fit_are_refused(shape, words):
-    with pytest.raises(MetricError, match=words):
+@pytest.mark.parametrize("shape", [(3, 8, 8), (0, 1, 8, 8)])
+def test_what_are_no_images_is_refused(shape):
+    with pytest.raises(MetricError, match="uint8 images"):
         metrics.extract(torch.zeros(*shape, dtype=torch.uint8), "digits-a")
 
 

@@ -1,27 +1,15 @@
-"""Killed anywhere, a run started again ends with the bytes of one that nobody killed.
-
-Children are forked from a server that has imported torch already, so that a kill costs little.
-"""
+"""Killed anywhere, a run started again ends with the bytes of one that nobody killed."""
 
 import importlib
-import multiprocessing
 import os
 import signal
 
 import pytest
+from tiny import FORK, SIZES, experiment
 
 from deme_lib.diffusion.training import Training
-from deme_lib.experiment import parameters, recipes, stages
+from deme_lib.experiment import recipes, stages
 from deme_lib.experiment.store import Store
-
-TINY = {"pretrain_steps": 8, "finetune_steps": 8, "batch_size": 4, "model_channels": [8]}
-TINY |= {"checkpoint_every": 2, "loss_images": 10, "device": "cpu", "seeds": [0]}
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["deme_lib.experiment.stages"])
-
-
-def tiny(runs, **changes):
-    return parameters.load("params/smoke.yaml", **TINY | {"runs_dir": str(runs)} | changes)
 
 
 def run(runs, module=None, name=None, call=0, when="before"):
@@ -39,7 +27,7 @@ def run(runs, module=None, name=None, call=0, when="before"):
         where, *inside = module.split(":")
         where = importlib.import_module(where)
         noted(getattr(where, inside[0]) if inside else where, name, die, when)
-    p = tiny(runs)
+    p = experiment(runs)
     stages.make_all(recipes.finetuned(p, "all_plain"), p)  # keeps checkpoints along 16 steps
 
 
@@ -72,7 +60,7 @@ def child(*arguments):
 
 def contents(runs):
     """Every artefact by name, checked: its files' hashes and its results."""
-    p, store = tiny(runs), Store(runs)
+    p, store = experiment(runs), Store(runs)
     made = [store.load(r) for r in recipes.everything(p).values() if store.holds(r)]
     return {a.path.name: (a.record["files"], a.results) for a in made}
 
@@ -109,4 +97,4 @@ def test_killed_at_a_chosen_moment(tmp_path, whole, module, name, call, when):
     assert contents(runs) == whole
     assert not list(Store(runs).root.glob(".partial/*"))
     steps = [int(line) for line in (tmp_path / "runs.steps").read_text().split()]
-    assert len(steps) <= 8 + 16 + TINY["checkpoint_every"]  # no more is done twice
+    assert len(steps) <= 8 + 16 + SIZES["checkpoint_every"]  # no more is done twice

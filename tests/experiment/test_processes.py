@@ -1,15 +1,12 @@
-"""One job in 1, 2 or 4 processes: the same results, made once, by whichever are left.
+"""One job in 1, 2 or 4 processes, which meet through gloo: the same results, made once."""
 
-Children are forked from a server that has imported torch already, and meet through gloo.
-"""
-
-import multiprocessing
 import os
 import shutil
 import socket
 import sys
 
 import pytest
+import tiny
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -17,25 +14,20 @@ from safetensors.torch import load_file
 from deme_lib.__main__ import main
 from deme_lib.diffusion.models import load_unet
 from deme_lib.diffusion.training import Training
-from deme_lib.experiment import parameters, processes, recipes, stages
+from deme_lib.experiment import processes, recipes, stages
 from deme_lib.experiment.arms import ARMS
 from deme_lib.experiment.processes import ProcessError
 from deme_lib.experiment.store import CHECKPOINT, Store
 
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["deme_lib.__main__", "deme_lib.experiment.stages"])
-TINY = {"train_images": 1200, "search_images": 10, "test_images": 10, "loss_images": 10}
-TINY |= {"model_channels": [16], "pretrain_steps": 8, "finetune_steps": 8, "ema_decay": 0.5}
-TINY |= {"batch_size": 5, "samples": 14, "sampling_batch": 3, "sampling_steps": 2, "is_splits": 2}
-TINY |= {"kid_subset_size": 4, "acceptance_samples": 14, "checkpoint_every": 2, "device": "cpu"}
-TINY |= {"arms": ["pretrained", "all_plain", "deme_merged", "reweighted"], "seeds": [0]}
-TINY |= {"loss_weighting": "uncertainty", "primary_decoupling": [], "primary_merging": []}
+UNEVEN = {"batch_size": 5, "samples": 14, "sampling_batch": 3, "acceptance_samples": 14}
+UNEVEN |= {"arms": ["pretrained", "all_plain", "deme_merged", "reweighted"], "model_channels": [16]}
+UNEVEN |= {"loss_weighting": "uncertainty", "primary_decoupling": [], "primary_merging": []}
 FIRST = "images.safetensors"
 NAMES = ("deme-1of2", "all-uncertainty", "images-pretrained")
 
 
-def tiny(runs, **changes):
-    return parameters.load("params/smoke.yaml", **TINY | {"runs_dir": str(runs)} | changes)
+def experiment(runs, **changes):
+    return tiny.experiment(runs, **UNEVEN | changes)
 
 
 def child(runs, names, rank, count, port, fails_at):
@@ -59,12 +51,12 @@ def child(runs, names, rank, count, port, fails_at):
 def job(runs, names, count, fails_at=None):
     """Exit statuses of ``count`` processes that make ``names``."""
     with open(f"{runs}.yaml", "w") as file:
-        yaml.safe_dump(tiny(runs).model_dump(), file)
+        yaml.safe_dump(experiment(runs).model_dump(), file)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = [
-        FORK.Process(target=child, args=(runs, names, rank, count, port, fails_at))
+        tiny.FORK.Process(target=child, args=(runs, names, rank, count, port, fails_at))
         for rank in range(count)
     ]
     for process in started:
@@ -85,7 +77,7 @@ def made(tmp_path_factory):
     for count in (2, 4):
         shutil.copytree(folder / "1", folder / f"{count}")
     assert job(folder / "2", NAMES, 1, fails_at=3) == [1]
-    checkpoint = Store(folder / "2").partial(recipes.finetuned(tiny(folder / "2"), "deme")[0])
+    checkpoint = Store(folder / "2").partial(recipes.finetuned(experiment(folder / "2"), "deme")[0])
     assert (checkpoint / CHECKPOINT).is_file()
     failed = job(folder / "2", NAMES, 2, fails_at=5)
     assert all(failed) and "a device gave out" in (folder / "2.log").read_text()
@@ -95,7 +87,7 @@ def made(tmp_path_factory):
 
 
 def load(runs, recipe):
-    return Store(runs).load(recipe(tiny(runs))).path
+    return Store(runs).load(recipe(experiment(runs))).path
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -130,10 +122,10 @@ def test_artefacts_are_written_by_one_process(made):
 
 def test_a_notebook_starts_processes_of_its_own(tmp_path, capfd):
     """Whose refusal it shows; what it makes is loaded as ever."""
-    p = tiny(tmp_path / "runs", processes=2, batch_size=1)
+    p = experiment(tmp_path / "runs", processes=2, batch_size=1)
     with pytest.raises(ProcessError, match=r"batch_size=1 is too small for 2 processes"):
         stages.make(recipes.baseline(p), p)
-    p = tiny(tmp_path / "runs", processes=2)
+    p = experiment(tmp_path / "runs", processes=2)
     assert stages.make(recipes.baseline(p), p).results == {}
     assert "made now: baseline" in capfd.readouterr().out
     assert processes.count() == 1

@@ -13,21 +13,19 @@ from deme_lib.experiment.parameters import ParameterError
 from deme_lib.report import records, render, tables
 
 SHIPPED = sorted((ROOT / "params" / "sweeps").glob("*.yaml"))
+SET = {"loss_weighting": "uncertainty"}
 TINY = {
     "sweep": "tiny",
-    "title": "ranges of a tiny model",
     "axis": "N",
     "arms": ["deme_routed", "deme_merged", "reweighted"],
-    "set": {"loss_weighting": "uncertainty"},
     "beside": ["pretrained"],
     "against": ["1"],
     "cells": [
-        {"cell": "1", "set": {"n_ranges": 1, "finetune_steps": 8}},
-        {"cell": "2", "set": {"n_ranges": 2, "finetune_steps": 4, "range_cut": "log-snr"}},
+        {"cell": "1", "set": SET | {"n_ranges": 1, "finetune_steps": 8}},
+        {"cell": "2", "set": SET | {"n_ranges": 2, "range_cut": "log-snr"}},
     ],
 }
-SET = TINY["set"]
-LONGER = [{"cell": str(n), "set": {"n_ranges": n, "finetune_steps": 16 // n}} for n in (1, 2)]
+LONGER = [{"cell": str(n), "set": SET | {"n_ranges": n, "finetune_steps": 16 // n}} for n in (1, 2)]
 SIZES = {"pretrain_steps": 4, "finetune_steps": 4, "ema_decay": 0.0, "sampling_steps": 1}
 SIZES |= {"samples": 30, "acceptance_samples": 60, "model_channels": [8], "seeds": [0, 1]}
 SIZES |= {"further_ema_decays": []}
@@ -47,7 +45,7 @@ def write(tmp_path, preset):
 
 
 def cell(name="1", **changes):
-    return {"cell": name, "set": changes}
+    return {"cell": name, "set": SET | changes}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +64,10 @@ def cell(name="1", **changes):
         ({"beside": ["all_plain"]}, r"pretrained in beside"),
         ({"arms": ["soup", "soup"]}, r"name every arm once"),
         ({"cells": [cell(n_ranges=1)]}, r"compares no cell with anything else"),
-        ({"set": SET | {"samples": 31}}, r"cell '1' changes the pretrained model, its evaluation"),
+        (
+            {"cells": [cell(samples=31), cell("2")]},
+            r"cell '1' changes the pretrained model, its evaluation",
+        ),
         (
             {"beside": ["pretrained", "all_plain"], "cells": LONGER},
             r"'base': 8, '1': 16.*pretrained alone",
@@ -74,7 +75,7 @@ def cell(name="1", **changes):
         ({"against": ["3"]}, r"against names \['3'\]: no cell"),
         ({"colour": "red"}, r"is no sweep:\n  colour"),
         ({"base": "params/digit.yaml"}, r"no parameter file 'params/digit.yaml'"),
-        ({"set": SET | {"seeds": [0, 3]}}, r"the seeds"),
+        ({"cells": [cell(seeds=[0, 3]), cell("2")]}, r"the seeds"),
     ],
 )
 def test_a_wrong_sweep_is_refused_before_anything_runs(write, tmp_path, changes, message):

@@ -48,20 +48,13 @@ def by_hand(kind, experts, sample, t):
 
 
 @kinds
-def test_mixed_timesteps_equal_each_sample_on_its_own(make, experts, noisy_batch):
-    together = predict(make(experts), *noisy_batch)
-    for i, t in enumerate(noisy_batch[1].tolist()):
-        close(together[i : i + 1], by_hand(make, experts, noisy_batch[0][i : i + 1], t))
-
-
-@kinds
-@pytest.mark.parametrize("timestep", [600, torch.tensor(600), torch.tensor([600])])
-def test_one_timestep_serves_the_whole_batch(make, timestep, experts, noisy_batch):
-    samples, _ = noisy_batch
-    expected = by_hand(make, experts, samples, 600)
-    close(predict(make(experts), samples, timestep), expected)
-    with torch.no_grad():
-        close(make(experts)(samples, timestep, return_dict=False)[0], expected)
+@pytest.mark.parametrize("timesteps", [None, 600, torch.tensor(600), torch.tensor([600])])
+def test_every_sample_is_predicted_as_on_its_own(make, timesteps, experts, noisy_batch):
+    samples, mixed = noisy_batch
+    timesteps = mixed if timesteps is None else timesteps
+    together = predict(make(experts), samples, timesteps)
+    for i, t in enumerate(torch.as_tensor(timesteps).expand(len(samples)).tolist()):
+        close(together[i : i + 1], by_hand(make, experts, samples[i : i + 1], t))
 
 
 def test_routed_costs_one_model(noisy_batch):

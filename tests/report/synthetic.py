@@ -1,7 +1,5 @@
 """Records of an experiment that never ran: every arm and file, numbers drawn from a seed."""
 
-from __future__ import annotations
-
 import json
 from itertools import pairwise, product
 from pathlib import Path

@@ -9,7 +9,7 @@ from deme_lib.report import readme
 @pytest.fixture
 def figures(tmp_path):
     folder = tmp_path / "fashion8"
-    (folder / "sweeps" / "cuts" / "records").mkdir(parents=True)
+    folder.mkdir()
     rows = [("deme_merged", "soup", "fid"), ("deme_merged", "soup", "kid")]
     pd.DataFrame(rows, columns=["a", "b", "measure"]).assign(
         effect=-0.059712, low=-0.0672, high=-0.0529, relative=-0.16, share=[-0.1742, 0.2],
@@ -21,11 +21,6 @@ def figures(tmp_path):
     pd.DataFrame(gate | {"high": [-0.5]}).to_csv(folder / "gate.csv", index=False)
     cost = {"what": ["sampling (8, 16)"], "against": ["bare forward"], "ratio": [1.0312]}
     pd.DataFrame(cost).to_csv(folder / "benchmarks.csv", index=False)
-    cells = {"cell": ["base", "0.30"], "arm": ["pretrained", "deme_merged"]}
-    sweep = pd.DataFrame(cells | {"fid_mean": [0.25, 0.23]})
-    sweep.to_csv(folder / "sweeps" / "cuts.csv", index=False)
-    pair = {"a": ["0.30 / deme_merged"], "b": ["pretrained"], "measure": ["fid"], "effect": [-0.02]}
-    pd.DataFrame(pair).to_csv(folder / "sweeps" / "cuts-comparisons.csv", index=False)
     (folder / "table.md").write_text("| a |\n")
     return tmp_path
 
@@ -54,14 +49,6 @@ def test_a_number_is_the_file_s(figures, path, shown):
     filled = readme.fill(text, figures)
     assert filled == f"by {marker}{shown}<!--/n--> and {marker}{shown}<!--/n-->.\n"
     assert readme.fill(filled, figures) == filled
-
-
-def test_sweeps_have_numbers_too(figures):
-    name = "fashion8/sweeps/cuts"
-    text = f"<!--n {name}: 0.30 / deme_merged | fid_mean-->x<!--/n-->"
-    assert ">0.230<" in readme.fill(text, figures)
-    text = f"<!--n {name}: 0.30 / deme_merged - pretrained | fid | effect-->x<!--/n-->"
-    assert ">−0.0200<" in readme.fill(text, figures)
 
 
 def test_a_table_is_the_whole_file(figures):

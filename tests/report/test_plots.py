@@ -1,7 +1,5 @@
 """Figures and rendered files: all there, the same bytes twice, and odd inputs work."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import matplotlib
@@ -38,14 +36,14 @@ def known(tmp_path_factory):
 
 
 def test_rendering_twice_gives_the_same_bytes(tmp_path):
-    synthetic.write(tmp_path / "records", training_seeds=(0, 1), n_ranges=2, bins=4)
-    synthetic.write_sweep(tmp_path / "sweeps" / "cuts")
     for out in ("one", "two"):
-        render.render(tmp_path, tmp_path / out)
+        synthetic.write(tmp_path / out / "records", training_seeds=(0, 1), n_ranges=2, bins=4)
+        synthetic.write_sweep(tmp_path / out / "sweeps" / "cuts")
+        render.render(tmp_path / out)
     written = {p.name for p in (tmp_path / "one").iterdir()}
-    assert written == EXPECTED | {"sweeps"}
+    assert written == EXPECTED | {"records", "sweeps"}
     sweep = {p.name for p in (tmp_path / "one" / "sweeps").iterdir()}
-    assert sweep == {f"cuts{end}" for end in (".csv", ".md", ".tex", ".png")} | {
+    assert sweep == {f"cuts{end}" for end in ("", ".csv", ".md", ".tex", ".png")} | {
         "cuts-comparisons.csv",
         "cuts-comparisons.md",
     }
@@ -54,7 +52,7 @@ def test_rendering_twice_gives_the_same_bytes(tmp_path):
         assert path.read_bytes() == again.read_bytes(), path.name
     assert not plt.get_fignums()
     csv = pd.read_csv(tmp_path / "one" / "table.csv").set_index("arm")
-    whole = tables.table(records.read(tmp_path / "records")).set_index("arm")
+    whole = tables.table(records.read(tmp_path / "one" / "records")).set_index("arm")
     np.testing.assert_allclose(csv["fid_mean"], whole["fid_mean"].astype(float), rtol=1e-5)
 
 

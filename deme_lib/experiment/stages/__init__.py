@@ -3,8 +3,6 @@
 ``make`` is the one way in: it loads what is stored, makes what is not, and says which.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

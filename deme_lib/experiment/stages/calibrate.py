@@ -1,7 +1,5 @@
 """Whether the metric can be believed, asked before any arm is judged."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Combining copies: an arm's denoiser, the search of its weights, the merged pipeline."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The gate, and an arm's images and metrics."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable, Iterator

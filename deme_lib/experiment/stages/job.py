@@ -1,7 +1,5 @@
 """What a stage is given."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,14 +50,10 @@ class Job:
             found = [file.get_tensor(f"{role}.{features}.{kind}") for kind in ("values", "logits")]
         return metrics.Features(*found)
 
-    def extract(self, images: Tensor, features: str) -> metrics.Features:
-        """Features of uint8 images [n, C, H, W]."""
-        cuda = self.device.type == "cuda"
-        return metrics.extract(images, features, self["inception_weights"], cuda)
-
     def extract_all(self, images: Iterable[Tensor], *names: str) -> dict[str, metrics.Features]:
         """Several features of uint8 images that come in parts, of which one is held at a time."""
-        parts = [{name: self.extract(part, name) for name in names if name} for part in images]
+        how = self["inception_weights"], self.device.type == "cuda"
+        parts = [{n: metrics.extract(part, n, *how) for n in names if n} for part in images]
         return {name: metrics.Features.joined([p[name] for p in parts]) for name in parts[0]}
 
     def distance(self, found: Mapping[str, metrics.Features], name: str, role: str) -> float:

@@ -1,7 +1,5 @@
 """What the figures look at."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Images, their features, and what real images score."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -34,10 +32,10 @@ def make_reference(job: Job) -> None:
         check_split(name, job.inputs["data"].results["train_hash"])
     tensors = {}
     for role in ROLES:
-        for name in [*names, metrics.PIXELS]:
-            found = job.extract(job.images(role), name)
-            tensors[f"{role}.{name}.values"] = found.values
-            tensors[f"{role}.{name}.logits"] = found.logits
+        found = job.extract_all([job.images(role)], *names, metrics.PIXELS)
+        for name, features in found.items():
+            tensors[f"{role}.{name}.values"] = features.values
+            tensors[f"{role}.{name}.logits"] = features.logits
     save_file(tensors, job.folder / "features.safetensors")
 
 

@@ -1,7 +1,5 @@
 """The pretrained model and its finetuned copies."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

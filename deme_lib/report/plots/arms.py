@@ -1,7 +1,5 @@
 """Figures of the arms: what they score and make, how they were trained, what losses it led to."""
 
-from __future__ import annotations
-
 import re
 
 import matplotlib.pyplot as plt

@@ -1,7 +1,5 @@
 """The paper's own figures: 1a, 2, 4, 6a and 6b."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import seaborn as sns

@@ -1,7 +1,5 @@
 """One look for every figure: a colour and marker per arm, one caption line, legends."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

@@ -17,6 +17,7 @@ from hypothesis import settings
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from deme_lib import ROOT
+from deme_lib.report import records
 
 torch.set_num_threads(1)
 settings.register_profile("deme", deadline=None, database=None, derandomize=True, max_examples=50)
@@ -106,6 +107,12 @@ def fashion_mnist():
     if not folder.is_dir():
         pytest.skip("set DEME_FASHION_MNIST to a folder with Fashion-MNIST's four files")
     return folder
+
+
+@pytest.fixture(scope="session")
+def known():
+    """The long evidence as committed: every arm, eight training seeds."""
+    return records.read(ROOT / "figures" / "fashion8-full" / "records")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import itertools
 
 import pandas as pd
 import pytest
-import synthetic
+from evidence import write
 
 from deme_lib.report import observations, records
 
@@ -103,9 +103,9 @@ def test_task_vectors_compare_the_halves_of_the_timesteps(spreads, seen):
 
 
 def test_the_table_has_a_row_per_figure_of_the_paper(tmp_path):
-    known = records.read(synthetic.write(tmp_path / "one", training_seeds=(0,)))
+    known = records.read(write(tmp_path / "one", training_seeds=(0,)))
     found = observations.table(known)
     assert list(found["figure"]) == ["1a", "2", "4", "6a", "6b"]
     assert set(found["seen here?"]) <= {"yes", "no", "not resolved"}
-    bare = records.read(synthetic.write(tmp_path / "two", training_seeds=(0,), optional=False))
+    bare = records.read(write(tmp_path / "two", training_seeds=(0,), optional=False))
     assert observations.table(bare).empty

@@ -1,5 +1,6 @@
 """Figures and rendered files: all there, the same bytes twice, and odd inputs work."""
 
+import shutil
 from dataclasses import replace
 
 import matplotlib
@@ -7,11 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import synthetic
+from evidence import SWEEPS, change, write
+from safetensors.numpy import load_file, save_file
 
 from deme_lib.experiment.arms import ARMS
 from deme_lib.report import intervals, plots, records, render, tables
-from deme_lib.report.plots.style import STYLES
+from deme_lib.report.plots.style import STYLES, symlog_if_wide
 from deme_lib.report.records import COLUMNS
 
 matplotlib.use("Agg")
@@ -29,16 +31,10 @@ def _close_figures():
     plt.close("all")
 
 
-@pytest.fixture(scope="module")
-def known(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("long") / "records"
-    return records.read(synthetic.write(folder, fid=synthetic.LONG))
-
-
 def test_rendering_twice_gives_the_same_bytes(tmp_path):
     for out in ("one", "two"):
-        synthetic.write(tmp_path / out / "records", training_seeds=(0, 1), n_ranges=2, bins=4)
-        synthetic.write_sweep(tmp_path / out / "sweeps" / "cuts")
+        write(tmp_path / out / "records")
+        shutil.copytree(SWEEPS / "cuts", tmp_path / out / "sweeps" / "cuts")
         render.render(tmp_path / out)
     written = {p.name for p in (tmp_path / "one").iterdir()}
     assert written == EXPECTED | {"records", "sweeps"}
@@ -57,13 +53,14 @@ def test_rendering_twice_gives_the_same_bytes(tmp_path):
 
 
 def test_small_and_odd_records_render(tmp_path):
-    """One seed, N = 1, colour, two bins, no search scored by images, a user's model."""
-    odd = {"training_seeds": (8,), "seeds": (3,), "n_ranges": 1, "channels": 3}
-    folder = synthetic.write(tmp_path / "records", **odd, bins=2) / "seed-8"
-    pd.read_csv(folder / "search.csv").assign(fid=np.nan).to_csv(folder / "search.csv", index=False)
-    history = pd.read_csv(folder / "history.csv")
-    kept = (history["run"] != "baseline") | (history["step"] == 0)
-    history[kept].to_csv(folder / "history.csv", index=False)
+    """One seed, N = 1, colour, no search scored by images, a user's model."""
+    folder = write(tmp_path / "records", training_seeds=(8,), seeds=(3,)) / "seed-8"
+    for name in ("gate", "activations", "landscape", "task_vectors"):
+        change(folder / f"{name}.csv", lambda t: t[t["range"] <= 1])
+    change(folder / "search.csv", lambda t: t.assign(fid=np.nan))
+    change(folder / "history.csv", lambda t: t[(t["run"] != "baseline") | (t["step"] == 0)])
+    grey = load_file(folder / "samples.safetensors")
+    save_file({arm: x.repeat(3, 1) for arm, x in grey.items()}, folder / "samples.safetensors")
     render.render(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == EXPECTED | {"records"}
     assert "nan" not in (tmp_path / "table.md").read_text()
@@ -71,10 +68,10 @@ def test_small_and_odd_records_render(tmp_path):
 
 
 def test_without_optional_records_the_rest_is_rendered(tmp_path):
-    synthetic.write(tmp_path / "records", optional=False)
+    write(tmp_path / "records", optional=False)
     render.render(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == ALWAYS | {"records"}
-    synthetic.write_sweep(tmp_path / "alone" / "sweeps" / "cuts")
+    shutil.copytree(SWEEPS / "cuts", tmp_path / "alone" / "sweeps" / "cuts")
     render.render(tmp_path / "alone")
     assert {p.name for p in (tmp_path / "alone").iterdir()} == {"sweeps"}
 
@@ -89,8 +86,6 @@ def test_main_and_controls_show_units_intervals_and_the_floor(known):
     assert [len(names) for names in arms] == [6, 4]
     every = [arm for arm in known.titles if "@" not in arm]
     main, controls = plots.main(known), plots.controls(known)
-    assert main.axes[0].get_xscale() == "linear"
-    assert controls.axes[0].get_xscale() == "symlog"  # plain experts merged are far off
     for figure, panels in ((main, arms), (controls, [every])):
         figure.canvas.draw()
         rows, fid = tables.table(known).set_index("arm"), known.by_unit["fid"]["base"]
@@ -154,6 +149,11 @@ def test_losses_are_relative_to_pretrained_and_means_over_seeds(known):
     assert soup.get_ydata().tolist() == [0.5, 1.5]
 
 
+@pytest.mark.parametrize(("far", "scale"), [(0.1, ""), (5.0, ", symmetric log scale")])
+def test_one_arm_far_off_squeezes_no_others(far, scale):
+    assert symlog_if_wide("x", plt.subplots()[1], pd.Series([0.0, 0.01, -0.02, far])) == scale
+
+
 @pytest.mark.parametrize("spread", [0.003, 0.0004, 0.2])
 def test_plane_levels_are_even_and_told_apart(spread):
     grid = [(a, b, 1 + spread * (a + b) ** 2) for a in (0, 0.5, 1) for b in (0, 0.5, 1)]
@@ -194,15 +194,10 @@ def test_a_landscape_marks_the_centre_and_the_minimum_of_every_range(known):
         assert lowest == part.loc[part["loss"].idxmin(), ["a", "b"]].tolist()
 
 
-def test_a_sweep_shows_differences_and_the_base_s_arms(tmp_path):
-    folder = synthetic.write_sweep(tmp_path / "p", cells={"0": None, "0.5": None})
-    found = records.read(folder / "records")
-    ax, df = plots.sweep(found).axes[0], tables.table(found)
-    assert [x.get_text() for x in ax.get_xticklabels()] == ["0", "0.5"]
-    for bar, arm in zip(ax.containers, ("deme_routed", "deme_merged"), strict=True):
-        np.testing.assert_allclose(
-            bar.lines[0].get_ydata(orig=False), df.loc[df["arm"] == arm, "difference"]
-        )
-    plain = df.loc[df["arm"] == "all_plain", "difference"].item()
+def test_a_sweep_shows_differences_and_the_base_s_arms():
+    found = records.read(SWEEPS / "reweighting" / "records")
+    ax, df = plots.sweep(found).axes[0], tables.table(found).set_index("cell")["difference"]
+    assert [x.get_text() for x in ax.get_xticklabels()] == [c["cell"] for c in found.sweep["cells"]]
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_ydata(orig=False), df.drop("base"))
     lines = [line.get_ydata()[0] for line in ax.lines if "base" in line.get_label()]
-    assert lines == [0, plain]
+    np.testing.assert_allclose(lines, df.loc["base"].iloc[1:].fillna(0))  # but the floor

@@ -4,27 +4,22 @@ import json
 
 import pandas as pd
 import pytest
-import synthetic
+from evidence import DEFAULT_ARMS, SWEEPS, change, write
 
 from deme_lib.report import records
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return synthetic.write(tmp_path / "records", training_seeds=(0, 1, 10))
-
-
-def change(path, how):
-    table = pd.read_csv(path, dtype={"cell": str})
-    how(table).to_csv(path, index=False)
+    return write(tmp_path / "records", training_seeds=(0, 1, 10))
 
 
 def test_training_seeds_are_read_as_one(folder):
     known = records.read(folder)
     assert known.training_seeds == known.parameters["seeds"] == [0, 1, 10]
-    assert known.unit == "training_seed" and known.name == "synthetic"
-    assert len(known.metrics) == 3 * 2 * len(synthetic.FID)
-    assert known.rows == [("base", arm) for arm in synthetic.FID]
+    assert known.unit == "training_seed" and known.name == "fashion8-full"
+    assert len(known.metrics) == 3 * 2 * len(DEFAULT_ARMS)
+    assert known.rows == [("base", arm) for arm in DEFAULT_ARMS]
     assert known.arms_of(2) == ["pretrained", "deme_routed", "deme_merged", "averaged"]
     assert set(known.history["training_seed"]) == {0}
     assert known.floor("fid") == pytest.approx(known.frames["floor"]["fid"].mean())
@@ -32,18 +27,17 @@ def test_training_seeds_are_read_as_one(folder):
 
 
 def test_only_metrics_arms_and_the_run_are_needed(tmp_path):
-    known = records.read(synthetic.write(tmp_path / "records", optional=False))
+    known = records.read(write(tmp_path / "records", optional=False))
     assert known.gate.empty and known.samples == {}
     assert pd.isna(known.floor("fid"))
 
 
-def test_a_sweep_is_the_same_with_cells(tmp_path):
-    folder = synthetic.write_sweep(tmp_path / "p", cells={"0": None, "0.30": None, "none": 1.0})
-    known = records.read(folder / "records")
-    assert known.name == "p" and known.unit == "seed"
-    assert list(known.metrics["cell"].unique()) == ["base", "0", "0.30", "none"]
+def test_a_sweep_is_the_same_with_cells():
+    known = records.read(SWEEPS / "probability" / "records")
+    assert known.name == "probability" and known.unit == "seed"
+    assert list(known.metrics["cell"].unique()) == ["base", "0", "0.15", "0.3", "0.5", "0.75", "1"]
     assert records.label(*known.rows[0]) == "pretrained"
-    assert records.label(*known.rows[-1]) == "none / deme_merged"
+    assert records.label(*known.rows[-1]) == "1 / deme_merged"
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "arms.csv", "run.json", ""])

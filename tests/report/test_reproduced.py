@@ -5,23 +5,21 @@ import shutil
 
 import pandas as pd
 import pytest
-import synthetic
+from evidence import ALL, change, write
 
 from deme_lib.report import reproduced
 
 
 @pytest.fixture
 def committed(tmp_path):
-    return synthetic.write(tmp_path / "one", training_seeds=(0, 1, 2), fid=synthetic.LONG)
+    return write(tmp_path / "one", training_seeds=(0, 1, 2), arms=ALL)
 
 
 def changed(committed, name="metrics", seed=0, how=lambda frame: frame):
     """A copy of a run in which one training seed's file was changed."""
     folder = committed.with_name(f"{committed.name}-again")
     shutil.copytree(committed, folder)
-    path = folder / f"seed-{seed}" / f"{name}.csv"
-    frame = pd.read_csv(path)
-    how(frame).to_csv(path, index=False)
+    change(folder / f"seed-{seed}" / f"{name}.csv", how)
     return folder
 
 
@@ -54,9 +52,11 @@ def test_a_planted_mistake_is_caught(committed, capsys, how, said):
 
 
 def test_other_weights_are_caught(committed, capsys):
-    other = changed(committed, "arms", how=lambda f: f.replace("[0.3, 0.3, 0.3, 0.3]", "[0.2]"))
+    arms = pd.read_csv(committed / "seed-1" / "arms.csv").set_index("arm")
+    weights = arms.loc["soup_searched", "weights"]
+    other = changed(committed, "arms", 1, lambda f: f.replace(weights, "[0.2]"))
     assert reproduced.verdict(committed, other) == 1
-    said = "not reproduced: weights of soup_searched (training seed 0): [0.3, 0.3, 0.3, 0.3] before"
+    said = f"not reproduced: weights of soup_searched (training seed 1): {weights}"
     assert said in capsys.readouterr().out
 
 
@@ -69,7 +69,7 @@ def test_seeds_of_both_are_compared(committed):
 
 
 def test_without_a_seed_in_common_there_is_no_verdict(committed):
-    other = synthetic.write(committed.with_name("other"), training_seeds=(7,), fid=synthetic.LONG)
+    other = write(committed.with_name("other"), training_seeds=(7,), arms=ALL)
     with pytest.raises(ValueError, match="no training seed in common"):
         reproduced.verdict(committed, other)
 

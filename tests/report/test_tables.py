@@ -2,21 +2,16 @@
 
 import pandas as pd
 import pytest
-import synthetic
+from evidence import ALL, SWEEPS, write
 
 from deme_lib.report import formats, records, tables
 
 
-@pytest.fixture
-def known(tmp_path):
-    return records.read(synthetic.write(tmp_path / "records", fid=synthetic.LONG))
-
-
 def test_every_number_is_of_the_records(known):
     rows = tables.table(known).set_index("arm")
-    assert list(rows.index) == ["real", *synthetic.LONG]
+    assert list(rows.index) == ["real", *ALL]
     means = known.metrics.groupby(["training_seed", "arm"])[["fid", "kid"]].mean()
-    for arm in synthetic.LONG:
+    for arm in ALL:
         mine = means.xs(arm, level="arm")
         assert rows.loc[arm, "fid_mean"] == pytest.approx(mine["fid"].mean())
         assert rows.loc[arm, "fid_sd"] == pytest.approx(mine["fid"].std(ddof=1))
@@ -46,7 +41,7 @@ def test_one_printed_table_serves_both_ablations(known):
 
 
 def test_without_a_floor_there_is_no_row_of_it(tmp_path):
-    known = records.read(synthetic.write(tmp_path / "records", optional=False))
+    known = records.read(write(tmp_path / "records", optional=False))
     shown = tables.printed(known)
     assert shown["arm"].iloc[0] == "pretrained" and "excess over the floor" not in shown
 
@@ -54,24 +49,23 @@ def test_without_a_floor_there_is_no_row_of_it(tmp_path):
 def test_the_caption_is_one_line_of_facts(known):
     assert tables.caption(known) == (
         "fashion8: n = 5,000 an arm and seed, fashion8-a features, FID to test images, DDIM 20 "
-        "steps; training seeds 0 1 2 3 4 5 6 7, sampling seeds 0 1; 95 % t intervals over training "
+        "steps; training seeds 0 1 2 3 4 5 6 7, sampling seed 0; 95 % t intervals over training "
         "seeds"
     )
 
 
-def test_a_sweep_has_cells_weights_and_the_paper_s_number(tmp_path):
-    known = records.read(synthetic.write_sweep(tmp_path / "s") / "records")
+def test_a_sweep_has_cells_weights_and_the_paper_s_number():
+    known = records.read(SWEEPS / "techniques" / "records")
     shown = tables.printed(known)
-    assert list(shown["the axis"][:3]) == ["the base", "the base", "N=1, none"]
-    assert list(shown[tables.PAPER][:5]) == ["–", "–", "4.40", "4.40", "–"]
-    assert shown["weights"].iloc[-1] == "0.25, 0.25, 0.25, 0.25"
+    assert list(shown["ranges and techniques"][:3]) == ["the base", "N=1, none", "N=1, none"]
+    assert list(shown[tables.PAPER][:4]) == ["–", "4.40", "4.40", "–"]
+    assert shown["weights"].iloc[-1] == ", ".join(["0.125"] * 8)
     fid = known.metrics.groupby(["cell", "arm"])["fid"].mean()
     row = tables.table(known).set_index(["cell", "arm"]).loc[("N=8, PS", "deme_merged")]
     expected = fid["N=8, PS", "deme_merged"] - fid["base", "pretrained"]
     assert row["difference"] == pytest.approx(expected)
-    assert tables.note(known) == "A note."
-    plain = synthetic.write_sweep(tmp_path / "t", cells={"even": None, "odd": None})
-    assert tables.PAPER not in tables.printed(records.read(plain / "records"))
+    assert tables.note(known).startswith("With N=1 the routed row is")
+    assert tables.PAPER not in tables.printed(records.read(SWEEPS / "cuts" / "records"))
 
 
 def test_numbers_as_printed():

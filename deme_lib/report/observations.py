@@ -56,14 +56,16 @@ def activations(df: pd.DataFrame) -> Observation:
     """Fig. 2: does finetuning change channels rather than positions?"""
     wide = df.pivot(index=["range", "block"], columns="dimension")
     share, random = wide["share"]["channel"], wide["share_at_random"]["channel"]
-    channels = (share > wide["share"]["spatial"]) & (share > random)
+    more = share > wide["share"]["spatial"]
+    channels = more & (share > random)
     return Observation(
         "2",
         "finetuning changes activations by channel rather than by position",
         bool(channels.mean() > 0.5),
-        f"{channels.sum()} of {len(channels)} pairs of a block and a range",
-        "in more than half of them channel means explain more of the change than position means, "
-        "and more than they do of a random weight change as long",
+        f"channel means explain more of the change than position means in {more.sum()} of "
+        f"{len(more)} pairs of a block and a range, in {channels.sum()} also more than they do of "
+        "a random weight change as long",
+        "both in more than half of the pairs",
     )
 
 

@@ -445,7 +445,8 @@ def cost_growth(table: pd.DataFrame) -> Figure:
     grid.map_dataframe(sns.lineplot, "size", "value", "about", marker="o")
     grid.set(xscale="log", yscale="log")
     for (_, by), ax in grid.axes_dict.items():
-        ax.legend(fontsize=7)
+        ax.margins(y=0.35)
+        ax.legend(fontsize=7, loc="upper center")
         ax.set_xticks(points.loc[points["against"] == by, "size"].unique())
         ax.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
         ax.xaxis.set_minor_locator(NullLocator())
@@ -512,7 +513,9 @@ def main() -> None:
     shown = table.assign(ratio=table["ratio"].map(number), repeats=table["repeats"].map(str))
     heads = {"against": "against what", "cuda": "on a CUDA GPU"}
     shown = shown.drop(columns=["group", "machine", "points"]).rename(columns=heads)
-    text = "\n\n".join([*table["machine"].unique(), markdown(shown)]) + "\n"
+    groups = table.groupby("machine", sort=False)["group"].unique().map(", ".join)
+    where = [f"Measured on {machine}: {names}." for machine, names in groups.items()]
+    text = "\n\n".join([*where, markdown(shown)]) + "\n"
     write(options.out / "benchmarks.md", text)
     print(text)
 

@@ -75,7 +75,8 @@ def _differences(
     ax.plot([], [], "s-", color="0.3", lw=2, ms=9, label=mean)
     ax.plot([], [], ".", color="0.3", label=f"one {intervals.UNITS[records.unit]}")
     what = f"FID minus the pretrained model's{scale}"
-    ax.set_xlabel(f"← better      {what}      worse →")
+    at_the_floor = floor >= fid["pretrained"].mean()  # where lower is no better
+    ax.set_xlabel(what if at_the_floor else f"← better      {what}      worse →")
     legend(figure, axes.flat, 2, title=title, title_fontproperties={"weight": "bold", "size": 13})
     return captioned(figure, tables.setting(records))
 
@@ -104,8 +105,9 @@ def _floor(axes: np.ndarray, at: float) -> None:
         if near:
             ax.axvline(at, color="black", ls="--", lw=1.2, zorder=0)
         if not np.isnan(at):
-            where, shown = (at, f" {text}") if near else (low, f" ← {text}")
-            ax.text(where, -0.6, shown, va="center", fontsize=9, color="0.3")
+            where, shown = (at, f" {text} ") if near else (low, f" ← {text}")
+            side = "left" if where < (low + high) / 2 else "right"
+            ax.text(where, -0.6, shown, va="center", ha=side, fontsize=9, color="0.3")
     if not near:
         axes[0].set_xlim(low, high)
 
@@ -119,6 +121,9 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
     """
     titles = {**titles, "real": "training images"}
     names = [arm for arm in titles if arm in images]
+    for arm in names[1:]:
+        if np.array_equal(images[arm], images[names[0]]):  # weights of 0
+            titles[arm] += f" (= {titles[names[0]]})"
     rows = np.stack([images[arm] for arm in names])  # [arms, K, C, H, W]
     gap = [(0, max(1, rows.shape[-1] // 16))] * 2
     rows = np.pad(rows, [(0, 0)] * 3 + gap, constant_values=255)
@@ -187,7 +192,8 @@ def sweep(records: Records) -> Figure:
 def ema_horizon(records: Records) -> Figure:
     """FID minus the pretrained model's against the steps that an EMA averages over.
 
-    Arms named "soup@0.98" are of an EMA decay of their own, all others of ``ema_decay``.
+    Arms named "soup@0.98" are of an EMA decay of their own, all others of ``ema_decay``; they
+    stand a little apart so that none hides another.
     """
     df = tables.table(records).iloc[1:]
     df[["base", "decay"]] = df["arm"].str.split("@", expand=True)
@@ -198,9 +204,12 @@ def ema_horizon(records: Records) -> Figure:
     for i, arm in enumerate(df.dropna(subset="decay")["base"].unique()):
         rows = df[df["base"] == arm]
         look = {"label": ARMS[arm].title, **MEAN, **style(arm)}
-        ax.errorbar(rows["steps"] * 1.03**i, rows["difference"], tables.half(rows), **look)
+        ax.errorbar(rows["steps"] * 1.08**i, rows["difference"], tables.half(rows), **look)
     ax.axhline(0, color=STYLES["pretrained"][0], lw=1, zorder=0)
-    ax.set(xscale="log", xlabel="steps that the EMA averages over, 1 / (1 − decay)")
+    ax.set(xscale="log", xlabel="EMA decay, and 1 / (1 − decay), the steps that it averages over")
+    steps = df["steps"].unique()
+    ax.set_xticks(steps, [f"{1 - 1 / x:g}\n{x:.0f}" for x in steps])
+    ax.minorticks_off()
     ax.set_ylabel("FID minus the pretrained model's\n(below 0: better)")
     legend(figure, [ax], 2)
     return captioned(figure, tables.caption(records))

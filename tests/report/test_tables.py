@@ -46,14 +46,6 @@ def test_without_a_floor_there_is_no_row_of_it(tmp_path):
     assert shown["arm"].iloc[0] == "pretrained" and "excess over the floor" not in shown
 
 
-def test_the_caption_is_one_line_of_facts(known):
-    assert tables.caption(known) == (
-        "fashion8: n = 5,000 an arm and seed, fashion8-a features, FID to test images, DDIM 20 "
-        "steps; training seeds 0 1 2 3 4 5 6 7, sampling seed 0; 95 % t intervals over training "
-        "seeds"
-    )
-
-
 def test_a_sweep_has_cells_weights_and_the_paper_s_number():
     known = records.read(SWEEPS / "techniques" / "records")
     shown = tables.printed(known)

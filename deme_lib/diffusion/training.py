@@ -170,10 +170,15 @@ class Training:
             weight_decay=spec.weight_decay,
             fused=True,
         )
-        self.weights, self.uncertainty = self._weighting()
-        if self.uncertainty is not None:
+        alphas, self.uncertainty = scheduler.alphas_cumprod, None
+        if spec.loss_weighting == UNCERTAINTY:
+            ranges = split_timesteps(spec.n_tasks, len(alphas))
+            self.uncertainty = UncertaintyWeighting(ranges).to(self.accelerator.device)
             learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
             optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
+        else:
+            weights = snr_weights(spec.loss_weighting, alphas, spec.min_snr_gamma, spec.p2_gamma)
+            self.weights = weights.to(self.accelerator.device)
         self.unet, self.optimiser = self.accelerator.prepare(unet.train(), optimiser)
         self.parameters = list(self.unet.parameters())  # walking through the modules takes time
         self.emas = {  # by decay, the main one first
@@ -214,28 +219,6 @@ class Training:
         self.emas[self.spec.ema_decay if decay is None else decay].copy_to(unet.parameters())
         return unet.eval()
 
-    def _weighting(self) -> tuple[torch.Tensor | None, UncertaintyWeighting | None]:
-        """Weights per timestep [T] that are fixed, or the module that learns them."""
-        spec, device = self.spec, self.accelerator.device
-        if spec.loss_weighting == "none":
-            return None, None
-        alphas_cumprod = self.scheduler.alphas_cumprod
-        if spec.loss_weighting == UNCERTAINTY:
-            ranges = split_timesteps(spec.n_tasks, len(alphas_cumprod))
-            return None, UncertaintyWeighting(ranges).to(device)
-        gammas = {"min_snr_gamma": spec.min_snr_gamma, "p2_gamma": spec.p2_gamma}
-        return snr_weights(spec.loss_weighting, alphas_cumprod, **gammas).to(device), None
-
-    def _loss(
-        self, denoising: torch.Tensor, consistency: torch.Tensor | None, timesteps: torch.Tensor
-    ) -> torch.Tensor:
-        cw = self.spec.consistency_weight
-        if self.uncertainty is not None:
-            loss = deme_loss(denoising, consistency, cw, self.uncertainty.weights()[timesteps])
-            return loss + self.uncertainty(denoising, timesteps)
-        weights = None if self.weights is None else self.weights[timesteps]
-        return deme_loss(denoising, consistency, cw, weights)
-
     def _step(self, step: int) -> float:
         spec, device, n = self.spec, self.accelerator.device, self.accelerator.num_processes
         drawn = draw(self.images, self.scheduler, spec, step)[1:]  # the same in every process
@@ -248,8 +231,12 @@ class Training:
             if self.teacher is not None:
                 with torch.inference_mode():
                     target = self.teacher(noisy, timesteps, return_dict=False)[0]
+        denoising = squared_error(prediction, noise)
         consistency = None if self.teacher is None else squared_error(prediction, target)
-        loss = self._loss(squared_error(prediction, noise), consistency, timesteps)
+        weights = self.weights if self.uncertainty is None else self.uncertainty.weights()
+        loss = deme_loss(denoising, consistency, spec.consistency_weight, weights[timesteps])
+        if self.uncertainty is not None:
+            loss = loss + self.uncertainty(denoising, timesteps)
         loss = loss * (len(noise) * n / spec.batch_size)  # the processes' mean is the batch's
         self.accelerator.backward(loss)
         if self.uncertainty is not None:  # the UNet's gradients are averaged by accelerate

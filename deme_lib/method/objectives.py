@@ -46,6 +46,7 @@ def snr_weights(
 
     With SNR = a / (1 - a) and a = ``alphas_cumprod`` [T]:
 
+    - ``none``: 1;
     - ``snr+1``: (SNR + 1) / SNR (Salimans & Ho 2022);
     - ``trun-snr``: max(SNR, 1) / SNR (Salimans & Ho 2022);
     - ``min-snr``: min(SNR, gamma) / SNR (Hang et al. 2023);
@@ -54,6 +55,7 @@ def snr_weights(
     a = alphas_cumprod.double()
     snr = a / (1 - a)
     formulas = {
+        "none": lambda: torch.ones_like(snr),
         "snr+1": lambda: (snr + 1) / snr,
         "trun-snr": lambda: snr.clamp(min=1) / snr,
         "min-snr": lambda: snr.clamp(max=min_snr_gamma) / snr,

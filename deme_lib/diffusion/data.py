@@ -48,7 +48,8 @@ def local_folder(source: str) -> Path | None:
 
 def is_local(source: str) -> bool:
     """Whether ``source`` is a folder or file of this machine, rather than a name."""
-    return local_folder(source) is not None or Path(source).is_file()
+    found = local_folder(source) is not None or Path(source).is_file()
+    return found and source not in BUILT_IN
 
 
 def is_lost(source: str) -> bool:

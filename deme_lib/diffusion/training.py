@@ -20,9 +20,10 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from deme_lib.diffusion import models
-from deme_lib.diffusion.randomness import generator
+from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.errors import Explained
 from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
 from deme_lib.method.projection import plain_or_projected
@@ -190,6 +191,7 @@ class Training:
             )
             for decay in (spec.ema_decay, *spec.further_ema_decays)
         }
+        self.drops = any(isinstance(m, nn.Dropout) and m.p for m in unet.modules())
         self.teacher = None
         if teacher is not None:
             self.teacher = teacher.eval().requires_grad_(False).to(self.accelerator.device)
@@ -226,6 +228,9 @@ class Training:
         noise, noisy, timesteps = (tensor.to(device) for tensor in mine)
         self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
 
+        if self.drops:  # its masks too depend on the step alone, and on the process
+            rank = self.accelerator.process_index
+            torch.manual_seed(seed_of(*spec.purpose, "dropout", step, rank + 1))
         with self.accelerator.autocast():
             prediction = self.unet(noisy, timesteps, return_dict=False)[0]
             if self.teacher is not None:

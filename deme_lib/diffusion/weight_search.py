@@ -52,7 +52,7 @@ class Space:
         return [(1 / self.dimensions,) * self.dimensions]
 
     def snap(self, value: float) -> float:
-        """The nearest multiple of ``step`` in the bounds; 0 where a ray leaves them."""
+        """The nearest multiple of ``step``: 0, or one within the bounds."""
         nearest = round(value / self.step)
         lowest, highest = math.ceil(self.low / self.step - 1e-9), self.high / self.step + 1e-9
         inside = max(lowest, min(math.floor(highest), nearest)) if nearest else 0

@@ -91,6 +91,8 @@ def _pretrained(p: Parameters) -> str:
         if train:
             models.check_card(folder, train[1], p.seed)
         source = str(folder / "pipeline")
+    if not source and train:
+        models.new_unet(train[0], p.model_channels, p.layers_per_block, p.seed, p.attention)
     if not (data.is_local(source) or data.is_lost(source)):
         return f"{source or 'training it'} is left to the first job"
     pipeline = models.load_pipeline(source)
@@ -128,4 +130,5 @@ CHECKS = {
 }
 SPLIT = ("dataset", "train_images", "search_images", "test_images", "split_seed", "image_size")
 LOOKED_AT = (*SPLIT, "device", "processes", "pretrained", "seed", "num_train_timesteps")
-LOOKED_AT += ("features", "second_features", "inception_weights")
+LOOKED_AT += ("features", "second_features", "inception_weights", "batch_size")
+LOOKED_AT += ("model_channels", "layers_per_block", "attention")

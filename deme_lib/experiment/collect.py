@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from deme_lib.experiment import parameters, recipes, sweeps
 from deme_lib.experiment.arms import BASE, arm_of, search_of
 from deme_lib.experiment.schema import Parameters
-from deme_lib.experiment.store import Artefact, Recipe, provenance
+from deme_lib.experiment.store import Artefact, Recipe, Store, locked, provenance
 
 SAMPLES_SHOWN = 16
 TIMING = ["artefact", "seconds", "core_seconds", "process_peak_memory_mib", "device"]
@@ -50,12 +50,11 @@ def collect_sweep(sweep: sweeps.Sweep, **overrides: Any) -> Path:
         overrides: of the base's parameters, such as ``figures_dir``.
     """
     found, base = sweep.parts(), parameters.load(sweep.base, **overrides)
-    out = parameters.folder_of(base) / "sweeps" / sweeps.folder_name(sweep)
+    out = sweeps.folder_of(sweep, base)
+    left = [q for q in base.per_seed() if not sweeps.is_recorded(sweep, out, q)]
     out.mkdir(parents=True, exist_ok=True)
     (out / "sweep.json").write_text(sweep.model_dump_json(indent=1) + "\n")
-    for q in base.per_seed():
-        if parameters.is_recorded(out, q):
-            continue
+    for q in left:
         parts: dict[str, list[pd.DataFrame]] = {}
         for cell, (p, arms) in found.items():
             of = p.model_copy(update={"seeds": q.seeds})
@@ -108,20 +107,23 @@ def _write(
 ) -> None:
     """The folder of one training seed, whole or not at all; ``made`` of the first seed alone."""
     final = out / "records" / f"seed-{q.seed}"
-    folder = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name in frames.keys() - (() if made else ("history", "neighbours")):
-        frame = frames[name].copy()
-        frame.insert(0, "training_seed", q.seed)
-        frame.to_csv(folder / f"{name}.csv", index=False)
-    run = {"experiment": q.experiment, "parameters": q.model_dump()}
-    run |= {"device": ", ".join(sorted(set(frames["timing"]["device"]))), **provenance()}
-    _write_json(folder / "run.json", run)
-    if made:
-        _write_json(folder / "acceptance.json", made["acceptance"].results)
-        save_file(_samples(q, made), folder / "samples.safetensors")
-    os.rename(folder, final)
+    with locked(Store(q.runs_dir).root, f"records-{out.name}-{q.seed}"):
+        if parameters.is_recorded(out, q):  # by another process, meanwhile
+            return
+        folder = final.with_name(f".{final.name}.tmp")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in frames.keys() - (() if made else ("history", "neighbours")):
+            frame = frames[name].copy()
+            frame.insert(0, "training_seed", q.seed)
+            frame.to_csv(folder / f"{name}.csv", index=False)
+        run = {"experiment": q.experiment, "parameters": q.model_dump()}
+        run |= {"device": ", ".join(sorted(set(frames["timing"]["device"]))), **provenance()}
+        _write_json(folder / "run.json", run)
+        if made:
+            _write_json(folder / "acceptance.json", made["acceptance"].results)
+            save_file(_samples(q, made), folder / "samples.safetensors")
+        os.rename(folder, final)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -104,16 +104,24 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ParameterError(f"{found} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise ParameterError(f"{found} must be a flat list of `name: value` lines")
-    names = [key.value for key, _ in root.value]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ParameterError(f"{found} gives {twice[0]!r} twice: delete one of its lines")
-    for name, node in root.value:
-        value = values.get(name.value)
-        if type(value) is int and str(value) != node.value:  # YAML 1.1 has octals, such as 0100
-            raise ParameterError(
-                f"{found}, {name.value}: YAML reads {node.value} as {value}: write it in digits"
-            )
+    _check_nodes(root, str(found))
     return values
+
+
+def _check_nodes(node: yaml.Node, where: str) -> None:
+    """Refuse what YAML reads otherwise than it is written: names given twice, and octals."""
+    if isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ParameterError(f"{where} gives {twice[0]!r} twice: delete one of its lines")
+        for key, value in node.value:
+            _check_nodes(value, f"{where}, {key.value}")
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_nodes(value, where)
+    elif node.tag == "tag:yaml.org,2002:int" and node.value != str(yaml.safe_load(node.value)):
+        read = yaml.safe_load(node.value)  # YAML 1.1 has octals, such as 0100
+        raise ParameterError(f"{where}: YAML reads {node.value} as {read}: write it in digits")
 
 
 def from_notebook(namespace: dict[str, Any]) -> Parameters:

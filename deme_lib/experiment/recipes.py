@@ -12,7 +12,7 @@ from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.store import Recipe
 
 ADAM = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "ema_decay")
-TRAINING = (*ADAM, "further_ema_decays", "precision", "seed", "loss_images")
+TRAINING = (*ADAM, "precision", "seed", "loss_images")
 SAMPLING = ("sampling_steps", "timestep_spacing")
 CUT = ("n_ranges", "range_cut")
 SHIPPED = "fashion8"
@@ -106,7 +106,7 @@ def _finetune(p: Parameters, family: str, label: str, steps: int, k: int = 0) ->
         "finetune",
         label,
         {
-            **p.pick("finetune_lr", *TRAINING),
+            **p.pick("finetune_lr", "further_ema_decays", *TRAINING),
             "purpose": label,
             "steps": steps,
             "checkpoints": steps // p.finetune_steps,

@@ -206,12 +206,12 @@ def _check_model(p: Parameters) -> None:
     for name in ("n_ranges", "sampling_steps", "loss_bins", "gradient_bins"):
         if getattr(p, name) > p.num_train_timesteps:
             raise ValueError(f"{name} is above num_train_timesteps: lower it")
-    if 4 / (1 - p.ema_decay) > p.finetune_steps:
+    longest = max(0.0, round(1 - 4 / p.finetune_steps, 9))
+    if p.ema_decay > longest:
         raise ValueError(
             f"ema_decay={p.ema_decay} averages over {1 / (1 - p.ema_decay):.0f} steps, more than a "
             f"quarter of finetune_steps={p.finetune_steps}: experts would keep some of the "
-            "pretrained weights that longer controls lose; set ema_decay to at most "
-            f"{max(0.0, 1 - 4 / p.finetune_steps):.4g}"
+            f"pretrained weights that longer controls lose; set ema_decay to at most {longest}"
         )
     if max(p.further_ema_decays, default=-1) >= p.ema_decay:
         raise ValueError("further_ema_decays must lie below ema_decay: give others")
@@ -246,6 +246,9 @@ def _check_arms(p: Parameters) -> None:
                     f"{name}: {pair!r} is no comparison of ablation {number}: write 'a - b' with "
                     f"two of {', '.join(known)}, or add the arm to `arms`"
                 )
+    pairs = [{*pair.split(" - ")} for pair in (*p.primary_decoupling, *p.primary_merging)]
+    if any(pairs.count(pair) > 1 for pair in pairs):
+        raise ValueError("a primary comparison is named twice, and would count so: name it once")
 
 
 def _check_sizes(p: Parameters) -> None:
@@ -263,6 +266,11 @@ def _check_sizes(p: Parameters) -> None:
         raise ValueError(
             f"kid_subset_size={p.kid_subset_size} needs as many samples ({p.samples}) and "
             f"test_images ({p.test_images}): lower it"
+        )
+    if p.loss_images > min(p.search_images, p.train_images):
+        raise ValueError(
+            f"loss_images={p.loss_images} needs as many search_images ({p.search_images}) and "
+            f"train_images ({p.train_images}): lower it"
         )
     if p.is_splits > p.samples:
         raise ValueError(f"is_splits={p.is_splits} needs at least as many samples: lower it")

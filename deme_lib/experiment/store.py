@@ -161,7 +161,7 @@ class Store:
         if self.holds(recipe):
             return self.load(recipe)
         try:
-            with _locked(self.root, recipe.name):
+            with locked(self.root, recipe.name):
                 if not self.holds(recipe):
                     return self._make(recipe, build, device)
             return self.load(recipe)
@@ -178,6 +178,7 @@ class Store:
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise StoreError(f"{folder} lacks its {RECORD}: delete it and run again")
         _keep_working(partial)
+        resumed = any((partial / WORKING).iterdir())
         started, cpu = time.time(), sum(os.times()[:4])
         results = build(partial)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -189,6 +190,7 @@ class Store:
             "files": _files(partial),
             "seconds": round(time.time() - started, 2),
             "core_seconds": round(sum(os.times()[:4]) - cpu, 2),
+            "resumed": resumed,  # then these are of the last part
             "process_peak_memory_mib": peak // (2**20 if sys.platform == "darwin" else 2**10),
             "device": device,
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -207,14 +209,15 @@ def rates(store: Store, data: str) -> tuple[float, float]:
     """Seconds of an optimiser step and of one image through a denoiser.
 
     Medians over what the store holds of the data artefact called ``data``, so that models of other
-    sizes do not count.
+    sizes do not count, made in one go.
     """
     found: dict[str, list[float]] = {"training_steps": [], "denoiser_calls": []}
     for path in store.root.glob(f"*/{RECORD}"):
         with suppress(StoreError):  # whoever loads that one is told
             record = read_json(path)
             for work, seconds in found.items():
-                if record.get(work) and record["inputs"].get("data") == data:
+                whole = not record.get("resumed") and record["inputs"].get("data") == data
+                if record.get(work) and whole:
                     seconds.append(record["seconds"] / record[work])
     return tuple(
         statistics.median(seconds or [otherwise])
@@ -222,14 +225,16 @@ def rates(store: Store, data: str) -> tuple[float, float]:
     )
 
 
-def read_json(path: Path) -> dict[str, Any] | list:
+def read_json(path: Path, kind: type = dict) -> Any:
     """What a record, or a file that a stage resumes from, holds.
 
     Raises:
-        StoreError: it is cut or not JSON; its folder must go.
+        StoreError: it is cut, not JSON or not of this ``kind``; its folder must go.
     """
     try:
-        return json.loads(path.read_text())
+        if isinstance(found := json.loads(path.read_text()), kind):
+            return found
+        raise ValueError(f"it holds no {kind.__name__}")
     except ValueError as error:
         raise StoreError(
             f"{path} is damaged ({error}); delete {path.parent} and run again to make it anew"
@@ -289,7 +294,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | found
 
 
-def _locked(root: Path, name: str) -> AbstractContextManager:
+def locked(root: Path, name: str) -> AbstractContextManager:
+    """One process at a time, under a name in the store's root."""
     lock = FileLock(root / ".locks" / f"{name}.lock")
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -321,11 +327,14 @@ def _checksum(record: dict[str, Any]) -> str:
 def _files(folder: Path) -> dict[str, str]:
     """Hashes of an artefact's files by name, without its record and what a stage resumes from."""
     found = {}
-    for path in folder.rglob("*"):
-        name = str(path.relative_to(folder))
-        if path.is_file() and name != RECORD and not name.startswith(f"{WORKING}/"):
-            with open(path, "rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for place, folders, names in os.walk(folder):
+        if Path(place) == folder and WORKING in folders:
+            folders.remove(WORKING)  # its maker may be deleting it
+        for path in (Path(place) / name for name in names):
+            name = str(path.relative_to(folder))
+            if name != RECORD:
+                with open(path, "rb") as file:
+                    found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 

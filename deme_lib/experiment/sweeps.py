@@ -16,6 +16,8 @@ from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.store import Recipe
 
 Plan = dict[str, tuple[Recipe, Parameters]]
+MEASURED = {"arms": True, "beside": True, "cells": {"__all__": {"cell", "set"}}}
+"""What the numbers of a sweep come from, beside its base."""
 
 
 class Cell(BaseModel):
@@ -82,7 +84,7 @@ class Sweep(BaseModel):
         """
         base = parameters.load(self.base)
         shown = list(dict.fromkeys([*base.arms, *self.beside]))
-        found = {BASE: (base.model_copy(update={"arms": shown}), self.beside)}
+        found = {BASE: (parameters.load(self.base, arms=shown), self.beside)}
         arms = list(dict.fromkeys(["pretrained", *self.arms]))
         named = {"primary_decoupling": [], "primary_merging": [], "arms": arms}
         for cell in self.cells:
@@ -120,6 +122,28 @@ def folder_name(sweep: Sweep) -> str:
     return sweep.sweep if same else f"{sweep.sweep}-changed"
 
 
+def folder_of(sweep: Sweep, base: Parameters) -> Path:
+    """Where records, tables and figures of a sweep go."""
+    return parameters.folder_of(base) / "sweeps" / folder_name(sweep)
+
+
+def is_recorded(sweep: Sweep, out: Path, q: Parameters) -> bool:
+    """Whether ``out`` holds the records of a training seed, of these very cells and arms.
+
+    Raises:
+        ParameterError: they are of other parameters, cells or arms.
+    """
+    if not parameters.is_recorded(out, q):
+        return False
+    there = Sweep.model_validate_json((out / "sweep.json").read_text())
+    if there.model_dump(include=MEASURED) != sweep.model_dump(include=MEASURED):
+        raise ParameterError(
+            f"{out} was recorded with other cells or arms: delete that folder to record it anew, "
+            "or give the sweep another name"
+        )
+    return True
+
+
 def _check_cells(sweep: Sweep, path: str | Path) -> None:
     """Cells may differ from the base in finetuning, merging and search alone; not in how long."""
     found = {cell: p for cell, (p, _) in sweep.parts().items()}
@@ -149,10 +173,15 @@ def plan(path: str | Path, recorded: bool = True, **overrides: Any) -> Plan:
         recorded: also what belongs to training seeds whose records are already there.
     """
     if "sweep" in parameters.read(path):
+        sweep = load(path)
+        base = parameters.load(sweep.base, **overrides)
+        out = folder_of(sweep, base)
+        seeds = [q.seed for q in base.per_seed() if recorded or not is_recorded(sweep, out, q)]
         wanted = [
             (recipes.metrics(q, arm_of(arm)), q)
-            for p, arms in load(path).parts().values()
+            for p, arms in sweep.parts().values()
             for q in p.per_seed()
+            if q.seed in seeds
             for arm in arms
         ]
     else:

@@ -31,6 +31,8 @@ def table(records: Records) -> pd.DataFrame:
         if tried.empty or not {before, after} <= set(fid.index.get_level_values("arm")):
             continue
         at = {seed: of.set_index("weights")["fid"] for seed, of in tried.groupby(level=0)}
+        if any(weights[before][seed] not in scores for seed, scores in at.items()):
+            continue  # weights from a parameter file, which the search did not score
         rank = [of[["loss", "fid"]].corr("spearman").iloc[0, 1] for _, of in tried.groupby(level=0)]
         score = pd.Series({s: at[s][weights[after][s]] - at[s][weights[before][s]] for s in at})
         curse = fid[after] - fid[before] - score

@@ -38,8 +38,11 @@ SPEC = TrainingSpec(
 def start(tiny_unet, images):
     """A function: a run from the same weights, ``start(steps=9, checkpoint=..., ...)``."""
 
-    def make(teacher=None, checkpoint=None, checkpoint_every=2, **changes):
+    def make(teacher=None, checkpoint=None, checkpoint_every=2, dropout=0.0, **changes):
         unet = tiny_unet().requires_grad_(True)
+        for module in unet.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropout
         spec = dataclasses.replace(SPEC, **changes)
         return Training(unet, SCHEDULER, images, spec, teacher, "cpu", checkpoint, checkpoint_every)
 
@@ -116,7 +119,7 @@ def test_another_purpose_draws_otherwise(start, change):
         (2, {}),
         (3, {"further_ema_decays": (0.5, 0.9)}),
         (5, {"ema_warmup": True}),
-        (6, {}),
+        (6, {"dropout": 0.5}),
         (3, {"loss_weighting": "min-snr"}),
         (3, {"loss_weighting": "uncertainty", "n_tasks": 2, "own_range": range(1000)}),
     ],

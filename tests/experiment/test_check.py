@@ -46,6 +46,8 @@ def test_every_problem_has_a_remedy_and_is_an_exit_code(preset, monkeypatch, cap
         ({"dataset": "runs-of-mine/images/raw"}, "dataset", "no folder runs-of-mine/images/raw"),
         ({"pretrained": "params/model"}, "pretrained", "no folder params/model"),
         ({"train_images": 10**6}, "dataset", "lower train_images"),
+        ({"model_channels": [8] * 5}, "pretrained", "give fewer model_channels"),
+        ({"processes": 9, "batch_size": 8, "device": "cpu"}, "device", "above batch_size=8"),
         ({"split_seed": 1}, "features", "not on this split: set features to inception"),
         ({"features": "inception", "inception_weights": "nowhere"}, "features", "nowhere"),
     ],

@@ -119,6 +119,7 @@ DAMAGES = {
     "foreign file": lambda folder: change(folder, "foreign.txt", b""),
     "file removed": lambda folder: (folder / "notes.txt").unlink() or "notes.txt",
     "cut record": lambda folder: change(folder, "record.json", b'{"name": "exp'),
+    "no record": lambda folder: change(folder, "record.json", b"[]"),
     "edited result": lambda folder: edit_record(folder, results={"loss": 0.4}),
     "no checksum": lambda folder: edit_record(folder, results={"loss": 0.4}, checksum=None),
 }

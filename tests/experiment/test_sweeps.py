@@ -76,6 +76,7 @@ def cell(name="1", **changes):
         ({"colour": "red"}, r"is no sweep:\n  colour"),
         ({"base": "params/digit.yaml"}, r"no parameter file 'params/digit.yaml'"),
         ({"cells": [cell(seeds=[0, 3]), cell("2")]}, r"the seeds"),
+        ({"beside": ["pretrained", "reweighted"]}, r"reweighted needs a loss_weighting"),
     ],
 )
 def test_a_wrong_sweep_is_refused_before_anything_runs(write, tmp_path, changes, message):
@@ -117,7 +118,8 @@ def test_a_plan_of_several_training_seeds_has_them_all():
 
 
 def test_records_of_a_sweep_are_an_experiment_s_with_one_more_column(write, tmp_path):
-    sweep = sweeps.load(write(sweep="cuts"))
+    path = write(sweep="cuts")
+    sweep = sweeps.load(path)
     out = collect.collect_sweep(sweep)
     assert out.is_relative_to(tmp_path / "figures") and out.name == "cuts-changed"
     table = pd.concat(pd.read_csv(out / "records" / f"seed-{s}" / "metrics.csv") for s in (0, 1))
@@ -127,9 +129,14 @@ def test_records_of_a_sweep_are_an_experiment_s_with_one_more_column(write, tmp_
     }
     document = json.loads((out / "sweep.json").read_text())
     assert [c["cell"] for c in document["cells"]] == ["1", "2"]
+    assert not sweeps.plan(path, recorded=False)
     before = (out / "records" / "seed-0" / "metrics.csv").read_bytes()
     collect.collect_sweep(sweep)
     assert (out / "records" / "seed-0" / "metrics.csv").read_bytes() == before
+    other = write(sweep="cuts", cells=[cell("1"), cell("2", probability=0.9)])
+    with pytest.raises(ParameterError, match="recorded with other cells or arms: delete"):
+        collect.collect_sweep(sweeps.load(other))
+    assert json.loads((out / "sweep.json").read_text()) == document
     found = tables.table(records.read(out / "records"))
     assert {("1", "deme_merged"), ("2", "deme_merged")} <= set(
         zip(found["cell"], found["arm"], strict=True)

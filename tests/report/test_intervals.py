@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
-from evidence import ALL, SWEEPS, write
+from evidence import ALL, SWEEPS, change, write
 
 from deme_lib.report import intervals, records, searches
 
@@ -189,3 +189,14 @@ def test_searches_show_what_luck_was_worth(known):
     expected = scipy.stats.ttest_1samp(curse, 0).confidence_interval(0.95)
     assert (row["in_search"], row["curse"]) == pytest.approx((score.mean(), curse.mean()))
     assert (row["low"], row["high"]) == pytest.approx(tuple(expected))
+
+
+def test_weights_of_a_file_are_no_search_s(tmp_path):
+    def given(arms):
+        return arms.assign(weights=arms["weights"].mask(arms["arm"] == "deme_merged", "[1, 2, 3]"))
+
+    folder = write(tmp_path / "records", arms=ALL)
+    for path in folder.glob("*/arms.csv"):
+        change(path, given)
+    found = searches.table(records.read(folder))
+    assert found["arm"].tolist() == ["soup_searched", "all_scaled"]

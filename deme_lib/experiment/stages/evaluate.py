@@ -71,7 +71,7 @@ def sampling(job: Job, model: nn.Module | None = None) -> Iterator[tuple[Path, d
             yield path, tensors
 
 
-def make_images(job: Job) -> dict[str, Any]:
+def make_images(job: Job) -> None:
     model, weights = denoiser(job)
     model, scheduler = model.to(job.device), job.pipeline.scheduler
     for path, tensors in sampling(job, model):
@@ -100,18 +100,15 @@ def make_images(job: Job) -> dict[str, Any]:
     job.table("arms", [row])
     for path in shards(job.folder / WORKING, job["samples"]):
         shutil.copy(path, job.folder)  # kept there, so that an interrupted run has them too
-    return {"weights": weights}
 
 
 def make_metrics(job: Job) -> None:
-    rows, kept, seeds = [], {}, job["sampling_seeds"]
+    rows, seeds = [], job["sampling_seeds"]
     files = shards(job.inputs["images"].path, job["samples"])
     for seed in seeds:
         images = (load_file(file)[f"seed{seed}"] for file in files)
-        row, kept[f"seed{seed}"] = _score(job, images)
-        rows.append({"arm": job["arm"], "seed": seed, **row})
+        rows.append({"arm": job["arm"], "seed": seed, **_score(job, images)})
     job.table("metrics", rows)
-    save_file(kept, job.folder / "features.safetensors")
     train = job.images("train")
     shown = {job["arm"]: load_file(files[0])[f"seed{seeds[0]}"][:NEIGHBOURS]}
     if job["arm"] == "pretrained":
@@ -123,15 +120,15 @@ def make_metrics(job: Job) -> None:
     )
 
 
-def _score(job: Job, images: Iterable[torch.Tensor]) -> tuple[dict[str, Any], torch.Tensor]:
-    """All metrics of one stream's images, a part at a time, and their features."""
+def _score(job: Job, images: Iterable[torch.Tensor]) -> dict[str, Any]:
+    """All metrics of one stream's images, a part at a time."""
     role, second = job["fid_reference"], job["second_features"]
     found = job.extract_all(images, job["features"], second, metrics.PIXELS)
     main = found[job["features"]]
     test, train = (job.reference(r, job["features"]) for r in ("test", "train"))
     reference = test if role == "test" else train
     precision, recall = metrics.precision_recall(main, reference)
-    row = {
+    return {
         "n": len(main),
         "features": job["features"],
         "steps": job["sampling_steps"],
@@ -145,4 +142,3 @@ def _score(job: Job, images: Iterable[torch.Tensor]) -> tuple[dict[str, Any], to
         "precision": precision,
         "recall": recall,
     }
-    return row, main.values.float()

@@ -102,7 +102,7 @@ def _spec(
         final_learning_rate=job["finetune_lr"],
         precision=job["precision"],
         ema_warmup=ema_warmup,
-        further_ema_decays=tuple(job["further_ema_decays"]),
+        further_ema_decays=tuple(job.parameters.get("further_ema_decays", ())),
         **{name: job[name] for name in ADAM},
         **{name: job[name] for name in (*extra, "n_tasks") if name in job.parameters},
     )
@@ -132,7 +132,7 @@ def _follow(job: Job, run: Training, snapshots: Mapping[int, str], looks: int) -
     """Train to the end; keep losses of the EMA weights along the way, and some of the weights."""
     spec, kept = run.spec, job.folder / HISTORY
     every = max(1, spec.steps // looks)
-    found = read_json(kept) if kept.is_file() else []
+    found = read_json(kept, list) if kept.is_file() else []
     history = [point for point in found if point["step"] <= run.position]
     noisy = _noisy(job, run.scheduler)
 

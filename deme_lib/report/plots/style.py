@@ -44,12 +44,12 @@ def subplots(rows: int, columns: int, inches: tuple, **options) -> tuple[Figure,
     return plt.subplots(rows, columns, figsize=inches, squeeze=False, **options)
 
 
-def grid(panels: int, most: int, inches: tuple, **options) -> tuple[Figure, np.ndarray]:
+def grid(panels: int, most: int, inches: tuple) -> tuple[Figure, np.ndarray]:
     """A figure of that many axes [panels], at most so many a row, each of a size."""
     columns = min(most, panels)
     rows = -(-panels // columns)
     size = (max(inches[0] * columns, 6), 0.9 + inches[1] * rows)
-    figure, axes = subplots(rows, columns, size, **options)
+    figure, axes = subplots(rows, columns, size)
     for ax in axes.flat[panels:]:
         ax.remove()
     return figure, axes.flat[:panels]

@@ -47,6 +47,8 @@ def examine(plan: Plan) -> Iterator[tuple[str, bool, str]]:
 
 def _device(p: Parameters) -> str:
     processes.check(p)
+    if p.batch_size < p.processes:
+        raise CheckError(f"processes={p.processes} is above batch_size={p.batch_size}: lower it")
     return f"{models.accelerator(p.device).device}"
 
 

@@ -49,9 +49,7 @@ def _patient() -> distributed.ProcessGroup:
 
 
 def check(p: Parameters) -> None:
-    """Refuse more processes than images of a batch, or than GPUs, where there are any."""
-    if p.batch_size < p.processes:
-        raise ProcessError(f"processes={p.processes} is above batch_size={p.batch_size}: lower it")
+    """Refuse more processes than there are GPUs, where there are any."""
     gpus = torch.cuda.device_count() if p.device != "cpu" else 0
     if 0 < gpus < p.processes:
         raise ProcessError(

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import statistics
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
@@ -224,19 +225,21 @@ def test_a_runs_folder_that_cannot_be_is_explained(tmp_path, runs):
         Store(tmp_path / runs).make(EXPERT, Builder())
 
 
-def test_two_that_ask_at_once_build_once(store, capsys):
+def test_two_that_ask_at_once_build_once(store, monkeypatch):
     """The lock is the file's: whoever holds it, thread or process, the others wait."""
-    builds, go = [], Event()
+    builds, said, go = [], [], Event()
+    tell = lambda text, **_: said.append(text)  # noqa: E731  captured output is lost while read
+    monkeypatch.setattr("deme_lib.experiment.store.print", tell, raising=False)
 
     def build(folder):
         builds.append(folder)
         assert go.wait(60)
         return {}
 
-    said = ""
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(store.make, DATA, build) for _ in range(2)]
-        while "another process is making it" not in said and len(builds) < 2:
-            said += capsys.readouterr().out
+        while not said and len(builds) < 2:
+            time.sleep(0.01)
         go.set()
+    assert ["another process is making it" in text for text in said] == [True]
     assert [a.result() for a in asked] == [store.load(DATA)] * 2 and len(builds) == 1

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from deme_lib.experiment import parameters, recipes, sweeps
 from deme_lib.experiment.arms import BASE, arm_of, search_of
 from deme_lib.experiment.schema import Parameters
-from deme_lib.experiment.store import Artefact, Recipe, Store, locked, provenance
+from deme_lib.experiment.store import Artefact, Recipe, Store, locked, provenance, write_text
 
 SAMPLES_SHOWN = 16
 TIMING = ["artefact", "seconds", "core_seconds", "process_peak_memory_mib", "device"]
@@ -53,7 +53,7 @@ def collect_sweep(sweep: sweeps.Sweep, **overrides: Any) -> Path:
     out = sweeps.folder_of(sweep, base)
     left = [q for q in base.per_seed() if not sweeps.is_recorded(sweep, out, q)]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "sweep.json").write_text(sweep.model_dump_json(indent=1) + "\n")
+    write_text(out / "sweep.json", sweep.model_dump_json(indent=1) + "\n")
     for q in left:
         parts: dict[str, list[pd.DataFrame]] = {}
         for cell, (p, arms) in found.items():

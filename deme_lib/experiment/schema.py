@@ -23,6 +23,13 @@ EXECUTION = {"device", "processes", "threads", "sampling_batch", "checkpoint_eve
 EXECUTION |= {"runs_dir", "figures_dir"}
 """Parameters that change where and how fast, never what: they are in no artefact's key."""
 
+TAKEN_FROM = {
+    "kid_subset_size": ("samples", "test_images"),
+    "loss_images": ("search_images", "train_images"),
+    "is_splits": ("samples",),
+}
+"""Parameter -> those that it must not be above."""
+
 
 def _of(default: Any, meaning: str, **bounds: Any) -> Any:
     return Field(default, description=meaning, **bounds)
@@ -262,15 +269,8 @@ def _check_sizes(p: Parameters) -> None:
             raise ValueError(f"{name}={value!r}: give one of {known}")
     if p.features == p.second_features:
         raise ValueError("second_features must differ from features: they check each other")
-    if p.kid_subset_size > min(p.samples, p.test_images):
-        raise ValueError(
-            f"kid_subset_size={p.kid_subset_size} needs as many samples ({p.samples}) and "
-            f"test_images ({p.test_images}): lower it"
-        )
-    if p.loss_images > min(p.search_images, p.train_images):
-        raise ValueError(
-            f"loss_images={p.loss_images} needs as many search_images ({p.search_images}) and "
-            f"train_images ({p.train_images}): lower it"
-        )
-    if p.is_splits > p.samples:
-        raise ValueError(f"is_splits={p.is_splits} needs at least as many samples: lower it")
+    for name, sources in TAKEN_FROM.items():
+        held = p.pick(*sources)
+        if (value := getattr(p, name)) > min(held.values()):
+            many = " and ".join(f"{source} ({count})" for source, count in held.items())
+            raise ValueError(f"{name}={value} needs as many {many}: lower it")

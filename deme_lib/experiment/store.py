@@ -215,9 +215,10 @@ def rates(store: Store, data: str) -> tuple[float, float]:
     for path in store.root.glob(f"*/{RECORD}"):
         with suppress(StoreError):  # whoever loads that one is told
             record = read_json(path)
+            if record.get("resumed") or record["inputs"].get("data") != data:
+                continue
             for work, seconds in found.items():
-                whole = not record.get("resumed") and record["inputs"].get("data") == data
-                if record.get(work) and whole:
+                if record.get(work):
                     seconds.append(record["seconds"] / record[work])
     return tuple(
         statistics.median(seconds or [otherwise])

@@ -4,8 +4,9 @@ import json
 
 import pandas as pd
 import pytest
-from evidence import DEFAULT_ARMS, SWEEPS, change, write
+from evidence import SWEEPS, change, write
 
+from deme_lib.experiment.arms import DEFAULT_ARMS
 from deme_lib.report import records
 
 

@@ -1,75 +1,37 @@
-"""``python -m deme_lib``: a thin face of the library for jobs and the shell."""
+"""``python -m deme_lib``: the library from the shell, for jobs and for people."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from deme_lib import ROOT
+import yaml
 
 PRESET = "params/fashion8.yaml"
 
 
 def make(options: argparse.Namespace) -> None:
-    """make artefacts, or the artefacts of jobs, and what they need"""
-    from deme_lib.experiment import sweeps
-    from deme_lib.experiment.parameters import ParameterError
-
-    plan, wanted = sweeps.plan(options.file), {}
-    for name in options.names:
-        found = [(r, p) for r, p in plan.values() if name in (r.name, r.label, r.job)]
-        if not found:
-            known = sorted({r.job for r, _ in plan.values()} - {""})
-            raise ParameterError(
-                f"no job or artefact called {name!r} in {options.file}: `list` prints the "
-                f"artefacts, and jobs are {', '.join(known)}"
-            )
-        for recipe, p in found:
-            wanted.setdefault(id(p), (p, []))[1].append(recipe)
-    from deme_lib.experiment import stages
-
-    for p, recipes in wanted.values():
-        stages.make_all(recipes, p)
-
-
-def listing(options: argparse.Namespace) -> None:
-    """artefacts of a file by job, stored or missing"""
-    from deme_lib.experiment import sweeps
-    from deme_lib.experiment.store import Store
-
-    for name, (recipe, p) in sweeps.plan(options.file).items():
-        state = "stored" if Store(p.runs_dir).holds(recipe) else "missing"
-        print(f"{state:8}{recipe.job:24}{name}")
-
-
-def check(options: argparse.Namespace) -> int:
-    """what would stop a run, asked before it starts"""
-    from deme_lib.experiment import check, sweeps
-
-    problems = 0
-    for about, problem, found in check.examine(sweeps.plan(options.file)):
-        print(f"{'problem' if problem else 'ok':8}{about:12}{found}", flush=True)
-        problems += problem
-    return int(problems > 0)
-
-
-def sweep(options: argparse.Namespace) -> None:
-    """records, table and figure of a sweep, making what is missing"""
-    from deme_lib.experiment import collect, sweeps
+    """make jobs or artefacts by name; without names everything, with its tables and figures"""
+    from deme_lib.experiment import collect, graph, parameters, store
     from deme_lib.report import render
 
-    loaded = sweeps.load(options.file)
-    overrides = {"figures_dir": options.figures} if options.figures else {}
-    out = collect.collect_sweep(loaded, **overrides)
-    render.render(out.parents[1])
-    print(out)
-
-
-def gallery(options: argparse.Namespace) -> None:
-    """executed notebooks as Markdown beside the figures, and as a site"""
-    from deme_lib.report.gallery import gallery
-
-    gallery(options.executed, options.figures)
+    p = parameters.load(options.file, **dict(options.parameter))
+    if not options.names:
+        folder = collect.collect(p)
+        render.render(folder)
+        return print(folder)
+    jobs = {k: v for q in p.per_seed() for k, v in graph.jobs(q, q.seed == p.seed).items()}
+    every = [artefact for found in jobs.values() for artefact in found]
+    for name in options.names:
+        found = jobs.get(name) or [a for a in every if name in (a.name, a.label)]
+        if not found:
+            known = sorted({*jobs, *(artefact.label for artefact in every)})
+            raise parameters.ParameterError(
+                f"no job or artefact {name!r} in {options.file}; there are {', '.join(known)}"
+            )
+        for folder in store.make(found):
+            print(folder)
+    return None
 
 
 def render(options: argparse.Namespace) -> None:
@@ -79,19 +41,19 @@ def render(options: argparse.Namespace) -> None:
     render.render(options.folder)
 
 
-def readme(options: argparse.Namespace) -> None:
-    """generated numbers and tables in Markdown files again"""
-    from deme_lib.report import readme
-
-    for path in options.files:
-        path.write_text(readme.fill(path.read_text(), ROOT / "figures"))
-
-
-def reproduced(options: argparse.Namespace) -> int:
-    """whether two runs of one preset agree"""
+def compare(options: argparse.Namespace) -> int:
+    """whether training seeds made again agree with committed records"""
     from deme_lib.report import reproduced
 
-    return reproduced.verdict(options.committed, options.other)
+    return reproduced.verdict(options.committed, options.other, options.seeds)
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Eq. 8 on folders: pretrained pipeline, experts, one weight each (1/N without)"""
+    from deme_lib.diffusion.merged import merge_folders
+
+    n = len(options.experts)
+    merge_folders(options.base, options.experts, options.weights or [1 / n] * n, options.out)
 
 
 def parameters(options: argparse.Namespace) -> None:
@@ -101,8 +63,15 @@ def parameters(options: argparse.Namespace) -> None:
     print(parameters.listing())
 
 
+def notebooks(options: argparse.Namespace) -> int:
+    """run the notebooks in place with their defaults, or check that their outputs are current"""
+    from deme_lib.report import notebooks
+
+    return notebooks.check() if options.check else notebooks.execute()
+
+
 def classifier(options: argparse.Namespace) -> None:
-    """train the metric's two classifiers of a file's data again"""
+    """train the two classifiers whose features a file's FID uses"""
     from deme_lib.diffusion import classifier, data
     from deme_lib.experiment import parameters
 
@@ -112,48 +81,45 @@ def classifier(options: argparse.Namespace) -> None:
     classifier.train(p.experiment, roles, p.split_seed, options.out)
 
 
-def fashion8(options: argparse.Namespace) -> None:
-    """make the built-in data set again from Fashion-MNIST's four files"""
-    from deme_lib.diffusion import data
-
-    data.write_fashion8(options.folder)
-    print(f"wrote {data.FASHION8}")
-
-
-def _paths(*names: str) -> list:
-    return [((name,), {"type": Path}) for name in names]
+def _override(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: write name=value")
+    return name, yaml.safe_load(value)
 
 
-FILE = ("-f", "--file"), {"default": PRESET, "help": f"parameter or sweep file ({PRESET})"}
+FILE = ("-f", "--file"), {"default": PRESET, "help": f"parameter file ({PRESET})"}
+OVERRIDE = ("-p", "--parameter"), {"type": _override, "action": "append", "default": []}
 COMMANDS = {
-    "make": (make, [(("names",), {"nargs": "+", "help": "names as printed by `list`"}), FILE]),
-    "list": (listing, [FILE]),
-    "check": (check, [FILE]),
-    "sweep": (sweep, [FILE, (("--figures",), {"help": "folder to write under"})]),
-    "render": (render, _paths("folder")),
-    "readme": (readme, [(("files",), {"nargs": "+", "type": Path})]),
-    "gallery": (gallery, _paths("executed", "figures")),
-    "reproduced": (reproduced, _paths("committed", "other")),
-    "parameters": (parameters, []),
-    "classifier": (
-        classifier,
-        [FILE, (("-o", "--out"), {"type": Path, "default": Path("runs/classifiers")})],
-    ),
-    "fashion8": (fashion8, _paths("folder")),
+    make: [(("names",), {"nargs": "*"}), FILE, OVERRIDE],
+    render: [(("folder",), {"type": Path})],
+    compare: [
+        (("committed",), {"type": Path}),
+        (("other",), {"type": Path}),
+        (("--seeds",), {"type": int, "nargs": "+"}),
+    ],
+    merge: [
+        (("base",), {"type": Path}),
+        (("experts",), {"type": Path, "nargs": "+"}),
+        (("--weights",), {"type": float, "nargs": "+"}),
+        (("-o", "--out"), {"type": Path, "required": True}),
+    ],
+    parameters: [],
+    notebooks: [(("--check",), {"action": "store_true"})],
+    classifier: [FILE, (("-o", "--out"), {"type": Path, "default": Path("runs/classifiers")})],
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run a command; an error is one line that says what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m deme_lib", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (function, wanted) in COMMANDS.items():
-        command = commands.add_parser(name, help=function.__doc__)
+    for function, wanted in COMMANDS.items():
+        command = commands.add_parser(function.__name__, help=function.__doc__)
         for flags, settings in wanted:
             command.add_argument(*flags, **settings)
         command.set_defaults(run=function)
     options = parser.parse_args(arguments)
-    if options.command != "make" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        parser.error("a launcher can only `make`: for all else set the parameter `processes`")
     try:
         return options.run(options) or 0
     except (OSError, MemoryError, RuntimeError, ValueError, KeyError) as error:

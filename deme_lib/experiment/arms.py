@@ -1,13 +1,83 @@
-"""The arms of the two ablations: what each is made of, in one table.
+"""The arms of the two ablations: what each is made of, and how its members become one denoiser.
 
-Every arm starts from the same pretrained weights. An arm combines its members, a family of
-finetuned copies, into one denoiser: by merging parameters (Eq. 8), by routing (Eq. 7), or by
-averaging outputs. Families take the same number of optimiser steps in total.
+Every arm starts from the same pretrained weights. Families take the same number of optimiser steps
+in total. An arm of your own is one function and one entry, made before parameters are read:
+
+    def ties(base, members, ranges):
+        ...
+        return denoiser
+
+    ARMS["ties"] = Arm("ties", "DeMe experts, TIES-merged", (1, 2), DEME, ties)
+
+``tests/experiment/test_arms.py`` holds this example in full. An arm's images are made again when
+the source of its function changes; what that function calls is its author's business.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from diffusers import UNet2DModel
+from torch import nn
+
+from deme_lib.diffusion.merged import merge_experts
+from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble
+
+DEFAULT = "default"
+"""The cell of all rows where an experiment has no cells, and always of the pretrained model."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Finetuned copies of the pretrained model.
+
+    Attributes:
+        ranged: copy k trains on range k of N; otherwise on all timesteps.
+        techniques: with DeMe's: probabilistic sampling, consistency loss, projections.
+        copies: "N", which share ``total_steps`` evenly, or "one", which takes them all.
+        reweighted: the denoising loss has the parameter ``loss_weighting``.
+    """
+
+    name: str
+    ranged: bool = False
+    techniques: bool = False
+    copies: str = "N"
+    reweighted: bool = False
+
+
+ALL_PLAIN = Family("all_plain", copies="one")
+ALL_SAME = Family("all_same", techniques=True, copies="one")
+REWEIGHTED = Family("reweighted", copies="one", reweighted=True)
+SOUP = Family("soup")
+SOUP_SAME = Family("soup_same", techniques=True)
+PLAIN = Family("plain", ranged=True)
+DEME = Family("deme", ranged=True, techniques=True)
+
+
+def first(base: UNet2DModel, members: Sequence[UNet2DModel], ranges: Sequence[range]) -> nn.Module:
+    """The only copy; without any, the pretrained model."""
+    return members[0] if members else base
+
+
+def merged(
+    base: UNet2DModel,
+    members: Sequence[UNet2DModel],
+    ranges: Sequence[range],
+    weights: Sequence[float] = (),
+) -> nn.Module:
+    """Eq. 8, with 1/N each where no weights are given."""
+    return merge_experts(base, members, list(weights) or [1 / len(members)] * len(members))
+
+
+def routed(base: UNet2DModel, members: Sequence[UNet2DModel], ranges: Sequence[range]) -> nn.Module:
+    """Eq. 7: the expert of the timestep's range."""
+    return RoutedEnsemble(members, ranges)
+
+
+def averaged(
+    base: UNet2DModel, members: Sequence[UNet2DModel], ranges: Sequence[range]
+) -> nn.Module:
+    """The simple ensemble: the mean of all predictions, at every timestep."""
+    return AveragedEnsemble(members)
 
 
 @dataclass(frozen=True)
@@ -15,87 +85,42 @@ class Arm:
     """One row of a table.
 
     Attributes:
-        name: key in records and recipes.
         title: as printed.
         ablations: 1 (remove decoupling), 2 (replace merging by an ensemble).
-        members: the finetuned copies it uses: one on all timesteps (``all_*``, ``reweighted``), N
-            such (``soup*``), or one a range (``plain`` without technique, ``deme`` with).
-        combine: how they become one denoiser.
-        weights: "one" and "uniform" (1/N) are fixed, "preset" is the parameter merge_weights,
-            the others name a search.
-        checkpoints: the members are the N checkpoints along one run.
-        ema_decay: of the EMA copies to use; None: the one that all arms are judged at.
+        family: the copies it uses; None: the pretrained model alone.
+        combine: function of the pretrained model, the copies in order and the N ranges (which tile
+            [0, T)) that returns the denoiser.
+        weighted: ``combine`` also takes ``weights``, those of the parameter ``merge_weights``.
     """
 
     name: str
     title: str
     ablations: tuple[int, ...]
-    members: str
-    combine: Literal["parameters", "routed", "outputs"]
-    weights: str
-    checkpoints: bool = False
-    ema_decay: float | None = None
+    family: Family | None
+    combine: Callable[..., nn.Module]
+    weighted: bool = False
 
 
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("pretrained", "pretrained", (1, 2), "none", "parameters", "one"),
-        Arm("all_plain", "one model, all timesteps", (1,), "all_plain", "parameters", "one"),
-        Arm("soup", "soup of all-timestep models", (1,), "soup", "parameters", "uniform"),
-        Arm("plain_routed", "plain experts, routed", (1,), "plain", "routed", "one"),
-        Arm("deme_routed", "DeMe experts, routed", (1, 2), "deme", "routed", "one"),
-        Arm("deme_merged", "DeMe merged", (1, 2), "deme", "parameters", "preset"),
-        Arm("averaged", "averaged ensemble", (2,), "deme", "outputs", "uniform"),
-        Arm("plain_merged", "plain experts, merged", (1,), "plain", "parameters", "uniform"),
-        Arm("reweighted", "one model, loss re-weighted", (1,), "reweighted", "parameters", "one"),
-        Arm("all_same", "one model, DeMe's techniques", (1,), "all_same", "parameters", "one"),
-        Arm("soup_same", "soup, DeMe's techniques", (1,), "soup_same", "parameters", "uniform"),
-        Arm(
-            "all_checkpoints",
-            "one model, checkpoints averaged",
-            (1,),
-            "all_plain",
-            "parameters",
-            "uniform",
-            checkpoints=True,
-        ),
-        Arm("merged_searched", "DeMe merged, searched", (1, 2), "deme", "parameters", "merge"),
-        Arm("soup_searched", "soup, searched", (1,), "soup", "parameters", "soup"),
-        Arm("all_scaled", "one model, scale searched", (1,), "all_plain", "parameters", "scale"),
-        Arm("one_scaled", "one expert, scale searched", (2,), "deme", "parameters", "single"),
+        Arm("pretrained", "pretrained", (1, 2), None, first),
+        Arm("all_plain", "one model, all timesteps", (1,), ALL_PLAIN, first),
+        Arm("soup", "soup of all-timestep models", (1,), SOUP, merged),
+        Arm("plain_routed", "plain experts, routed", (1,), PLAIN, routed),
+        Arm("deme_routed", "DeMe experts, routed", (1, 2), DEME, routed),
+        Arm("deme_merged", "DeMe merged", (1, 2), DEME, merged, weighted=True),
+        Arm("averaged", "averaged ensemble", (2,), DEME, averaged),
+        Arm("plain_merged", "plain experts, merged", (1,), PLAIN, merged),
+        Arm("reweighted", "one model, loss re-weighted", (1,), REWEIGHTED, first),
+        Arm("all_same", "one model, DeMe's techniques", (1,), ALL_SAME, first),
+        Arm("soup_same", "soup, DeMe's techniques", (1,), SOUP_SAME, merged),
     )
 }
 
 DEFAULT_ARMS = tuple(ARMS)[:7]
 
-BASE = "base"
-"""The cell of a sweep's base, and of every row of an experiment."""
 
-SEARCHES = {"merge": "deme", "soup": "soup", "scale": "all_plain", "single": "deme"}
-"""Search -> the family whose task vectors it weighs."""
-
-
-def arm_of(name: str, ema_decays: Sequence[float] = ()) -> Arm:
-    """The arm of a name; ``soup@0.98`` is the soup of copies with that EMA decay.
-
-    Raises:
-        ValueError: there is no such arm or decay.
-    """
-    base, at, decay = name.partition("@")
-    if base not in ARMS:
-        raise ValueError(f"no arm {base!r}; there are {', '.join(ARMS)}")
-    if not at:
-        return ARMS[base]
-    known = {f"{d:g}": d for d in ema_decays}
-    if decay not in known or ARMS[base].members == "none" or ARMS[base].checkpoints:
-        raise ValueError(f"arm {name!r}: {base} has no EMA decay {decay!r}, only {list(known)}")
-    title = f"{ARMS[base].title}, EMA {decay}"
-    return replace(ARMS[base], name=name, title=title, ablations=(), ema_decay=known[decay])
-
-
-def search_of(arm: Arm, merge_weights: str | list[float]) -> str | None:
-    """The search that an arm's weights come from, if any."""
-    if arm.weights == "preset":
-        return "merge" if merge_weights == "search" else None
-    return arm.weights if arm.weights in SEARCHES else None
+def label(cell: str, arm: str) -> str:
+    """A row's name: its arm, in another cell than the default "cell / arm"."""
+    return arm if cell == DEFAULT else f"{cell} / {arm}"

@@ -1,141 +1,171 @@
-"""From stored artefacts to records: every stage's own small CSV files, copied together.
+"""From stored artefacts to records: the stages' own CSV files, one a kind for all training seeds.
 
-``figures/<experiment>/records/seed-<k>/`` is written whole when one training seed is done. A seed
-that is there is not made again, so records may outlive the folder that they were computed in.
+``figures/<experiment>/records/`` gains the rows of a training seed when all of it is made. Which
+seeds count stands in ``run.json``, written last. A folder elsewhere (``runs/figures``) starts as a
+copy of the committed one. A recorded seed is not made again unless ``again`` names it.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save
 
-from deme_lib.experiment import parameters, recipes, sweeps
-from deme_lib.experiment.arms import BASE, arm_of, search_of
+from deme_lib import ROOT
+from deme_lib.experiment import graph, parameters
+from deme_lib.experiment.arms import DEFAULT, label
+from deme_lib.experiment.parameters import ParameterError
 from deme_lib.experiment.schema import Parameters
-from deme_lib.experiment.store import Artefact, Recipe, Store, locked, provenance, write_text
+from deme_lib.experiment.stages import images_of
+from deme_lib.experiment.stages.judge import read_images
+from deme_lib.experiment.store import Artefact, locked, make
 
+COMMITTED = ROOT / "figures"
 SAMPLES_SHOWN = 16
-TIMING = ["artefact", "seconds", "core_seconds", "process_peak_memory_mib", "device"]
-TIMING += ["training_steps", "denoiser_calls"]
-SWEPT = ("metrics", "arms", "timing", "floor")  # the floor is the same in every cell
+
+
+def folder_of(p: Parameters) -> Path:
+    """Where records, tables and figures of an experiment go."""
+    return ROOT / p.figures_dir / parameters.folder_name(p)
 
 
 def collect(p: Parameters) -> Path:
-    """Make whatever is missing, then write the records of every training seed not yet there.
+    """Make whatever is missing, and add the records of every training seed not yet there.
 
     Returns:
-        The folder of the experiment; its records are in ``records/seed-<k>/``.
+        The folder of the experiment; its records are in ``records/``.
 
     Raises:
         ParameterError: records of other parameters are there.
     """
-    out = parameters.folder_of(p)
-    for q in p.per_seed():
-        first = q.seed == p.seed
-        if not parameters.is_recorded(out, q):
-            frames, made = _made(recipes.everything(q, looks=first), q)
-            _write(out, q, frames, made if first else {})
+    out = folder_of(p)
+    with locked(ROOT / p.runs_dir / "store", f"records-{out.name}"):
+        committed = COMMITTED / out.name / "records"
+        if committed.is_dir() and not out.exists():
+            shutil.copytree(committed, out / "records")
+        for q in missing(p):
+            _write(out / "records", q, *_made(q, looked_at=q.seed == p.seed))
     return out
 
 
-def collect_sweep(sweep: sweeps.Sweep, **overrides: Any) -> Path:
-    """``collect`` for a sweep: the same records with a column ``cell``.
-
-    Args:
-        overrides: of the base's parameters, such as ``figures_dir``.
-    """
-    found, base = sweep.parts(), parameters.load(sweep.base, **overrides)
-    out = sweeps.folder_of(sweep, base)
-    left = [q for q in base.per_seed() if not sweeps.is_recorded(sweep, out, q)]
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "sweep.json", sweep.model_dump_json(indent=1) + "\n")
-    for q in left:
-        parts: dict[str, list[pd.DataFrame]] = {}
-        for cell, (p, arms) in found.items():
-            of = p.model_copy(update={"seeds": q.seeds})
-            metrics = [recipes.metrics(of, arm_of(arm)) for arm in arms]
-            frames, _ = _made(recipes.upstream_first(recipes.floor(of), *metrics), of)
-            for name in SWEPT if cell == BASE else SWEPT[:-1]:
-                frames[name].insert(0, "cell", cell)
-                parts.setdefault(name, []).append(frames[name])
-        _write(out, q, {name: pd.concat(rows) for name, rows in parts.items()}, {})
-    return out
+def missing(p: Parameters) -> list[Parameters]:
+    """The training seeds, each as an experiment, that ``collect`` has to make."""
+    places = [folder / "records" for folder in (folder_of(p), COMMITTED / folder_of(p).name)]
+    return [
+        q
+        for q in p.per_seed()
+        if q.seed in p.again or not any(_is_recorded(place, q) for place in places)
+    ]
 
 
-def _made(
-    wanted: Mapping[str, Recipe], q: Parameters
-) -> tuple[dict[str, pd.DataFrame], dict[str, Artefact]]:
-    """Every stage's CSV files by name, and what each artefact took; the artefacts by label."""
-    from deme_lib.experiment.stages import make_all
-
-    made = make_all(list(wanted.values()), q)
-    parts: dict[str, list[pd.DataFrame]] = {}
-    for artefact in made.values():
-        for path in sorted(artefact.path.glob("*.csv")):
-            parts.setdefault(path.stem, []).append(pd.read_csv(path))
-    frames = {name: pd.concat(found, ignore_index=True) for name, found in parts.items()}
-    frames["arms"] = _described(frames["arms"], q, made)
-    took = [{"artefact": label, **artefact.record} for label, artefact in made.items()]
-    frames["timing"] = pd.DataFrame(took)[TIMING]
-    return frames, made
-
-
-def _described(arms: pd.DataFrame, q: Parameters, made: Mapping[str, Artefact]) -> pd.DataFrame:
-    """The arms with their titles, ablations, training steps and what was spent on a search."""
-    rows = []
-    for row in arms.to_dict("records"):
-        arm = arm_of(row["arm"], q.further_ema_decays)
-        name = search_of(arm, q.merge_weights)
-        search = made[f"search-{name}"].results if name else {"losses": 0, "images": 0}
-        title = arm.title + (", searched" if name and arm.weights == "preset" else "")
-        rows.append(
-            {**row, "title": title}
-            | {f"ablation{n}": int(n in arm.ablations) for n in (1, 2)}
-            | {"training_steps": sum(r.training_steps for r in recipes.finetuned(q, arm.members))}
-            | {"search_losses": search["losses"], "search_images": search["images"]}
+def _is_recorded(records: Path, q: Parameters) -> bool:
+    """Whether records hold a training seed, of these very parameters."""
+    run = _read_run(records)
+    if str(q.seed) not in run["trainings"]:
+        return False
+    there, now = run["parameters"], json.loads(json.dumps(q.results()))
+    if odd := sorted(name for name in now if there.get(name) != now[name]):
+        raise ParameterError(
+            f"{records} was recorded with other {', '.join(odd)}: delete that folder to record it "
+            "anew, or give the experiment another name"
         )
-    return pd.DataFrame(rows)
+    return True
+
+
+def _read_run(records: Path) -> dict[str, Any]:
+    path = records / "run.json"
+    return json.loads(path.read_text()) if path.is_file() else {"trainings": {}}
+
+
+def _made(q: Parameters, looked_at: bool) -> tuple[dict[str, pd.DataFrame], dict, bytes | None]:
+    """Rows by kind as text, where and with what they were made, and a few images."""
+    wanted = [artefact for found in graph.jobs(q, looked_at).values() for artefact in found]
+    make(wanted)
+    parts: dict[str, list[pd.DataFrame]] = {}
+
+    def add(artefact: Artefact, **columns: Any) -> None:
+        for path in sorted(artefact.folder.glob("*.csv")):
+            frame = _read(path)
+            columns = {"training_seed": q.seed, **columns}
+            parts.setdefault(path.stem, []).append(frame.assign(**columns)[[*columns, *frame]])
+
+    add(graph.floor(q))
+    for (cell, name), (arm, of_cell) in q.rows().items():
+        copies = graph.copies(of_cell, arm.family) if arm.family else []
+        add(graph.images(of_cell, arm), cell=cell, arm=name)
+        steps = sum(copy.arguments["steps"] for copy in copies)
+        parts["arms"][-1].insert(3, "title", arm.title)
+        parts["arms"][-1].insert(6, "training_steps", steps)
+        add(graph.scores(of_cell, arm), cell=cell, arm=name)
+        if arm.weighted and of_cell.merge_weights == "search":
+            add(graph.search(of_cell), cell=cell)
+        for copy in copies if looked_at else ():
+            add(copy, cell=cell, run=copy.label)
+    if looked_at:
+        add(graph.baseline(q), cell=DEFAULT, run="baseline")
+        for look in graph.looks(q):
+            add(look)
+    told = [json.loads(artefact.record.read_text()) for artefact in _with_upstream(wanted)]
+    names = {"training_seed": q.seed, "artefact": "label", "seconds": "seconds", "device": "device"}
+    parts["timing"] = [pd.DataFrame([{k: r.get(v, v) for k, v in names.items()} for r in told])]
+    frames = {k: pd.concat(found).astype(str).drop_duplicates() for k, found in parts.items()}
+    frames["floor"] = frames["floor"].drop(columns="training_seed")
+    training = {k: told[-1][k] for k in ("commit", "dirty", "device", "versions")}
+    return frames, training, _samples(q) if looked_at else None
+
+
+def _with_upstream(wanted: list[Artefact]) -> list[Artefact]:
+    found = {}
+    for artefact in wanted:
+        found |= {a.name: a for a in [*_with_upstream(artefact.upstream()), artefact]}
+    return list(found.values())
+
+
+def _samples(q: Parameters) -> bytes:
+    """The first images of every row, and of the training data, as safetensors."""
+    shown = {
+        label(cell, name): next(read_images(graph.images(of_cell, arm).folder, q.sampling_seeds[0]))
+        for (cell, name), (arm, of_cell) in q.rows().items()
+    }
+    shown["real"] = images_of(graph.data(q).folder, "train")
+    return save({name: found[:SAMPLES_SHOWN].numpy().copy() for name, found in shown.items()})
 
 
 def _write(
-    out: Path, q: Parameters, frames: Mapping[str, pd.DataFrame], made: Mapping[str, Artefact]
+    records: Path,
+    q: Parameters,
+    frames: dict[str, pd.DataFrame],
+    training: dict[str, Any],
+    samples: bytes | None,
 ) -> None:
-    """The folder of one training seed, whole or not at all; ``made`` of the first seed alone."""
-    final = out / "records" / f"seed-{q.seed}"
-    with locked(Store(q.runs_dir).root, f"records-{out.name}-{q.seed}"):
-        if parameters.is_recorded(out, q):  # by another process, meanwhile
-            return
-        folder = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for name in frames.keys() - (() if made else ("history", "neighbours")):
-            frame = frames[name].copy()
-            frame.insert(0, "training_seed", q.seed)
-            frame.to_csv(folder / f"{name}.csv", index=False)
-        run = {"experiment": q.experiment, "parameters": q.model_dump()}
-        run |= {"device": ", ".join(sorted(set(frames["timing"]["device"]))), **provenance()}
-        _write_json(folder / "run.json", run)
-        if made:
-            _write_json(folder / "acceptance.json", made["acceptance"].results)
-            save_file(_samples(q, made), folder / "samples.safetensors")
-        os.rename(folder, final)
+    """Add a training seed's rows; it counts once ``run.json`` names it."""
+    records.mkdir(parents=True, exist_ok=True)
+    run = _read_run(records)
+    others = run["trainings"].keys() - {str(q.seed)}
+    for kind, frame in frames.items():
+        path = records / f"{kind}.csv"
+        if path.is_file() and "training_seed" in frame:
+            there = _read(path)
+            frame = pd.concat([there[there["training_seed"].isin(others)], frame])
+            frame = frame.sort_values("training_seed", key=lambda x: x.astype(int), kind="stable")
+        _replace(path, frame.to_csv(index=False).encode())
+    if samples is not None:
+        _replace(records / "samples.safetensors", samples)
+    trainings = sorted({**run["trainings"], str(q.seed): training}.items(), key=lambda x: int(x[0]))
+    run = {"experiment": q.experiment, "parameters": q.results(), "trainings": dict(trainings)}
+    _replace(records / "run.json", (json.dumps(run, indent=1) + "\n").encode())
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+def _read(path: Path) -> pd.DataFrame:
+    """A CSV file as text, so that what is written again is what was read."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
-def _samples(q: Parameters, made: Mapping[str, Artefact]) -> dict[str, Any]:
-    """The first images of every arm, and of the training data."""
-    shown = {}
-    for name in q.arms:
-        made_of = made[recipes.images(q, arm_of(name, q.further_ema_decays)).label]
-        images = load_file(made_of.path / "images.safetensors")
-        shown[name] = images[f"seed{q.sampling_seeds[0]}"][:SAMPLES_SHOWN].copy()
-    real = load_file(made["data"].path / "images.safetensors")["train"]
-    return shown | {"real": real[: min(map(len, shown.values()))].copy()}
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -5,8 +5,6 @@ A parameter file is flat YAML and names only what differs from the defaults, whi
 """
 
 import ast
-import difflib
-import json
 import math
 import os
 from pathlib import Path
@@ -17,11 +15,11 @@ from pydantic import ValidationError
 
 from deme_lib import ROOT
 from deme_lib.errors import Explained
-from deme_lib.experiment.schema import Parameters
+from deme_lib.experiment.schema import Parameters, unknown
 
 PRESETS = ROOT / "params"
 FIELDS = Parameters.model_fields
-LITERALS = ast.Constant | ast.List | ast.UnaryOp  # what a parameter's value is written as
+LITERALS = ast.Constant | ast.List | ast.Dict | ast.UnaryOp  # what a parameter is written as
 DATASET, MODEL = (FIELDS[name].default for name in ("dataset", "pretrained"))
 
 
@@ -37,11 +35,8 @@ def check(values: dict[str, Any], source: str) -> Parameters:
     Raises:
         ParameterError: naming the parameter, what is wrong, and what to do.
     """
-    if unknown := [name for name in values if name not in FIELDS]:
-        hint = "`python -m deme_lib parameters` lists them"
-        if close := difflib.get_close_matches(unknown[0], FIELDS, n=1, cutoff=0.5):
-            hint = f"did you mean {close[0]!r}?"
-        raise ParameterError(f"{source}: unknown parameter {unknown[0]!r}; {hint}")
+    if odd := [name for name in values if name not in FIELDS]:
+        raise ParameterError(f"{source}: {unknown(odd[0], FIELDS, 'parameter')}")
     values = {n: os.path.expanduser(v) if isinstance(v, str) else v for n, v in values.items()}
     if values.get("dataset", DATASET) != DATASET and values.get("pretrained", MODEL) == MODEL:
         values["pretrained"] = ""
@@ -68,34 +63,11 @@ def folder_name(p: Parameters) -> str:
     return p.experiment if same else f"{p.experiment}-{p.digest()}"
 
 
-def folder_of(p: Parameters) -> Path:
-    """Where records, tables and figures of an experiment go."""
-    return ROOT / p.figures_dir / folder_name(p)
-
-
-def is_recorded(out: Path, q: Parameters) -> bool:
-    """Whether ``out`` holds the records of a training seed, of these very parameters.
-
-    Raises:
-        ParameterError: they are of other parameters.
-    """
-    path = out / "records" / f"seed-{q.seed}" / "run.json"
-    if not path.is_file():
-        return False
-    there, now = json.loads(path.read_text())["parameters"], q.results()
-    if odd := sorted(name for name in now if there.get(name) != now[name]):
-        raise ParameterError(
-            f"{path.parent} was recorded with other {', '.join(odd)}: delete that folder to record "
-            "it anew, or give the experiment another name"
-        )
-    return True
-
-
 def read(path: str | Path) -> dict[str, Any]:
-    """What a parameter or sweep file holds, unchecked."""
+    """What a parameter file holds, unchecked but for what YAML would hide."""
     found = next((p for p in (Path(path or ""), ROOT / (path or "")) if p.is_file()), None)
     if found is None:
-        presets = ", ".join(sorted(str(p.relative_to(ROOT)) for p in PRESETS.rglob("*.yaml")))
+        presets = ", ".join(sorted(str(p.relative_to(ROOT)) for p in PRESETS.glob("*.yaml")))
         raise ParameterError(f"no parameter file {str(path or '')!r}; there are {presets}")
     try:
         text = found.read_text()
@@ -103,7 +75,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         raise ParameterError(f"{found} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-        raise ParameterError(f"{found} must be a flat list of `name: value` lines")
+        raise ParameterError(f"{found} must be a list of `name: value` lines")
     _check_nodes(root, str(found))
     return values
 
@@ -129,9 +101,8 @@ def from_notebook(namespace: dict[str, Any]) -> Parameters:
 
     papermill injects every key of ``-f`` into every notebook and only warns of unknown ones, so
     the names are read from the cells that were run (IPython's ``In``): papermill's, and those that
-    give a known parameter a literal, where an annotated name is one too.
-    What papermill's own reading of a file hides (a parameter given twice, 0100 for 64) shows in
-    ``load`` alone, and so in ``make`` and ``check``.
+    give a known parameter a literal, where an annotated name is one too. What papermill's own
+    reading of a file hides (a parameter given twice, 0100 for 64) shows in ``load`` alone.
 
     Args:
         namespace: the notebook's ``globals()``.

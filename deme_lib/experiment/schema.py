@@ -1,5 +1,6 @@
 """The typed schema of all parameters: name, type, range, meaning and default, told here once."""
 
+import difflib
 import hashlib
 import json
 import os
@@ -16,12 +17,17 @@ from pydantic import (
     model_validator,
 )
 
-from deme_lib import ROOT
-from deme_lib.experiment.arms import DEFAULT_ARMS, arm_of, search_of
+from deme_lib.diffusion.data import CLASSIFIERS
+from deme_lib.experiment.arms import ARMS, DEFAULT, DEFAULT_ARMS, Arm, label
 
-EXECUTION = {"device", "processes", "threads", "sampling_batch", "checkpoint_every"}
-EXECUTION |= {"runs_dir", "figures_dir"}
-"""Parameters that change where and how fast, never what: they are in no artefact's key."""
+EXECUTION = {"device", "threads", "sampling_batch", "checkpoint_every"}
+EXECUTION |= {"runs_dir", "figures_dir", "seeds", "again"}
+"""Parameters that change where, how fast and how many trainings, never what one of them gives."""
+
+OF_CELLS = {"n_ranges", "probability", "consistency_weight", "channel_projection", "finetune_lr"}
+OF_CELLS |= {"batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "ema_decay"}
+OF_CELLS |= {"loss_weighting", "min_snr_gamma", "p2_gamma", "precision", "merge_weights", "arms"}
+"""Parameters that a cell may set: finetuning, merging and what is judged; not how long."""
 
 TAKEN_FROM = {
     "kid_subset_size": ("samples", "test_images"),
@@ -42,9 +48,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=-100, le=100)]
 Folder = Annotated[str, Field(min_length=1)]
-Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[list[Seed], Field(min_length=1)]
 Channels = Annotated[int, Field(ge=8, le=2**14, multiple_of=8)]  # group norm has 8 groups
-Cut = Literal["uniform", "log-snr", "overlapping", "random"]
 Weighting = Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty"]
 
 
@@ -60,14 +66,14 @@ class Parameters(BaseModel):
     # data: every image has one role
     dataset: Folder = _of("fashion8", "fashion8, digits, a hub id, or a local folder")
     train_images: Images = _of(50_000, "images to train on")
-    search_images: Images = _of(10_000, "held-out images for searches, curves and the floor")
+    search_images: Images = _of(10_000, "held-out images for the search, curves and the floor")
     test_images: Images = _of(10_000, "images no training and no search sees")
-    split_seed: int = _of(0, "seed of the split", ge=0, lt=2**32)
+    split_seed: Seed = _of(0, "seed of the split")
     image_size: int = _of(0, "images padded or shrunk to this; 0: as they are", ge=0, le=4096)
 
     # baseline: the learning rate decays to finetune_lr, so that finetuning is not more pretraining
     pretrained: str = _of(
-        "fashion8", "fashion8 (shipped), a diffusers folder, a hub id; empty: trained"
+        "fashion8", "fashion8 (shipped), a diffusers folder, a hub id; empty: trained here"
     )
     model_channels: Annotated[list[Channels], Field(min_length=1)] = _of(
         [8, 16], "UNet channels per resolution"
@@ -80,12 +86,11 @@ class Parameters(BaseModel):
 
     # finetuning, the same for experts and controls
     n_ranges: Count = _of(4, "N of Eq. 3", le=1000)
-    range_cut: Cut = _of("uniform", "how [0, T) is cut into ranges")
     probability: NotNegative = _of(0.3, "p of Eq. 6", le=1)
     consistency_weight: NotNegative = _of(1.0, "weight of Eq. 4 in Eq. 5; 0: without")
     channel_projection: bool = _of(True, "channel-wise projections (Sec. 3.2)")
-    finetune_steps: Count = _of(
-        1000, "steps of one expert; a control on all timesteps N times", le=10**9
+    total_steps: Count = _of(
+        4000, "optimiser steps of all experts together; a control has as many", le=10**9
     )
     finetune_lr: Positive = _of(2e-4, "constant learning rate")
     batch_size: Count = _of(64, "images per optimiser step", le=2**20)
@@ -94,56 +99,59 @@ class Parameters(BaseModel):
     weight_decay: NotNegative = _of(1e-2, "AdamW")
     clip_norm: Positive = _of(1.0, "gradient norm clipped to this")
     ema_decay: Decay = _of(0.995, "EMA of the weights that are judged")
-    further_ema_decays: list[Decay] = _of(
-        [0.0, 0.98], "shorter EMAs kept too, for arms like soup@0.98"
-    )
     loss_weighting: Weighting = _of("none", "re-weighting of the arm `reweighted`")
     min_snr_gamma: Positive = _of(5.0, "of Min-SNR (Hang et al. 2023)")
     p2_gamma: Positive = _of(1.0, "of P2 weighting (Choi et al. 2022)")
     precision: Literal["no", "bf16", "fp16"] = _of("no", "autocast in training")
-    seeds: Seeds = _of([0, 1, 2], "training seeds; each trains and samples everything")
+    seeds: Seeds = _of([0, 1, 2, 3, 4, 5, 6, 7], "training seeds; recorded ones are not made again")
 
-    # merge: weights of the arm deme_merged; the searches have one budget
+    # merge: weights of the arm deme_merged
     merge_weights: Literal["uniform", "search"] | list[Weight] = _of(
-        "uniform", "uniform (1/N), search, or one weight a range"
+        "uniform", "uniform (1/N), search (by FID to the search images), or one weight a range"
     )
-    search_low: float = _of(0.0, "smallest weight")
-    search_high: float = _of(1.5, "largest weight")
-    search_step: Positive = _of(0.05, "weights are multiples of this")
-    search_losses: Count = _of(60, "proposals scored by held-out loss", le=10**6)
-    search_candidates: int = _of(8, "candidates scored by images", ge=3, le=10**4)
-    search_samples: Images = _of(2000, "images per candidate, stream")
-    search_streams: Count = _of(3, "noise streams of a search", le=100)
+    search_low: float = _of(0.0, "smallest weight that a search tries")
+    search_high: float = _of(1.5, "largest weight that a search tries")
+    search_trials: int = _of(40, "merges that a search scores", ge=3, le=10**4)
+    search_samples: Images = _of(2000, "images of each")
 
     # sampling and evaluation
-    arms: Annotated[list[str], Field(min_length=2)] = _of(
-        list(DEFAULT_ARMS), "arms that are judged; see arms.py"
+    arms: Annotated[list[str], Field(min_length=1)] = _of(
+        list(DEFAULT_ARMS), "arms that are judged beside the pretrained model; see arms.py"
     )
+    cells: Annotated[list[dict[str, Any]], Field(min_length=1)] = _of(
+        [{"cell": DEFAULT}], "variants judged side by side: a name, what it sets, paper's FIDs"
+    )
+    base: str = _of("pretrained", "row that a table's differences are taken to")
     sampling_steps: Count = _of(20, "DDIM steps")
     timestep_spacing: Literal["leading", "trailing", "linspace"] = _of("leading", "of DDIM")
-    samples: Images = _of(5000, "images per arm, seed and stream")
+    samples: Images = _of(5000, "images per row, training seed and sampling seed")
     sampling_seeds: Seeds = _of([0], "sampling seeds: streams of noise of each training seed")
-    features: str = _of(
-        "fashion8-a", "fashion8-a, digits-a, ... (shipped classifiers) or inception"
-    )
-    second_features: str = _of("fashion8-b", "features that must rank models alike; empty: none")
-    fid_reference: Literal["test", "train"] = _of(
-        "test", "images that the headline FID compares with"
-    )
+    features: str = _of("fashion8-a", "a shipped classifier (fashion8-a, digits-a) or inception")
+    second_features: str = _of("fashion8-b", "features of a second FID; empty: none")
+    fid_reference: Literal["test", "train"] = _of("test", "images that the FID compares with")
     inception_weights: str = _of("", "local file of torch-fidelity's Inception")
     is_splits: Count = _of(10, "splits of the inception score")
     kid_subset_size: int = _of(500, "images per KID subset", ge=2)
     kid_subsets: Count = _of(20, "KID subsets", le=10**4)
-    acceptance_samples: int = _of(10_000, "images of the pretrained model, halved", ge=8, le=10**7)
-    loss_images: Count = _of(2000, "search images of curves, planes and searches, one draw each")
+    loss_images: Count = _of(2000, "search images of curves and planes, one draw each")
     loss_draws: Count = _of(2, "(timestep, noise) draws per test image", le=1000)
     primary_decoupling: list[str] = _of(
         ["plain_routed - all_plain", "deme_merged - all_plain", "deme_merged - soup"],
-        "primary comparisons of ablation 1, named before the run",
+        "comparisons of ablation 1 named before the run",
     )
     primary_merging: list[str] = _of(
         ["deme_merged - averaged", "deme_merged - deme_routed"],
-        "primary comparisons of ablation 2, named before the run",
+        "comparisons of ablation 2 named before the run",
+    )
+    exploratory: list[str] = _of(
+        [
+            "soup - all_plain",
+            "plain_routed - soup",
+            "deme_routed - all_plain",
+            "deme_routed - plain_routed",
+            "deme_merged - plain_routed",
+        ],
+        "further comparisons, without verdict",
     )
     margin: Positive = _of(0.05, "margin of interest, share of the pretrained model's excess", lt=1)
     confidence: float = _of(0.95, "level of the intervals", gt=0.5, lt=1)
@@ -155,14 +163,14 @@ class Parameters(BaseModel):
 
     # execution
     device: Literal["auto", "cpu", "cuda"] = _of("auto", "where to compute")
-    processes: Count = _of(1, "processes that train and sample one model together", le=1024)
     threads: Count = _of(1, "CPU threads of one process", le=4096)
     sampling_batch: Count = _of(250, "images per denoiser call", le=2**20)
     checkpoint_every: Count = _of(500, "optimiser steps between checkpoints")
+    again: list[Seed] = _of([], "training seeds made anew although committed records hold them")
     runs_dir: Folder = _of("runs", "folder of everything made")
     figures_dir: Folder = _of("runs/figures", "folder of records, tables and figures")
 
-    _hashes: dict[str, str] = PrivateAttr(default_factory=dict)  # of data and weights
+    _sources: dict[str, Any] = PrivateAttr(default_factory=dict)  # content, looked at once
 
     @field_validator("*", mode="before")
     @classmethod
@@ -175,7 +183,7 @@ class Parameters(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for check in (_check_model, _check_arms, _check_weights, _check_sizes):
+        for check in (_check_model, _check_arms, _check_sizes, _check_cells, _check_comparisons):
             check(self)
         return self
 
@@ -184,17 +192,31 @@ class Parameters(BaseModel):
         """The training seed; of several, the first."""
         return self.seeds[0]
 
-    @property
-    def usable_threads(self) -> int:
-        """``threads``, but no more than this machine has cores."""
-        return min(self.threads, os.cpu_count() or 1)
-
     def per_seed(self) -> list[Self]:
         """One experiment for every training seed."""
         return [self.model_copy(update={"seeds": [seed]}) for seed in self.seeds]
 
+    def per_cell(self) -> dict[str, Self]:
+        """Cell -> this experiment with what the cell sets."""
+        alone = {"cells": [{"cell": DEFAULT}], "base": "pretrained", "exploratory": []}
+        alone |= {"primary_decoupling": [], "primary_merging": []}
+        return {
+            cell["cell"]: Parameters(
+                **self.model_dump() | alone | {k: v for k, v in cell.items() if k in OF_CELLS}
+            )
+            for cell in self.cells
+        }
+
+    def rows(self) -> dict[tuple[str, str], tuple[Arm, Self]]:
+        """(cell, arm) -> the arm and its cell's parameters, in the order of the table."""
+        found = {(DEFAULT, "pretrained"): (ARMS["pretrained"], self)}
+        for cell, q in self.per_cell().items():
+            for arm in (ARMS[name] for name in q.arms):
+                found.setdefault((cell if arm.family else DEFAULT, arm.name), (arm, q))
+        return found
+
     def pick(self, *names: str) -> dict[str, Any]:
-        """The named parameters, for an artefact's key."""
+        """The named parameters, as a stage's keyword arguments."""
         return {name: getattr(self, name) for name in names}
 
     def results(self) -> dict[str, Any]:
@@ -206,63 +228,61 @@ class Parameters(BaseModel):
         text = json.dumps(self.results(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
+    @property
+    def usable_threads(self) -> int:
+        """``threads``, but no more than this machine has cores."""
+        return min(self.threads, os.cpu_count() or 1)
+
+
+def unknown(name: str, known: Any, what: str) -> str:
+    """What to say of a name that is not known: the nearest one, or all."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
+    return f"unknown {what} {name!r}; {hint}"
+
 
 def _check_model(p: Parameters) -> None:
-    if not p.pretrained and p.pretrain_steps < 4:
-        raise ValueError("pretrain_steps must be at least 4 where nothing pretrained is named")
+    if not p.pretrained and p.pretrain_steps < 1:
+        raise ValueError("pretrain_steps must be at least 1 where nothing pretrained is named")
     for name in ("n_ranges", "sampling_steps", "loss_bins", "gradient_bins"):
         if getattr(p, name) > p.num_train_timesteps:
             raise ValueError(f"{name} is above num_train_timesteps: lower it")
-    longest = max(0.0, round(1 - 4 / p.finetune_steps, 9))
+    if p.total_steps % p.n_ranges:
+        raise ValueError(
+            f"total_steps={p.total_steps} cannot be shared evenly by n_ranges={p.n_ranges} "
+            "experts: give a multiple"
+        )
+    steps = p.total_steps // p.n_ranges
+    longest = max(0.0, round(1 - 4 / steps, 9))
     if p.ema_decay > longest:
         raise ValueError(
             f"ema_decay={p.ema_decay} averages over {1 / (1 - p.ema_decay):.0f} steps, more than a "
-            f"quarter of finetune_steps={p.finetune_steps}: experts would keep some of the "
-            f"pretrained weights that longer controls lose; set ema_decay to at most {longest}"
+            f"quarter of an expert's {steps}: experts would keep some of the pretrained weights "
+            f"that longer controls lose; set ema_decay to at most {longest}"
         )
-    if max(p.further_ema_decays, default=-1) >= p.ema_decay:
-        raise ValueError("further_ema_decays must lie below ema_decay: give others")
-
-
-def _check_weights(p: Parameters) -> None:
-    weights, n = p.merge_weights, p.n_ranges
-    if isinstance(weights, list) and len(weights) != n:
-        raise ValueError(f"merge_weights has {len(weights)} weights for n_ranges={n}: one each")
-    if p.search_step > p.search_high - p.search_low:
-        raise ValueError("search_step is above search_high - search_low: lower it, or swap them")
-    searched = any(search_of(arm_of(a, p.further_ema_decays), weights) for a in p.arms)
-    if searched and p.search_candidates < n + 1:
-        raise ValueError(f"search_candidates must be at least n_ranges + 1 = {n + 1}")
+    weights = p.merge_weights
+    if isinstance(weights, list) and len(weights) != p.n_ranges:
+        raise ValueError(
+            f"merge_weights has {len(weights)} weights for n_ranges={p.n_ranges}: one each"
+        )
+    if p.search_high <= p.search_low:
+        raise ValueError("search_high must be above search_low: swap them")
 
 
 def _check_arms(p: Parameters) -> None:
     for name in ("arms", "seeds", "sampling_seeds"):
         if len(set(getattr(p, name))) < len(getattr(p, name)):
             raise ValueError(f"{name} gives one twice: give each once")
-    arms = [arm_of(name, p.further_ema_decays) for name in p.arms]
-    if "pretrained" not in p.arms:
-        raise ValueError("arms lacks pretrained, which every table compares with: add it")
-    if "reweighted" in p.arms and p.loss_weighting == "none":
+    for name in p.arms:
+        if name not in ARMS:
+            raise ValueError(unknown(name, ARMS, "arm"))
+    alone = p.cells == [{"cell": DEFAULT}]
+    if alone and "reweighted" in p.arms and p.loss_weighting == "none":
         raise ValueError("the arm reweighted needs a loss_weighting: name one")
-    for number, name in ((1, "primary_decoupling"), (2, "primary_merging")):
-        known = [arm.name for arm in arms if number in arm.ablations]
-        for pair in getattr(p, name):
-            names = pair.split(" - ")
-            if len(names) != 2 or len(set(names)) != 2 or not set(names) <= set(known):
-                raise ValueError(
-                    f"{name}: {pair!r} is no comparison of ablation {number}: write 'a - b' with "
-                    f"two of {', '.join(known)}, or add the arm to `arms`"
-                )
-    pairs = [{*pair.split(" - ")} for pair in (*p.primary_decoupling, *p.primary_merging)]
-    if any(pairs.count(pair) > 1 for pair in pairs):
-        raise ValueError("a primary comparison is named twice, and would count so: name it once")
 
 
 def _check_sizes(p: Parameters) -> None:
-    if p.acceptance_samples < p.samples:
-        raise ValueError("acceptance_samples must be at least samples: lengths are ranked there")
-    folder = ROOT / "deme_lib" / "shipped" / "classifiers"
-    shipped = [path.stem for path in sorted(folder.glob("*.json"))]
+    shipped = [path.stem for path in sorted(CLASSIFIERS.glob("*.json"))]
     for name in ("features", "second_features"):
         known = [*shipped, "inception", *([""] if name == "second_features" else [])]
         if (value := getattr(p, name)) not in known:
@@ -274,3 +294,45 @@ def _check_sizes(p: Parameters) -> None:
         if (value := getattr(p, name)) > min(held.values()):
             many = " and ".join(f"{source} ({count})" for source, count in held.items())
             raise ValueError(f"{name}={value} needs as many {many}: lower it")
+
+
+def _check_cells(p: Parameters) -> None:
+    if p.cells == [{"cell": DEFAULT}]:
+        return
+    names = [cell.get("cell") for cell in p.cells]
+    if not all(isinstance(n, str) and n and " / " not in n and " - " not in n for n in names):
+        raise ValueError(f"every cell needs a name without ' / ' and ' - ' in `cell`: {names}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"cells give a name twice: {names}")
+    for cell in p.cells:
+        for name in cell.keys() - OF_CELLS - {"cell", "paper"}:
+            what = f"parameter of cell {cell['cell']!r}"
+            raise ValueError(unknown(name, OF_CELLS | {"paper"}, what))
+    try:
+        cells = p.per_cell()
+    except ValueError as error:
+        problems = [e["msg"] for e in error.errors()] if hasattr(error, "errors") else [error]
+        raise ValueError(f"a cell does not fit: {problems[0]}") from error
+    for cell in p.cells:
+        paper = cell.get("paper", {})
+        if not isinstance(paper, dict) or not paper.keys() <= {*cells[cell["cell"]].arms}:
+            raise ValueError(f"paper of cell {cell['cell']!r} must be {{arm of the cell: FID}}")
+
+
+def _check_comparisons(p: Parameters) -> None:
+    """Rows that are named must be there; of the defaults, those count that are."""
+    known = [label(cell, arm) for cell, arm in p.rows()]
+    if p.base not in known:
+        raise ValueError(unknown(p.base, known, "row in base"))
+    pairs = []
+    for name in ("primary_decoupling", "primary_merging", "exploratory"):
+        for pair in getattr(p, name) if name in p.model_fields_set else ():
+            a, _, b = pair.partition(" - ")
+            if a == b or not {a, b} <= {*known}:
+                raise ValueError(
+                    f"{name}: {pair!r} is no comparison of this experiment: write 'a - b' with two "
+                    f"of {', '.join(known)}"
+                )
+            pairs.append({a, b})
+    if any(pairs.count(pair) > 1 for pair in pairs):
+        raise ValueError("a comparison is named twice, and would count so: name it once")

@@ -1,45 +1,61 @@
 """Images, their features, and what real images score."""
 
-from typing import Any
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from deme_lib.diffusion import classifier, data, metrics
-from deme_lib.experiment.stages.job import Job
+from deme_lib.diffusion import classifier, metrics
+from deme_lib.diffusion import data as datasets
+from deme_lib.experiment.stages import device_of, images_of, reference_of, table
+from deme_lib.experiment.store import Machine
 
 ROLES = ("train", "search", "test")
-FLOOR_DRAWS = 20  # random draws of fresh real images, where there are more than one needs
-HALVINGS = 50  # of real images, to extrapolate the floor from
+FLOOR_DRAWS = 20  # random draws of fresh real images
 
 
-def make_data(job: Job) -> dict[str, Any]:
-    sizes = (job[f"{role}_images"] for role in ROLES)
-    roles = data.split(job["dataset"], *sizes, job["split_seed"], job["image_size"])
+def data(
+    out: Path,
+    work: Path,
+    on: Machine,
+    *,
+    dataset: str,
+    train_images: int,
+    search_images: int,
+    test_images: int,
+    split_seed: int,
+    image_size: int,
+) -> None:
+    """The three roles of the images."""
+    sizes = (train_images, search_images, test_images)
+    roles = datasets.split(dataset, *sizes, split_seed, image_size)
     tensors = {role: torch.from_numpy(part.images) for role, part in roles.items()}
-    save_file(tensors, job.folder / "images.safetensors")
-    return {
-        "shape": list(tensors["train"].shape[1:]),
-        "train_hash": data.content_hash(roles["train"].images),
-        "labels": {role: np.bincount(part.labels).tolist() for role, part in roles.items()},
-    }
+    save_file(tensors, out / "images.safetensors")
+    labels = {role: np.bincount(part.labels).tolist() for role, part in roles.items()}
+    told = {"labels": labels, "train_hash": datasets.content_hash(roles["train"].images)}
+    (out / "data.json").write_text(json.dumps(told))
 
 
-def make_reference(job: Job) -> None:
-    names = [name for name in (job["features"], job["second_features"]) if name]
-    for name in set(names) - {metrics.INCEPTION}:
-        check_split(name, job.inputs["data"].results["train_hash"])
-    tensors = {}
+def reference(
+    out: Path, work: Path, on: Machine, *, data: Path, features: list[str], inception_weights: str
+) -> None:
+    """Features of the real images of every role."""
+    train_hash = json.loads((data / "data.json").read_text())["train_hash"]
+    for name in {*features} - {metrics.INCEPTION}:
+        _check_split(name, train_hash)
+    cuda, tensors = device_of(on).type == "cuda", {}
     for role in ROLES:
-        found = job.extract_all([job.images(role)], *names, metrics.PIXELS)
-        for name, features in found.items():
-            tensors[f"{role}.{name}.values"] = features.values
-            tensors[f"{role}.{name}.logits"] = features.logits
-    save_file(tensors, job.folder / "features.safetensors")
+        images = images_of(data, role)
+        for name in (*features, metrics.PIXELS):
+            found = metrics.extract(images, name, inception_weights, cuda)
+            tensors[f"{role}.{name}.values"] = found.values
+            tensors[f"{role}.{name}.logits"] = found.logits
+    save_file(tensors, out / "features.safetensors")
 
 
-def check_split(name: str, train_hash: str) -> None:
+def _check_split(name: str, train_hash: str) -> None:
     """A classifier must not have trained on images that are test images here."""
     card = classifier.card_of(name)
     if train_hash != card["train_hash"]:
@@ -50,24 +66,32 @@ def check_split(name: str, train_hash: str) -> None:
         )
 
 
-def make_floor(job: Job) -> None:
-    """Scores of fresh real images at the arms' n, or FIDs extrapolated where they are too few."""
-    n, role, rows = job["samples"], job["fid_reference"], []
-    names = {"fid": job["features"], "fid_second": job["second_features"], "pixel": metrics.PIXELS}
-    names = {column: name for column, name in names.items() if name}
-    count = len(job.images("search"))
-    if count < n:
-        row = {"draw": 0, "n": n, "extrapolated": 1}
-        for column, name in names.items():
-            real = job.reference(role, name)
-            row[column] = metrics.extrapolated_floor(real, n, len(real), HALVINGS, seed=0)
-        rows.append(row)
-    draws = metrics.fresh_draws(count, n, FLOOR_DRAWS, seed=0) if count >= n else []
+def floor(
+    out: Path,
+    work: Path,
+    on: Machine,
+    *,
+    reference: Path,
+    features: list[str],
+    samples: int,
+    fid_reference: str,
+    is_splits: int,
+    kid_subset_size: int,
+    kid_subsets: int,
+) -> None:
+    """Scores of fresh real images at the arms' n; none where there are not as many."""
+    real = {name: reference_of(reference, "search", name) for name in (*features, metrics.PIXELS)}
+    test = reference_of(reference, "test", features[0])
+    spaces = dict(zip(("fid", "fid_second"), features, strict=False)) | {"pixel": metrics.PIXELS}
+    rows, count = [], len(real[features[0]])
+    draws = metrics.fresh_draws(count, samples, FLOOR_DRAWS, seed=0) if count >= samples else []
     for draw, chosen in enumerate(draws):
-        found = {c: job.reference("search", name)[chosen] for c, name in names.items()}
-        row = {c: metrics.frechet(found[c], job.reference(role, names[c])) for c in names}
-        test = job.reference("test", job["features"])
-        row["kid"] = metrics.kid(found["fid"], test, job["kid_subset_size"], job["kid_subsets"])
-        row["inception_score"] = metrics.inception_score(found["fid"], job["is_splits"])
-        rows.append({"draw": draw, "n": n, **row, "extrapolated": 0})
-    job.table("floor", rows)
+        row = {"draw": draw, "n": samples}
+        for column, name in spaces.items():
+            there = reference_of(reference, fid_reference, name)
+            row[column] = metrics.frechet(real[name][chosen], there)
+        main = real[features[0]][chosen]
+        row["kid"] = metrics.kid(main, test, kid_subset_size, kid_subsets)
+        rows.append(row | {"inception_score": metrics.inception_score(main, is_splits)})
+    columns = ["draw", "n", "fid", "fid_second", "pixel", "kid", "inception_score"]
+    table(out, "floor", rows, columns)

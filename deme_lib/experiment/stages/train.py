@@ -1,159 +1,155 @@
 """The pretrained model and its finetuned copies."""
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from diffusers import DDPMScheduler, UNet2DModel
 
-from deme_lib.diffusion import models, training
-from deme_lib.diffusion.cuts import training_ranges
-from deme_lib.diffusion.data import shipped_pretrained
-from deme_lib.diffusion.heldout import FixedNoise
+from deme_lib.diffusion import models
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.training import Training, TrainingSpec
-from deme_lib.experiment.recipes import ADAM, SHIPPED
-from deme_lib.experiment.stages.job import Job
-from deme_lib.experiment.store import CHECKPOINT, HISTORY, WORKING, read_json, write_text
-from deme_lib.method.projection import projection_share
+from deme_lib.diffusion.training import finetune as finetuned
+from deme_lib.experiment.stages import device_of, fixed_noise, images_of, pipeline_of, table
+from deme_lib.experiment.store import Machine
 
-LOOKS = {"pretraining": 16, "finetuning": 4}  # at the losses, over a run as long as an expert's
-SNAPSHOTS = (4, 2)  # pretraining leaves models at 1/4 and 1/2 of its steps, to judge the metric
+CHECKPOINT = "checkpoint.safetensors"
 
 
-def load_baseline(job: Job) -> None:
-    """A shipped model of this training seed with its snapshots and history, or a user's own."""
-    source = job["pretrained"]
-    data = job.inputs["data"].results
-    if source == SHIPPED:
-        folder = shipped_pretrained(source, job["seed"])
-        models.check_card(folder, data["train_hash"], job["seed"])
-        beside = shutil.ignore_patterns("pipeline", "card.json")
-        shutil.copytree(folder, job.folder, ignore=beside, dirs_exist_ok=True)
-        source = str(folder / "pipeline")
-    pipeline = models.load_pipeline(source)
-    models.check_pipeline(pipeline, job["num_train_timesteps"], tuple(data["shape"]))
-    models.save_pipeline(pipeline.unet, pipeline.scheduler, job.folder / "pipeline")
-    if not (job.folder / "history.csv").is_file():
-        losses = _losses(job, _noisy(job, pipeline.scheduler), pipeline.unet.eval())
-        job.table("history", [{"run": "baseline", "step": 0, "learning_rate": 0.0, **losses}])
+def load_baseline(
+    out: Path,
+    work: Path,
+    on: Machine,
+    *,
+    data: Path,
+    pretrained: str,
+    seed: int,
+    num_train_timesteps: int,
+    loss_images: int,
+) -> None:
+    """A pretrained pipeline: a shipped one of this training seed with its history, or a user's."""
+    folder = Path(pretrained)
+    if (folder / "card.json").is_file():
+        train_hash = json.loads((data / "data.json").read_text())["train_hash"]
+        models.check_card(folder, train_hash, seed)
+        (out / "history.csv").write_bytes((folder / "history.csv").read_bytes())
+        pretrained = str(folder / "pipeline")
+    pipeline = models.load_pipeline(pretrained)
+    models.check_pipeline(pipeline, num_train_timesteps, tuple(images_of(data, "train").shape[1:]))
+    models.save_pipeline(pipeline.unet, pipeline.scheduler, out / "pipeline")
+    if not (out / "history.csv").is_file():
+        losses = _losses(data, pipeline.scheduler, loss_images, on)(pipeline.unet.eval())
+        table(out, "history", [{"step": 0, "learning_rate": 0.0, **losses}])
 
 
-def pretraining(job: Job) -> Training:
-    """A run from scratch."""
-    unet = models.new_unet(
-        tuple(job.images("train").shape[1:]),
-        job["model_channels"],
-        job["layers_per_block"],
-        job["seed"],
-        attention=job["attention"],
+def train_baseline(
+    out: Path,
+    work: Path,
+    on: Machine,
+    *,
+    data: Path,
+    seed: int,
+    model_channels: list[int],
+    layers_per_block: int,
+    attention: bool,
+    num_train_timesteps: int,
+    pretrain_steps: int,
+    pretrain_lr: float,
+    finetune_lr: float,
+    loss_images: int,
+    **optimiser: Any,
+) -> None:
+    """A model from scratch, whose learning rate comes down to the finetuning rate."""
+    images = images_of(data, "train")
+    shape = tuple(images.shape[1:])
+    unet = models.new_unet(shape, model_channels, layers_per_block, seed, attention=attention)
+    spec = TrainingSpec(
+        steps=pretrain_steps,
+        purpose=(seed, "baseline"),
+        own_range=range(num_train_timesteps),
+        learning_rate=pretrain_lr,
+        final_learning_rate=finetune_lr,
+        ema_warmup=True,
+        **optimiser,
     )
-    scheduler = models.new_scheduler(job["num_train_timesteps"])
-    every_timestep = range(job["num_train_timesteps"])
-    spec = _spec(job, job["pretrain_steps"], every_timestep, job["pretrain_lr"], ema_warmup=True)
-    return Training(unet, scheduler, job.images("train"), spec, **_execution(job))
+    how = (None, on.device, work / CHECKPOINT, on.checkpoint_every)
+    run = Training(unet, models.new_scheduler(num_train_timesteps), images, spec, *how)
+    _follow(run, out, "baseline", _losses(data, run.scheduler, loss_images, on), looks=16)
+    models.save_pipeline(run.ema_unet(), run.scheduler, out / "pipeline")
 
 
-def train_baseline(job: Job) -> None:
-    """A model from scratch, with snapshots along the way."""
-    run = pretraining(job)
-    snapshots = {job["pretrain_steps"] // d: f"snapshot-{d}" for d in SNAPSHOTS}
-    _follow(job, run, snapshots, LOOKS["pretraining"])
-    models.save_pipeline(run.ema_unet(), run.scheduler, job.folder / "pipeline")
-
-
-def finetuning(job: Job) -> Training:
-    """A run from the pretrained model, on its range of timesteps or on all."""
-    pipeline = job.pipeline
-    ranges = training_ranges(job["range_cut"], job["n_ranges"], pipeline.scheduler)
-    spec = _spec(job, job["steps"], ranges[job["range_index"]], job["finetune_lr"])
-    return training.finetune(
+def finetune(
+    out: Path,
+    work: Path,
+    on: Machine,
+    *,
+    data: Path,
+    baseline: Path,
+    seed: int,
+    purpose: str,
+    steps: int,
+    own_range: list[int],
+    probability: float,
+    consistency_weight: float,
+    channel_projection: bool,
+    finetune_lr: float,
+    loss_images: int,
+    **optimiser: Any,
+) -> None:
+    """A finetuned copy of the pretrained model, on [start, stop) of ``own_range`` (Eq. 3 to 6)."""
+    pipeline = pipeline_of(baseline)
+    spec = TrainingSpec(
+        steps=steps,
+        purpose=(seed, purpose),
+        own_range=range(*own_range),
+        learning_rate=finetune_lr,
+        final_learning_rate=finetune_lr,
+        probability=probability,
+        consistency_weight=consistency_weight,
+        **optimiser,
+    )
+    run = finetuned(
         pipeline.unet,
         pipeline.scheduler,
-        job.images("train"),
+        images_of(data, "train"),
         spec,
-        channel_projection=job["channel_projection"],
-        **_execution(job),
+        channel_projection=channel_projection,
+        device=on.device,
+        checkpoint=work / CHECKPOINT,
+        checkpoint_every=on.checkpoint_every,
     )
+    _follow(run, out, purpose, _losses(data, pipeline.scheduler, loss_images, on), looks=4)
+    run.ema_unet().save_pretrained(out / "unet")
 
 
-def finetune(job: Job) -> dict[str, float]:
-    """A finetuned copy of the pretrained model, and copies along the way."""
-    run, count = finetuning(job), job["checkpoints"]
-    along = {job["steps"] * k // count: f"checkpoint-{k}" for k in range(1, count + 1)}
-    _follow(job, run, along if count > 1 else {}, LOOKS["finetuning"] * count)
-    trained = run.ema_unet()
-    trained.save_pretrained(job.folder / "unet")
-    for decay in job["further_ema_decays"]:
-        run.ema_unet(decay).save_pretrained(job.folder / f"ema-{decay:g}")
-    return {"projection_share": projection_share(trained)}
+Losses = Callable[[UNet2DModel], dict[str, float]]
 
 
-def _spec(
-    job: Job, steps: int, own_range: range, learning_rate: float, ema_warmup: bool = False
-) -> TrainingSpec:
-    extra = ("probability", "consistency_weight", "loss_weighting", "min_snr_gamma", "p2_gamma")
-    return TrainingSpec(
-        steps=steps,
-        purpose=(job["seed"], job.parameters.get("purpose", job.label)),
-        own_range=own_range,
-        learning_rate=learning_rate,
-        final_learning_rate=job["finetune_lr"],
-        precision=job["precision"],
-        ema_warmup=ema_warmup,
-        further_ema_decays=tuple(job.parameters.get("further_ema_decays", ())),
-        **{name: job[name] for name in ADAM},
-        **{name: job[name] for name in (*extra, "n_tasks") if name in job.parameters},
-    )
-
-
-def _noisy(job: Job, scheduler: DDPMScheduler) -> dict[str, FixedNoise]:
-    """Held-out and training images, under the same kind of fixed noise."""
+def _losses(data: Path, scheduler: DDPMScheduler, count: int, on: Machine) -> Losses:
+    """Losses on held-out and on training images, under the same kind of fixed noise."""
+    device = device_of(on)
     columns = {"held_out_loss": "search", "train_loss": "train"}
-    return {column: job.few_noisy(scheduler, role) for column, role in columns.items()}
+    noisy = {c: fixed_noise(data, role, scheduler, count) for c, role in columns.items()}
+    return lambda unet: {c: noise.loss(unet.to(device), device) for c, noise in noisy.items()}
 
 
-def _losses(job: Job, noisy: Mapping[str, FixedNoise], unet: UNet2DModel) -> dict[str, float]:
-    unet = unet.to(job.device)
-    return {column: noise.loss(unet, job.device) for column, noise in noisy.items()}
-
-
-def _execution(job: Job) -> dict[str, Any]:
-    """Where a run computes and keeps its checkpoints."""
-    return {
-        "device": job.device.type,
-        "checkpoint": job.folder / CHECKPOINT,
-        "checkpoint_every": job.checkpoint_every,
-    }
-
-
-def _follow(job: Job, run: Training, snapshots: Mapping[int, str], looks: int) -> None:
-    """Train to the end; keep losses of the EMA weights along the way, and some of the weights."""
-    spec, kept = run.spec, job.folder / HISTORY
-    every = max(1, spec.steps // looks)
-    found = read_json(kept, list) if kept.is_file() else []
-    history = [point for point in found if point["step"] <= run.position]
-    noisy = _noisy(job, run.scheduler)
+def _follow(run: Training, out: Path, label: str, losses: Losses, looks: int) -> None:
+    """Train to the end; write the losses of the EMA weights along the way."""
+    steps = run.spec.steps
+    every = max(1, steps // looks)
 
     def look(step: int) -> None:
         """Also after a resumption: a run may be killed between a checkpoint and its look."""
-        is_due = step % every == 0 or step in (spec.steps, *snapshots)
-        if not is_due or step in [point["step"] for point in history]:
-            return
-        ema = run.ema_unet()
-        if step in snapshots:
-            ema.save_pretrained(job.folder / WORKING / snapshots[step])
-        rate = spec.learning_rate_at(max(0, step - 1))
-        point = {"run": job.label, "step": step, "learning_rate": rate}
-        history.append(point | _losses(job, noisy, ema))
-        write_text(kept, json.dumps(history))
+        known = [point["step"] for point in run.history]
+        if (step % every == 0 or step == steps) and step not in known:
+            rate = run.spec.learning_rate_at(max(0, step - 1))
+            point = {"step": step, "learning_rate": rate}
+            run.history.append(point | losses(run.ema_unet()))
 
     look(run.position)
-    with bar(spec.steps, job.label, "step", done=run.position) as progress:
+    with bar(steps, label, "step", done=run.position) as progress:
         for step in run:
             progress.update(1)
             look(step.step)
-    for name in snapshots.values():  # kept there, so that an interrupted run has them too
-        shutil.copytree(job.folder / WORKING / name, job.folder / name)
-    job.table("history", history)
+    table(out, "history", run.history)

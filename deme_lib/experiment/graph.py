@@ -1,0 +1,215 @@
+"""From parameters to artefacts: which stage makes what, from what. No work is done here.
+
+Every function takes the parameters of one training seed (``p.per_seed()``) and returns artefacts
+for ``make``. A stage's keyword arguments are its key, so what is equal is made once.
+"""
+
+from typing import Any
+
+from deme_lib.diffusion.data import (
+    PRETRAINED,
+    classifier_hash,
+    fingerprint,
+    is_local,
+    shipped_pretrained,
+)
+from deme_lib.experiment.arms import ARMS, DEME, Arm, Family
+from deme_lib.experiment.schema import Parameters
+from deme_lib.experiment.stages import judge, look, prepare, train
+from deme_lib.experiment.store import Artefact, Machine, Source
+from deme_lib.method.timesteps import split_timesteps
+
+ADAM = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "ema_decay")
+TRAINING = (*ADAM, "precision", "seed", "finetune_lr", "loss_images")
+SAMPLING = ("seed", "sampling_steps", "timestep_spacing")
+SCORING = ("fid_reference", "is_splits", "kid_subset_size", "kid_subsets")
+
+
+def data(p: Parameters) -> Artefact:
+    """The images, each with one role: train, search or test."""
+    names = ("train_images", "search_images", "test_images", "split_seed", "image_size")
+    return _artefact(p, "data", prepare.data, dataset=_source(p, p.dataset), **p.pick(*names))
+
+
+def reference(p: Parameters) -> Artefact:
+    """Features of the real images."""
+    return _artefact(p, "reference", prepare.reference, data=data(p), **_features(p))
+
+
+def floor(p: Parameters) -> Artefact:
+    """What real images score that no model trained on."""
+    known = {"reference": reference(p), "features": _features(p)["features"]}
+    return _artefact(p, "floor", prepare.floor, **known, **p.pick("samples", *SCORING))
+
+
+def baseline(p: Parameters) -> Artefact:
+    """The pretrained model: shipped, a user's, or trained here."""
+    names = ("num_train_timesteps", "loss_images", "seed")
+    if p.pretrained:
+        shipped = (PRETRAINED / p.pretrained).is_dir()
+        source = str(shipped_pretrained(p.pretrained, p.seed)) if shipped else p.pretrained
+        known = {"data": data(p), "pretrained": _source(p, source), **p.pick(*names)}
+        return _artefact(p, "baseline", train.load_baseline, **known)
+    names += ("model_channels", "layers_per_block", "attention", "pretrain_steps", "pretrain_lr")
+    known = {"data": data(p), **p.pick(*names, *TRAINING)}
+    return _artefact(p, "baseline", train.train_baseline, **known)
+
+
+def ranges(p: Parameters) -> list[range]:
+    """Eq. 3: the N ranges of timesteps."""
+    return split_timesteps(p.n_ranges, p.num_train_timesteps)
+
+
+def copies(p: Parameters, family: Family) -> list[Artefact]:
+    """A family of finetuned copies, in order."""
+    n, label = p.n_ranges, family.name.replace("_", "-")
+    if family.copies == "N":
+        labels = [f"{label}-{k}of{n}" for k in range(1, n + 1)]
+        return [_copy(p, family, name, k, p.total_steps // n) for k, name in enumerate(labels)]
+    if family.reweighted:  # the draws of the control, so that nothing else differs
+        return [_copy(p, family, "all-plain", 0, p.total_steps)]
+    return [_copy(p, family, label, 0, p.total_steps)]
+
+
+def experts(p: Parameters) -> list[Artefact]:
+    """DeMe's N experts."""
+    return copies(p, DEME)
+
+
+def _copy(p: Parameters, family: Family, purpose: str, k: int, steps: int) -> Artefact:
+    own = ranges(p)[k] if family.ranged else range(p.num_train_timesteps)
+    known: dict[str, Any] = {"data": data(p), "baseline": baseline(p), **p.pick(*TRAINING)}
+    known |= {"purpose": purpose, "steps": steps, "own_range": [own.start, own.stop]}
+    techniques = family.techniques
+    known["probability"] = p.probability if techniques and family.ranged else 0.0
+    known["consistency_weight"] = p.consistency_weight if techniques else 0.0
+    known["channel_projection"] = techniques and p.channel_projection
+    label = purpose
+    if family.reweighted:
+        used = {"min-snr": ("min_snr_gamma",), "p2": ("p2_gamma",)}.get(p.loss_weighting, ())
+        known |= p.pick("loss_weighting", *used)
+        known |= {"n_tasks": p.n_ranges} if p.loss_weighting == "uncertainty" else {}
+        label = f"all-{p.loss_weighting.replace('+', '-')}"
+    return _artefact(p, label, train.finetune, **known)
+
+
+def search(p: Parameters) -> Artefact:
+    """The search of merge weights for DeMe's experts."""
+    names = ("search_low", "search_high", "search_trials", "search_samples", *SAMPLING)
+    known = {"data": data(p), "reference": reference(p), "baseline": baseline(p)}
+    known |= {"members": experts(p), **_features(p), **p.pick(*names)}
+    return _artefact(p, "search", judge.search, **known)
+
+
+def _denoiser(p: Parameters, arm: Arm) -> dict[str, Any]:
+    """What ``judge.denoiser_of`` builds an arm's denoiser from."""
+    members = copies(p, arm.family) if arm.family else []
+    weights = None
+    if arm.weighted and p.merge_weights != "uniform":
+        weights = search(p) if p.merge_weights == "search" else p.merge_weights
+    own = [[r.start, r.stop] for r in ranges(p)] if members else []
+    found = {"baseline": baseline(p), "members": members, "ranges": own}
+    return found | {"combine": arm.combine, "weights": weights}
+
+
+def merged(p: Parameters, arm: Arm = ARMS["deme_merged"]) -> Artefact:
+    """The merged model as a diffusers pipeline."""
+    return _artefact(p, "merged", judge.merged, **_denoiser(p, arm))
+
+
+def images(p: Parameters, arm: Arm) -> Artefact:
+    """An arm's images for every sampling seed, its losses and its cost."""
+    names = ("samples", "sampling_seeds", "loss_draws", "loss_bins", *SAMPLING)
+    known = {"data": data(p), **_denoiser(p, arm), **p.pick(*names)}
+    return _artefact(p, f"images-{arm.name}", judge.images, **known)
+
+
+def scores(p: Parameters, arm: Arm) -> Artefact:
+    """An arm's metrics per sampling seed."""
+    known = {"images": images(p, arm), "reference": reference(p), **_features(p)}
+    known |= p.pick("sampling_seeds", "sampling_steps", *SCORING)
+    return _artefact(p, f"scores-{arm.name}", judge.scores, **known)
+
+
+def gradients(p: Parameters, after_merging: bool = False) -> Artefact:
+    """Fig. 1a, of the pretrained model or of the merged one."""
+    model = "merged" if after_merging else "pretrained"
+    pipeline = merged(p) if after_merging else baseline(p)
+    known = {"data": data(p), "model": model, "pipeline": pipeline}
+    known |= p.pick("gradient_bins", "seed")
+    return _artefact(p, f"gradients-{model}", look.gradients, **known)
+
+
+def activations(p: Parameters) -> Artefact:
+    """Fig. 2: where the experts' activations differ from the pretrained model's."""
+    known = {"data": data(p), "baseline": baseline(p), "members": experts(p), "seed": p.seed}
+    return _artefact(p, "activations", look.activations, ranges=_bounds(p), **known)
+
+
+def landscape(p: Parameters) -> Artefact:
+    """Fig. 4: held-out loss around the pretrained weights, for all timesteps and per range."""
+    known = {"data": data(p), "baseline": baseline(p), "ranges": _bounds(p)}
+    names = ("seed", "plane_points", "loss_images")
+    return _artefact(p, "landscape", look.landscape, **known, **p.pick(*names))
+
+
+def task_vectors(p: Parameters) -> Artefact:
+    """Fig. 6b, and norms and cosines of the experts' task vectors."""
+    known = {"baseline": baseline(p), "members": experts(p)}
+    return _artefact(p, "task-vectors", look.task_vectors, **known)
+
+
+def plane(p: Parameters) -> Artefact:
+    """Fig. 6a: held-out loss over the weights of the first and the last expert."""
+    known = {"data": data(p), "baseline": baseline(p), "members": experts(p)}
+    return _artefact(p, "plane", look.plane, **known, **p.pick("plane_points", "loss_images"))
+
+
+def looks(p: Parameters) -> list[Artefact]:
+    """What the paper's figures are drawn from."""
+    before = [gradients(p), landscape(p)]
+    return [*before, task_vectors(p), plane(p), activations(p), gradients(p, after_merging=True)]
+
+
+def jobs(p: Parameters, looked_at: bool) -> dict[str, list[Artefact]]:
+    """One training seed's work in processes that may run side by side: name -> what each makes.
+
+    Args:
+        looked_at: with what the paper's figures look at, beside what arms are judged by.
+    """
+    found = {"prepare": [data(p), reference(p), floor(p)]}
+    found[f"baseline-{p.seed}"] = [baseline(p)]
+    for arm, q in p.rows().values():
+        trained = [search(q)] if arm.weighted and q.merge_weights == "search" else []
+        trained += copies(q, arm.family) if arm.family else []
+        made = {artefact.name: [artefact] for artefact in trained}
+        found |= made | {scores(q, arm).name: [images(q, arm), scores(q, arm)]}
+    if looked_at:
+        found[f"looks-{p.seed}"] = [merged(p), *looks(p)]
+    return found
+
+
+def _artefact(p: Parameters, label: str, stage: Any, **arguments: Any) -> Artefact:
+    names = ("device", "sampling_batch", "checkpoint_every", "runs_dir")
+    return Artefact(label, stage, arguments, Machine(threads=p.usable_threads, **p.pick(*names)))
+
+
+def _bounds(p: Parameters) -> list[list[int]]:
+    return [[own.start, own.stop] for own in ranges(p)]
+
+
+def _features(p: Parameters) -> dict[str, Any]:
+    names = [name for name in (p.features, p.second_features) if name]
+    weights = p.inception_weights
+    return {
+        "features": [Source(name, classifier_hash(name)) for name in names],
+        "inception_weights": _source(p, weights) if weights else "",
+    }
+
+
+def _source(p: Parameters, name: str) -> Source:
+    """A name with the content behind it, which is looked at once for an experiment."""
+    if name not in p._sources:
+        content = fingerprint(name)
+        p._sources[name] = Source(name, content if is_local(name) else f"{name} {content}")
+    return p._sources[name]

@@ -29,6 +29,8 @@ OF_CELLS |= {"batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_nor
 OF_CELLS |= {"loss_weighting", "min_snr_gamma", "p2_gamma", "precision", "merge_weights", "arms"}
 """Parameters that a cell may set: finetuning, merging and what is judged; not how long."""
 
+ALONE = [{"cell": DEFAULT}]
+
 TAKEN_FROM = {
     "kid_subset_size": ("samples", "test_images"),
     "loss_images": ("search_images", "train_images"),
@@ -119,7 +121,7 @@ class Parameters(BaseModel):
         list(DEFAULT_ARMS), "arms that are judged beside the pretrained model; see arms.py"
     )
     cells: Annotated[list[dict[str, Any]], Field(min_length=1)] = _of(
-        [{"cell": DEFAULT}], "variants judged side by side: a name, what it sets, paper's FIDs"
+        ALONE, "variants judged side by side: a name, what it sets, paper's FIDs"
     )
     base: str = _of("pretrained", "row that a table's differences are taken to")
     sampling_steps: Count = _of(20, "DDIM steps")
@@ -198,7 +200,9 @@ class Parameters(BaseModel):
 
     def per_cell(self) -> dict[str, Self]:
         """Cell -> this experiment with what the cell sets."""
-        alone = {"cells": [{"cell": DEFAULT}], "base": "pretrained", "exploratory": []}
+        if self.cells == ALONE:
+            return {DEFAULT: self}
+        alone = {"cells": ALONE, "base": "pretrained", "exploratory": []}
         alone |= {"primary_decoupling": [], "primary_merging": []}
         return {
             cell["cell"]: Parameters(
@@ -276,8 +280,7 @@ def _check_arms(p: Parameters) -> None:
     for name in p.arms:
         if name not in ARMS:
             raise ValueError(unknown(name, ARMS, "arm"))
-    alone = p.cells == [{"cell": DEFAULT}]
-    if alone and "reweighted" in p.arms and p.loss_weighting == "none":
+    if p.cells == ALONE and "reweighted" in p.arms and p.loss_weighting == "none":
         raise ValueError("the arm reweighted needs a loss_weighting: name one")
 
 
@@ -297,7 +300,7 @@ def _check_sizes(p: Parameters) -> None:
 
 
 def _check_cells(p: Parameters) -> None:
-    if p.cells == [{"cell": DEFAULT}]:
+    if p.cells == ALONE:
         return
     names = [cell.get("cell") for cell in p.cells]
     if not all(isinstance(n, str) and n and " / " not in n and " - " not in n for n in names):

@@ -3,7 +3,7 @@
 Raw ReLU features proved too heavy-tailed for a Frechet distance of a few thousand images. These
 features are the tanh of a spatial bottleneck (4 channels at 4x4 for images of 8, 16 or 32 pixels a
 side), so they are bounded, keep the place of a stroke, and the head reads the class from nothing
-else. The weights ship with the package; ``python -m deme_lib classifier`` trains them again.
+else. The weights ship with the package; ``train`` makes them again.
 """
 
 import json
@@ -77,45 +77,35 @@ def accuracy(model: Classifier, images: data.Images) -> float:
 
 
 def train(name: str, roles: dict[str, data.Images], split_seed: int, folder: Path) -> None:
-    """Train ``<name>-a`` and so on of ``SEEDS`` on the train images; write weights and cards."""
-    images = roles["train"].images
+    """Train ``<name>-a`` and so on of ``SEEDS`` on the train images; write weights and cards.
+
+    Args:
+        roles: as ``data.split`` cut them with ``split_seed``.
+    """
+    images, labels = (torch.from_numpy(x) for x in vars(roles["train"]).values())
+    shape = {"channels": images.shape[1], "size": images.shape[2], "classes": int(labels.max()) + 1}
     steps = max(STEPS, EPOCHS * len(images) // BATCH)
+    torch.set_num_threads(1)
     for letter, seed in SEEDS.items():
-        model = _fit(roles["train"], seed, steps)
-        card = {
-            "dataset": name,
-            "train_hash": data.content_hash(images),
-            "split_seed": split_seed,
-            "channels": images.shape[1],
-            "size": images.shape[2],
-            "classes": int(roles["train"].labels.max()) + 1,
-            "seed": seed,
-            "steps": steps,
-            "train_images": len(images),
-            "test_images": len(roles["test"].labels),
-            "test_accuracy": accuracy(model, roles["test"]),
-        }
+        torch.manual_seed(seed)
+        model = Classifier(**shape)
+        optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+        for _ in range(steps):
+            i = torch.randint(len(labels), (BATCH,))
+            loss = F.cross_entropy(model(_augment(images[i]))[1], labels[i], label_smoothing=0.1)
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            schedule.step()
+        card = {"dataset": name, "train_hash": data.content_hash(roles["train"].images)}
+        card |= {"split_seed": split_seed, **shape, "seed": seed, "steps": steps}
+        card |= {"train_images": len(labels), "test_images": len(roles["test"].labels)}
+        card["test_accuracy"] = accuracy(model.eval(), roles["test"])
         folder.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), folder / f"{name}-{letter}.safetensors")
         (folder / f"{name}-{letter}.json").write_text(json.dumps(card, indent=1) + "\n")
         print(f"{name}-{letter}: {card['test_accuracy']:.1%} of {card['test_images']} test images")
-
-
-def _fit(train: data.Images, seed: int, steps: int) -> Classifier:
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
-    model = Classifier(images.shape[1], images.shape[2], int(labels.max()) + 1)
-    optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
-    for _ in range(steps):
-        i = torch.randint(len(labels), (BATCH,))
-        loss = F.cross_entropy(model(_augment(images[i]))[1], labels[i], label_smoothing=0.1)
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        schedule.step()
-    return model.eval()
 
 
 def _augment(images: torch.Tensor) -> torch.Tensor:

@@ -1,29 +1,35 @@
-"""Images: two built-in data sets, Fashion-MNIST's own files, or any Hugging Face data set.
+"""Images: two built-in data sets, a folder of one's own, or any Hugging Face data set.
 
 Images are uint8 ``[n, C, H, W]``; models see them as float32 in [-1, 1].
 """
 
 import gzip
 import hashlib
-import zlib
-from collections.abc import Callable
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deme_lib import ROOT
 from deme_lib.errors import Explained
 
+if TYPE_CHECKING:  # artefacts get their keys without torch
+    import torch
+
 SHIPPED = ROOT / "deme_lib" / "shipped"
 CLASSIFIERS = SHIPPED / "classifiers"
 PRETRAINED = SHIPPED / "pretrained"
-FASHION8 = SHIPPED / "datasets" / "fashion8.npz"  # made by write_fashion8
-FASHION8_HASH = "1c375ee39707c337"
-IDX = {"train": "train", "test": "t10k"}  # part -> how the names of its two files begin
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
+PARTS = dict.fromkeys(("train", "training"), "train")  # names of folders and files -> parts
+PARTS |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
+PARTS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 
 
 class DataError(Explained, RuntimeError):
@@ -32,176 +38,38 @@ class DataError(Explained, RuntimeError):
 
 @dataclass(frozen=True)
 class Images:
-    """uint8 images [n, C, H, W] and int64 labels [n] (all 0 where any is missing)."""
+    """uint8 images [n, C, H, W] and int64 labels [n] (all 0 where any is missing).
 
-    images: np.ndarray
+    Before images are read they are a sequence of files or PIL pictures.
+    """
+
+    images: np.ndarray | Sequence
     labels: np.ndarray
 
 
-# what a name stands for
+def load_images(source: str | Path, size: int = 0) -> "torch.Tensor":
+    """All images of a source, or of its train part; prints one line on what was taken.
 
+    Args:
+        source: as for ``split``.
+        size: height and width to ``fit`` the images to; 0: as they are, all of one shape.
 
-def local_folder(source: str) -> Path | None:
-    """``source`` as an existing folder, from the working directory or the repository's root."""
-    return next((p for p in (Path(source), ROOT / source) if source and p.is_dir()), None)
-
-
-def is_local(source: str) -> bool:
-    """Whether ``source`` is a folder or file of this machine, rather than a name."""
-    found = local_folder(source) is not None or Path(source).is_file()
-    return found and source not in BUILT_IN
-
-
-def is_lost(source: str) -> bool:
-    """Whether ``source`` looks like a path, which no hub id does, but leads to no folder."""
-    path = source.startswith(("/", ".", "~")) or source.endswith("/") or source.count("/") > 1
-    beside = "/" in source and local_folder(source.rpartition("/")[0]) is not None
-    return (path or beside or Path(source).is_file()) and local_folder(source) is None
-
-
-def fingerprint(source: str) -> str:
-    """Hash of what stands behind a data set or pretrained model, for artefact keys.
-
-    Built-in and local data are hashed by content (a folder's with the paths in it), hub ids by
-    name.
-    """
-    if source in BUILT_IN:
-        return parts_hash(BUILT_IN[source]())
-    if not is_local(source):
-        return f"hub:{source}"
-    path = local_folder(source) or Path(source)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return _content_hash(path.parent if path.is_file() else path, tuple(stats))
-
-
-@cache  # by size and time of change, so that a file is read once a process and change
-def _content_hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
-    total = hashlib.sha256()
-    for name, *_ in files:
-        total.update(f"{Path(name).relative_to(folder).as_posix()}\0".encode())
-        with open(name, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
-
-
-def shipped_pretrained(name: str, seed: int) -> Path:
-    """The folder of a shipped pretrained model, such as ``fashion8``, of a training seed.
-
-    It holds ``pipeline``, the earlier ``snapshot-4`` and ``snapshot-2`` (a quarter and half of the
-    steps), ``history.csv`` and ``card.json``.
-    """
-    folder = PRETRAINED / name / f"seed-{seed}"
-    if not folder.is_dir():
-        seeds = sorted(int(f.name.removeprefix("seed-")) for f in PRETRAINED.glob(f"{name}/seed-*"))
-        raise DataError(
-            f"no pretrained model of {name} ships for seed {seed}, only for seeds {seeds}: take "
-            'those, or set `pretrained: ""` to train anew'
-        )
-    return folder
-
-
-def classifier_hash(name: str) -> str:
-    """Hash of a shipped classifier's weights; of other features (Inception's) their name."""
-    weights = CLASSIFIERS / f"{name}.safetensors"
-    return fingerprint(str(weights)) if weights.is_file() else name
-
-
-def parts_hash(parts: dict[str, Images]) -> str:
-    """Hash of a whole data set."""
-    total = hashlib.sha256()
-    for part in parts.values():
-        total.update(part.images.tobytes() + part.labels.tobytes())
-    return total.hexdigest()[:16]
-
-
-def content_hash(array: np.ndarray) -> str:
-    """Hash of a uint8 array, such as images [n, C, H, W]: the same wherever they come from."""
-    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
-
-
-# built-in data and Fashion-MNIST's own files
-
-
-@cache
-def digits() -> dict[str, Images]:
-    """scikit-learn's 1,797 digits, 8x8, 17 grey levels spread over 0..255; one part."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = np.round(data.images / 16 * 255).astype(np.uint8)[:, None]
-    return {"train": Images(images, data.target.astype(np.int64))}
-
-
-@cache
-def fashion8() -> dict[str, Images]:
-    """Fashion-MNIST at 8x8: 60,000 images in ``train``, 10,000 in ``test``, ten classes.
+    Returns:
+        uint8 [n, C, H, W].
 
     Raises:
-        DataError: the file is not the one that was shipped.
+        DataError: the images cannot be found, read or stacked.
     """
-    remedy = "install the package again, or run python -m deme_lib fashion8 FOLDER"
-    try:
-        with np.load(FASHION8) as file:
-            parts = {
-                part: Images(file[f"{part}_images"], file[f"{part}_labels"].astype(np.int64))
-                for part in IDX
-            }
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error) as error:
-        raise DataError(f"{FASHION8} cannot be read ({error}): {remedy}") from error
-    if parts_hash(parts) != FASHION8_HASH:
-        raise DataError(f"{FASHION8} differs from the data that were shipped: {remedy}")
-    return parts
+    import torch
 
-
-BUILT_IN = {"digits": digits, "fashion8": fashion8}
-
-
-def write_fashion8(folder: Path, file: Path = FASHION8) -> None:
-    """Make the built-in ``fashion8`` from a folder with Fashion-MNIST's four files.
-
-    28 pixels a side are padded with black to 32, averaged 4x4 and rounded.
-
-    Raises:
-        DataError: the files are not there, or not the published ones.
-    """
-    parts, arrays = read_idx(folder), {}
-    for part, data in parts.items():
-        padded = np.pad(data.images, ((0, 0), (0, 0), (2, 2), (2, 2)))
-        means = padded.reshape(-1, 1, 8, 4, 8, 4).mean(axis=(3, 5))
-        parts[part] = Images(np.round(means).astype(np.uint8), data.labels)
-        arrays[f"{part}_images"] = parts[part].images
-        arrays[f"{part}_labels"] = data.labels.astype(np.uint8)
-    if parts_hash(parts) != FASHION8_HASH:
-        raise DataError(f"{folder} holds other images than Fashion-MNIST's: fetch its files again")
-    np.savez_compressed(file, **arrays)
-
-
-def read_idx(folder: Path) -> dict[str, Images]:
-    """``train`` and ``test`` of Fashion-MNIST's four gzipped files.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
-    parts = {}
-    for part, begin in IDX.items():
-        path = folder / f"{begin}-labels-idx1-ubyte.gz"
-        try:
-            labels = np.frombuffer(gzip.decompress(path.read_bytes())[8:], np.uint8)
-            path = folder / f"{begin}-images-idx3-ubyte.gz"
-            pixels = np.frombuffer(gzip.decompress(path.read_bytes())[16:], np.uint8)
-            images = pixels.reshape(len(labels), 1, 28, 28)
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise DataError(
-                f"{path} cannot be read ({error}): copy the four files of Fashion-MNIST "
-                f"(train-images-idx3-ubyte.gz and so on) to {folder} again, or name the hub id "
-                "zalando-datasets/fashion_mnist in the parameter `dataset`"
-            ) from error
-        parts[part] = Images(images, labels.astype(np.int64))
-    return parts
-
-
-# roles
+    parts, found = _load(str(source))
+    part = "train" if "train" in parts else next(iter(parts))
+    converted, n = Counter(), len(parts[part].labels)
+    images = _read(parts[part].images, np.arange(n), size, source, converted)
+    others = [f"{len(p.labels):,} of {name}" for name, p in parts.items() if name != part]
+    found += f", part {part} (left: {', '.join(others)})" if others else ""
+    _say(source, n, images.shape[1:], found, converted)
+    return torch.from_numpy(images)
 
 
 def split(
@@ -221,23 +89,213 @@ def split(
 
     Args:
         source: ``digits``, ``fashion8``, a hub id, or a folder: Fashion-MNIST's four files,
-            parquet, or images.
+            parquet, or images in folders of classes, under train/ and test/ where there are parts.
         image_size: height and width to ``fit`` the images to; 0: as they are.
 
     Raises:
         DataError: the data cannot be reached, cannot be read, or holds too few images.
     """
     sizes = {"train": train_images, "search": search_images, "test": test_images}
-    roles, parts = {}, _load(source)
+    (parts, found), roles, converted = _load(source), {}, Counter()
     for part, names in _parts_to_roles(parts, train_images + search_images).items():
-        labels, image_at = parts[part]
+        pictures, labels = parts[part].images, parts[part].labels
         chosen = _cut(labels, {name: sizes[name] for name in names}, seed, source)
         for name, rows in chosen.items():
-            roles[name] = Images(_read(image_at, rows, image_size, source), labels[rows])
-    shapes = {name: images.images.shape[1:] for name, images in roles.items()}
+            images = _read(pictures, rows, image_size, source, converted)
+            roles[name] = Images(images, labels[rows])
+    shapes = {name: role.images.shape[1:] for name, role in roles.items()}
     if len(set(shapes.values())) > 1:
         raise DataError(f"{source}: the roles differ in shape: {shapes}; make them alike")
+    if source not in BUILT_IN:
+        _say(source, sum(sizes.values()), shapes["train"], found, converted)
     return roles
+
+
+# what a name stands for
+
+
+def local_folder(source: str) -> Path | None:
+    """``source`` as an existing folder, from the working directory or the repository's root."""
+    return next((p for p in (Path(source), ROOT / source) if source and p.is_dir()), None)
+
+
+def is_local(source: str) -> bool:
+    """Whether ``source`` is a folder or file of this machine, rather than a name."""
+    found = local_folder(source) is not None or Path(source).is_file()
+    return found and source not in BUILT_IN
+
+
+def is_lost(source: str) -> bool:
+    """Whether ``source`` is no folder, and by its form no hub id either."""
+    hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) and not Path(source).is_file()
+    return local_folder(source) is None and not hub_id
+
+
+def fingerprint(source: str) -> str:
+    """Hash of what stands behind a data set or pretrained model, for artefact keys.
+
+    Built-in and local data are hashed by content (a folder's with the paths in it), hub ids by
+    name.
+    """
+    if source in BUILT_IN:
+        return content_hash(np.concatenate([p.images for p in BUILT_IN[source]().values()]))
+    if not is_local(source):
+        return f"hub:{source}"
+    path, total = local_folder(source) or Path(source), hashlib.sha256()
+    for file in _files(path):
+        name = file.relative_to(path if path.is_dir() else path.parent)
+        total.update(f"{name.as_posix()}\0".encode())
+        with file.open("rb") as content:
+            total.update(hashlib.file_digest(content, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def _files(path: Path) -> list[Path]:
+    """All files of a folder in order, those of linked folders too; a file is alone."""
+    walked = os.walk(path, followlinks=True)
+    files = [Path(folder, name) for folder, _, names in walked for name in names]
+    return [path] if path.is_file() else sorted(filter(Path.is_file, files), key=str)
+
+
+def content_hash(array: np.ndarray) -> str:
+    """Hash of a uint8 array, such as images [n, C, H, W]: the same wherever they come from."""
+    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
+
+
+def classifier_hash(name: str) -> str:
+    """Hash of a shipped classifier's weights; of other features (Inception's) their name."""
+    weights = CLASSIFIERS / f"{name}.safetensors"
+    return fingerprint(str(weights)) if weights.is_file() else name
+
+
+def shipped_pretrained(name: str, seed: int) -> Path:
+    """The folder of a shipped model (``pipeline``, ``history.csv``, ``card.json``) of a seed."""
+    folder = PRETRAINED / name / f"seed-{seed}"
+    if not folder.is_dir():
+        seeds = sorted(int(f.name.removeprefix("seed-")) for f in PRETRAINED.glob(f"{name}/seed-*"))
+        raise DataError(
+            f"no pretrained model of {name} ships for seed {seed}, only for seeds {seeds}: take "
+            'those, or set `pretrained: ""` to train anew'
+        )
+    return folder
+
+
+# sources
+
+
+@cache
+def digits() -> dict[str, Images]:
+    """scikit-learn's 1,797 digits, 8x8, 17 grey levels spread over 0..255; one part."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.round(data.images / 16 * 255).astype(np.uint8)[:, None]
+    return {"train": Images(images, data.target.astype(np.int64))}
+
+
+@cache
+def fashion8() -> dict[str, Images]:
+    """Fashion-MNIST at 8x8: 60,000 images in ``train``, 10,000 in ``test``, ten classes.
+
+    28 pixels a side were padded with black to 32, averaged 4x4 and rounded.
+    """
+    with np.load(SHIPPED / "datasets" / "fashion8.npz") as file:
+        return {
+            part: Images(file[f"{part}_images"], file[f"{part}_labels"].astype(np.int64))
+            for part in ("train", "test")
+        }
+
+
+BUILT_IN = {"digits": digits, "fashion8": fashion8}
+
+
+def read_idx(folder: Path) -> dict[str, Images]:
+    """``train`` and ``test`` of Fashion-MNIST's four gzipped files, such as Debian packages."""
+    parts = {}
+    for part, begin in (("train", "train"), ("test", "t10k")):
+        labels = gzip.decompress((folder / f"{begin}-labels-idx1-ubyte.gz").read_bytes())[8:]
+        pixels = gzip.decompress((folder / f"{begin}-images-idx3-ubyte.gz").read_bytes())[16:]
+        images = np.frombuffer(pixels, np.uint8).reshape(len(labels), 1, 28, 28)
+        parts[part] = Images(images, np.frombuffer(labels, np.uint8).astype(np.int64))
+    return parts
+
+
+def _load(source: str) -> tuple[dict[str, Images], str]:
+    """A source's parts, unread, and words on where they were found."""
+    if source in BUILT_IN:
+        return BUILT_IN[source](), "built-in data"
+    folder = local_folder(source)
+    if is_lost(source):
+        raise DataError(
+            f"there is no folder {source}: name an existing folder of images or parquet files, or "
+            "a hub id, in the parameter `dataset`"
+        )
+    try:
+        if folder is None:
+            return _load_dataset(source, {})
+        files = [f for f in _files(folder) if not f.name.startswith(".")]
+        if any(f.name.endswith("-ubyte.gz") for f in files):
+            return read_idx(folder), "Fashion-MNIST's four files"
+        if tables := [f for f in files if f.suffix == ".parquet"]:
+            parts = {}
+            for file in tables:
+                words = re.split("[^a-z]+", file.relative_to(folder).as_posix().lower())
+                part = next((PARTS[word] for word in words if word in PARTS), "train")
+                parts.setdefault(part, []).append(re.sub(r"([*?[])", r"[\1]", str(file)))
+            return _load_dataset(source, parts)
+        if pictures := [f for f in files if f.suffix.lower() in SUFFIXES]:
+            return _load_pictures(folder, pictures, len(files))
+        raise DataError("it holds neither parquet files nor images, and archives are not unpacked")
+    except Exception as error:  # the datasets library raises dozens of types, its HTTP client's too
+        taken = "" if folder else "there is no such folder, and as a hub id "
+        raise DataError(
+            f"{source}: {taken}it cannot be loaded ({type(error).__name__}: {str(error)[:200]}): "
+            "name in the parameter `dataset` a folder of images, of parquet files or of "
+            "Fashion-MNIST's four files, or with a network a hub id"
+        ) from error
+
+
+def _load_pictures(folder: Path, files: list[Path], n_files: int) -> tuple[dict[str, Images], str]:
+    """Folders are classes; train/ and the like are parts where all images lie in such folders."""
+    tops = [f.relative_to(folder).parts[0].lower() for f in files]
+    found: dict[str, list[Path]] = {}
+    for top, file in zip(tops, files, strict=True):
+        found.setdefault(PARTS[top] if PARTS.keys() >= set(tops) else "train", []).append(file)
+    parts = {}
+    for part, mine in found.items():
+        classes, labels = np.unique([f.parent.name for f in mine], return_inverse=True)
+        parts[part] = Images(mine, labels.astype(np.int64))
+    said = f", classes {', '.join(classes[:10])}" if len(classes) > 1 else ""
+    return parts, f"{n_files:,} files{said}"
+
+
+def _load_dataset(source: str, files: dict[str, list[str]]) -> tuple[dict[str, Images], str]:
+    """Parts of parquet files, or of a hub id, by the library ``datasets``."""
+    import datasets
+
+    if files:  # by content, where the library's own cache goes by time of change
+        cached = str(Path(datasets.config.HF_DATASETS_CACHE) / fingerprint(source))
+        loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=cached)
+    else:
+        loaded = datasets.load_dataset(source)
+    features, parts = next(iter(loaded.values())).features, {}
+    columns, classes = (
+        [name for name, feature in features.items() if isinstance(feature, kind)]
+        for kind in (datasets.Image, datasets.ClassLabel)
+    )
+    if not columns:
+        raise DataError(f"no image column, only {sorted(features)}")
+    column = "image" if "image" in columns else columns[0]
+    for part, data in loaded.items():
+        labels = list(data[classes[0]]) if classes else [None]
+        if any(x is None or x < 0 for x in labels):  # -1: how hubs mark labels that are kept back
+            labels = [0] * len(data)
+        parts[part] = Images(data[column], np.array(labels, np.int64))
+    place = f"{sum(map(len, files.values()))} parquet files" if files else "the hub"
+    return parts, f"{place}, column {column} of {', '.join(features)}"
+
+
+# roles
 
 
 def _parts_to_roles(parts: dict, train_and_search: int) -> dict[str, tuple[str, ...]]:
@@ -245,7 +303,7 @@ def _parts_to_roles(parts: dict, train_and_search: int) -> dict[str, tuple[str, 
     held_out = next((p for p in ("test", "validation") if p in parts and p != train), None)
     if held_out is None:
         return {train: ("train", "search", "test")}
-    if train_and_search <= len(parts[train][0]):
+    if train_and_search <= len(parts[train].labels):
         return {train: ("train", "search"), held_out: ("test",)}
     return {train: ("train",), held_out: ("search", "test")}
 
@@ -273,87 +331,48 @@ def _cut(labels: np.ndarray, sizes: dict[str, int], seed: int, source: str) -> d
     return subsets
 
 
-# reading
+# pixels
 
 
-Part = tuple[np.ndarray, Callable[[int], np.ndarray]]
-"""int64 labels [n], and a function from an index to its uint8 image [C, H, W]."""
-
-
-def _load(source: str) -> dict[str, Part]:
-    folder = local_folder(source)
-    if source in BUILT_IN:
-        parts = BUILT_IN[source]()
-    elif folder and any(folder.glob("*-idx[13]-ubyte.gz")):
-        parts = read_idx(folder)
-    else:
-        return {name: _part(data, source) for name, data in _load_dataset(source).items()}
-    return {name: (part.labels, part.images.__getitem__) for name, part in parts.items()}
-
-
-def _load_dataset(source: str):
-    import datasets
-
-    folder = local_folder(source)
-    if is_lost(source):
-        raise DataError(
-            f"there is no folder {source}: name an existing folder of images or parquet files, or "
-            "a hub id, in the parameter `dataset`"
-        )
-    try:
-        return datasets.load_dataset(str(folder or source))
-    except Exception as error:  # the library raises dozens of types, its HTTP client's too
-        raise DataError(
-            f"cannot load the data set {source} ({type(error).__name__}: {str(error)[:200]}): name "
-            "in the parameter `dataset` a folder of parquet files, or of images sorted into train/ "
-            "and test/, and no code, or with a network a hub id"
-        ) from error
-
-
-def _part(data, source: str) -> Part:
-    import datasets
-
-    images, labels = (
-        [name for name, feature in data.features.items() if isinstance(feature, kind)]
-        for kind in (datasets.Image, datasets.ClassLabel)
-    )
-    if not images:
-        raise DataError(f"{source} has no image column, only {sorted(data.features)}: give it one")
-    found = list(data[labels[0]]) if labels else [None]
-    if any(x is None or x < 0 for x in found):  # -1: how hubs mark labels that are kept back
-        found = [0] * len(data)
-    return np.array(found, np.int64), lambda i: _pixels(data[i][images[0]])
-
-
-def _read(image_at: Callable, indices: np.ndarray, size: int, source: str) -> np.ndarray:
-    """uint8 images [n, C, H, W], each fitted to ``size``."""
+def _read(
+    pictures: Sequence, rows: np.ndarray, size: int, source: str | Path, converted: Counter
+) -> np.ndarray:
+    """uint8 images [n, C, H, W], each fitted to ``size``; conversions are counted."""
     images = None
-    for k, i in enumerate(indices.tolist()):
+    for k, i in enumerate(rows.tolist()):
+        name = pictures[i] if isinstance(pictures, list) else f"{source}: image {i}"
         try:
-            image = fit(image_at(i), size)
+            image = fit(_pixels(pictures[i], converted), size)
         except Exception as error:  # whatever the image decoder raises
-            raise DataError(f"{source}: image {i} cannot be read ({error}): replace it") from error
+            raise DataError(f"{name} cannot be read ({error}): replace or delete it") from error
         if images is None:
-            images = np.empty((len(indices), *image.shape), np.uint8)
+            images = np.empty((len(rows), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
             alike = len(image) == images.shape[1]
-            remedy = "make them alike, or set image_size" if alike else "save all as grey or colour"
-            raise DataError(
-                f"{source}: image {i} is {image.shape}, the first is {images.shape[1:]}: {remedy}"
-            )
+            remedy = "make them alike, or set a size" if alike else "save all as grey or colour"
+            raise DataError(f"{name} is {image.shape}, the first is {images.shape[1:]}: {remedy}")
         images[k] = image
     return images
 
 
-def _pixels(picture: Image.Image | None) -> np.ndarray:
+def _pixels(picture: np.ndarray | Path | Image.Image | None, converted: Counter) -> np.ndarray:
     """uint8 [C, H, W]: grey stays grey, 16 bits keep their upper 8, all else becomes RGB."""
+    if isinstance(picture, np.ndarray):
+        return picture
     if picture is None:
         raise ValueError("it is null")
+    if isinstance(picture, Path):
+        with Image.open(picture) as file:
+            picture = ImageOps.exif_transpose(file)
     if picture.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits and no known range, 8 or 16 are taken")
     if picture.mode.startswith("I;16"):  # convert() would clip at 255
+        converted["16 bits to their upper 8"] += 1
         return (np.asarray(picture) >> 8).astype(np.uint8)[None]
-    return _channels_first(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+    mode = "L" if picture.mode in ("1", "L") else "RGB"
+    if picture.mode != mode:
+        converted[f"{picture.mode} to {mode}"] += 1
+    return _channels_first(picture.convert(mode))
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -375,3 +394,8 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
 def _channels_first(picture: Image.Image) -> np.ndarray:
     array = np.asarray(picture)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _say(source: str | Path, n: int, shape: tuple, found: str, converted: Counter) -> None:
+    counts = "".join(f"; {count:,} converted from {what}" for what, count in converted.items())
+    print(f"{source}: {n:,} images {list(shape)} of {found}{counts}")

@@ -54,20 +54,5 @@ class FixedNoise:
 
     def mean_in(self, errors: torch.Tensor, timesteps: range) -> float:
         """Mean of ``errors`` [n * draws] over the draws whose timestep lies in a range."""
-        return errors[self._inside(timesteps)].double().mean().item()
-
-    def standard_error_in(self, errors: torch.Tensor, timesteps: range) -> float:
-        """Standard error of ``mean_in``, clustered over images (a ratio of two sums).
-
-        The draws of an image depend on each other; sums of different images do not. ``errors`` may
-        be the difference of two models' errors.
-        """
-        inside = self._inside(timesteps)
-        n, image = int(self.image[-1]) + 1, self.image[inside]
-        sums = torch.zeros(n, dtype=torch.float64).index_add_(0, image, errors[inside].double())
-        counts = torch.bincount(image, minlength=n).double()
-        spread = (sums - sums.sum() / counts.sum() * counts).square().sum() * n / (n - 1)
-        return (spread.sqrt() / counts.sum()).item()
-
-    def _inside(self, timesteps: range) -> torch.Tensor:
-        return (self.timesteps >= timesteps.start) & (self.timesteps < timesteps.stop)
+        inside = (self.timesteps >= timesteps.start) & (self.timesteps < timesteps.stop)
+        return errors[inside].double().mean().item()

@@ -5,14 +5,18 @@ own Inception (``inception``). They are extracted once a set of images, in float
 torch-fidelity's cache (it is keyed by name alone, and pickled).
 """
 
+import copy
 import urllib.error
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
+from torch import nn
 from torch.nn import functional as F
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
@@ -21,18 +25,92 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
 from deme_lib.diffusion import classifier
+from deme_lib.diffusion.data import CLASSIFIERS
+from deme_lib.diffusion.models import device_of
+from deme_lib.diffusion.progress import bar
+from deme_lib.diffusion.sampling import sample
 from deme_lib.errors import Explained
 
 INCEPTION = "inception"
 PIXELS = "pixels"
 BATCH = 500  # fixed: Inception's features depend on it on GPUs
 MANY = 10_000  # images, of which all pairwise distances fit into memory
-BLOCK = 2**24  # float64 numbers held at a time while distances are taken
 PIXEL_GRID = 8  # larger images are averaged down to this many pixels a side
 
 
 class MetricError(Explained, ValueError):
     """A metric cannot be computed on what was given."""
+
+
+class Scores(NamedTuple):
+    """What ``evaluate`` found: of n images, against n_real real ones, in ``features``."""
+
+    fid: float
+    kid: float
+    inception_score: float
+    n: int
+    n_real: int
+    features: str
+
+    def __str__(self) -> str:
+        scores = f"FID {self.fid:.4g}, KID {self.kid:.2g}, IS {self.inception_score:.3g}"
+        return f"{scores} (n = {self.n:,} to {self.n_real:,} real images, {self.features} features)"
+
+
+def evaluate(
+    generated: torch.Tensor | nn.Module,
+    real: torch.Tensor,
+    *,
+    scheduler: DDPMScheduler | None = None,
+    n: int | None = None,
+    steps: int = 50,
+    features: str = INCEPTION,
+    inception_weights: str = "",
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int = 250,
+) -> Scores:
+    """FID, KID and Inception Score of images, or of what a denoiser samples, against real images.
+
+    FID falls with n: compare like with like. KID is the mean of 100 subsets of 1,000 images, or of
+    all where there are fewer, IS of 10 splits.
+
+    Args:
+        generated: uint8 [n, C, H, W], or a denoiser, of which a copy samples ``n`` images in
+            ``steps`` DDIM steps; by default as many as there are real ones, 5,000 at most.
+        real: uint8 [n_real, C, H, W].
+        scheduler: the denoiser's noise schedule, ``load_pipeline(...).scheduler``.
+        features: ``inception``, or a shipped classifier such as ``fashion8-a``.
+        inception_weights: as in ``extract``.
+        seed: of the sampled noise.
+
+    Raises:
+        MetricError: a metric cannot be had of these images.
+        SamplingError: the denoiser's images are not finite.
+    """
+    where = device_of(device)
+    _check_images(real)
+    if isinstance(generated, nn.Module):
+        if scheduler is None:
+            raise MetricError("a denoiser needs its scheduler: pass scheduler=pipeline.scheduler")
+        denoiser, n = copy.deepcopy(generated).eval().to(where), n or min(len(real), 5000)
+        how = {"steps": steps, "purpose": ("sample", seed), "batch_size": batch_size}
+        with bar(n, "sampling", "image") as progress:
+            how |= {"device": where, "on_batch": progress.update}
+            generated = sample(denoiser, scheduler, n, **how)
+    found, reference = (
+        extract(images, features, inception_weights, where.type == "cuda")
+        for images in (generated, real)
+    )
+    subset = min(1000, len(found), len(reference))
+    return Scores(
+        fid=frechet(found, reference),
+        kid=kid(found, reference, subset, subsets=100),
+        inception_score=inception_score(found, splits=10),
+        n=len(found),
+        n_real=len(reference),
+        features=features,
+    )
 
 
 @dataclass(frozen=True)
@@ -64,20 +142,19 @@ def extract(
         inception_weights: local file of torch-fidelity's Inception weights; empty: fetched.
 
     Raises:
-        MetricError: the images are of another type, or the features cannot be fetched.
+        MetricError: the images are of another kind, or the features cannot be had.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-        raise MetricError(
-            f"metrics take uint8 images [n, C, H, W], not {images.dtype} {tuple(images.shape)}"
-        )
+    _check_images(images)
     device = "cuda" if cuda else "cpu"
     if name == PIXELS:
         network = _pixels
     elif name == INCEPTION:
-        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        if images.shape[1] not in (1, 3):
+            raise MetricError(f"Inception takes grey or colour, not {images.shape[1]} channels")
+        images = images.expand(-1, 3, -1, -1)
         network = _inception(inception_weights, cuda)
     else:
-        network = classifier.load(name).to(device)
+        network = _classifier(name, tuple(images.shape[1:])).to(device)
     batches = [network(batch.to(device)) for batch in images.split(BATCH)]
     return Features(*(torch.cat(part).double().cpu() for part in zip(*batches, strict=True)))
 
@@ -86,7 +163,15 @@ def frechet(generated: Features, reference: Features) -> float:
     """Frechet distance between Gaussians fitted to two sets of features (Heusel et al. 2017).
 
     Called FID where the features are Inception's or a classifier's, pixel distance on pixels.
+    Warns where a covariance is singular, of as many images as features or fewer.
     """
+    n, dimension = min(len(generated), len(reference)), generated.values.shape[1]
+    if n <= dimension:
+        warnings.warn(
+            f"a Frechet distance of {n} images in {dimension} features: their covariance is "
+            f"singular and the distance far too large; take many more than {dimension} images",
+            stacklevel=2,
+        )
     first, second = (fid_features_to_statistics(f.values) for f in (generated, reference))
     try:
         found = fid_statistics_to_metric(first, second, verbose=False)
@@ -103,13 +188,23 @@ def inception_score(generated: Features, splits: int) -> float:
 
     The order of the images is shuffled with torch-fidelity's fixed seed.
     """
+    if not generated.logits.shape[1]:
+        raise MetricError("an Inception Score needs class probabilities, which pixels have not")
+    if 2 * splits > len(generated):
+        raise MetricError(
+            f"an Inception Score of {splits} splits needs {2 * splits} images or more, not "
+            f"{len(generated)}: of single images it is 1 whatever they show"
+        )
     return isc_features_to_metric(generated.logits, splits=splits)["inception_score_mean"]
 
 
 def kid(generated: Features, reference: Features, subset_size: int, subsets: int) -> float:
     """Kernel inception distance (Binkowski et al. 2018), unbiased, mean over random subsets."""
-    if subset_size < 2:
-        raise MetricError(f"KID needs subsets of at least 2 images, not {subset_size}")
+    most = min(len(generated), len(reference))
+    if not 2 <= subset_size <= most:
+        raise MetricError(
+            f"KID of subsets of {subset_size} images: give 2 to {most}, all there are"
+        )
     sizes = {"kid_subset_size": subset_size, "kid_subsets": subsets}
     found = kid_features_to_metric(generated.values, reference.values, **sizes, verbose=False)
     return found["kernel_inception_distance_mean"]
@@ -129,18 +224,6 @@ def precision_recall(generated: Features, reference: Features) -> tuple[float, f
     return found["precision"], found["recall"]
 
 
-def halves_difference(features: Features, reference: Features, repeats: int, seed: int) -> float:
-    """How still a Frechet distance holds: rms relative difference of two random halves.
-
-    Over ``repeats`` random halvings of one model's images, |d1 - d2| / mean(d1, d2).
-    """
-    squares = []
-    for halves in _halvings(features, repeats, seed):
-        first, second = (frechet(half, reference) for half in halves)
-        squares.append((2 * (first - second) / (first + second)) ** 2)
-    return float(np.sqrt(np.mean(squares)))
-
-
 def fresh_draws(count: int, n: int, draws: int, seed: int) -> list[torch.Tensor]:
     """Indices [n] of ``draws`` draws of n out of ``count`` real images, disjoint where possible.
 
@@ -152,36 +235,14 @@ def fresh_draws(count: int, n: int, draws: int, seed: int) -> list[torch.Tensor]
     return [torch.from_numpy(rows) for rows in order[:draws]]
 
 
-def extrapolated_floor(real: Features, n: int, m: int, repeats: int, seed: int) -> float:
-    """The floor at n images against m, where the data has no n fresh ones: c (1/n + 1/m).
-
-    Both sets' means and covariances err by O(1/n) and O(1/m), and so does their FID, whose bias
-    is linear in 1/n (Chong and Forsyth 2020). c comes from random halves of h real images each,
-    whose FID is c (1/h + 1/h); it holds for h, n and m well above the number of features.
-    """
-    found = [frechet(*halves) for halves in _halvings(real, repeats, seed)]
-    return float(np.mean(found)) * (len(real) // 2) / 2 * (1 / n + 1 / m)
-
-
-def _halvings(features: Features, repeats: int, seed: int) -> Iterator[tuple[Features, Features]]:
-    rng, half = np.random.default_rng(seed), len(features) // 2
-    for _ in range(repeats):
-        order = torch.from_numpy(rng.permutation(len(features)))
-        yield features[order[:half]], features[order[half : 2 * half]]
-
-
-def nearest_distances(images: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
-    """Euclidean distance of each uint8 image to its nearest training image, pixels in [-1, 1].
-
-    Squares of whole numbers are exact in float64: a copy is at distance 0.
-    """
-    rows = max(1, BLOCK // max(BATCH, train[0].numel()))
-    nearest = []
-    for few in images.flatten(1).split(min(BATCH, rows)):
-        parts = train.flatten(1).split(rows)
-        found = [torch.cdist(few.double(), part.double()).amin(1) for part in parts]
-        nearest.append(torch.stack(found).amin(0))
-    return torch.cat(nearest) / 127.5
+def _check_images(images: object) -> None:
+    tensor = isinstance(images, torch.Tensor)
+    if not tensor or images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+        kind = f"{images.dtype} {list(images.shape)}" if tensor else f"a {type(images).__name__}"
+        raise MetricError(
+            f"images must be a torch.uint8 tensor [n, C, H, W] of 0..255, not {kind}: "
+            "load_images makes one of a folder, torch.from_numpy of an array, to_uint8 of samples"
+        )
 
 
 def _pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,6 +250,17 @@ def _pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if max(small.shape[-2:]) > PIXEL_GRID:
         small = F.adaptive_avg_pool2d(small, PIXEL_GRID)
     return small.flatten(1), small.new_empty(len(images), 0)
+
+
+def _classifier(name: str, shape: tuple[int, ...]) -> classifier.Classifier:
+    names = sorted(file.stem for file in CLASSIFIERS.glob("*.json"))
+    if name not in names:
+        raise MetricError(f"no features {name!r}: take {INCEPTION}, {PIXELS}, {', '.join(names)}")
+    card = classifier.card_of(name)
+    taken = (card["channels"], card["size"], card["size"])
+    if shape != taken:
+        raise MetricError(f"{name} takes images {taken}, not {shape}: take {INCEPTION}")
+    return classifier.load(name)
 
 
 def _inception(weights: str, cuda: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:

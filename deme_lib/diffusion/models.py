@@ -1,13 +1,14 @@
 """Denoisers and pipelines, the diffusers way: build, load, save, check."""
 
 import json
-from datetime import timedelta
 from pathlib import Path
 
+import diffusers
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
@@ -16,9 +17,10 @@ from torch import nn
 from deme_lib.diffusion.data import is_lost, local_folder
 from deme_lib.diffusion.randomness import seed_of
 from deme_lib.errors import Explained
-from deme_lib.method.projection import unet_class
+from deme_lib.method.projection import plain_or_projected, unet_class
 
 INDEX = "model_index.json"  # of a diffusers pipeline
+HALF = "diffusion_pytorch_model.fp16.safetensors"  # weights, where they are saved in 16 bits alone
 WANTED = "take a pixel-space DDPM or DDIM pipeline of a UNet2DModel, such as google/ddpm-cifar10-32"
 
 disable_progress_bar()
@@ -28,22 +30,20 @@ class ModelError(Explained, RuntimeError):
     """A pretrained model cannot be had, or is not one that DeMe applies to."""
 
 
-def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
-    """accelerate's view of this process.
-
-    Args:
-        device: ``cpu``, ``cuda``, or ``auto`` (CUDA where it is there).
-        precision: ``no``, ``bf16`` or ``fp16`` autocast.
-    """
+def device_of(device: str = "auto") -> torch.device:
+    """``cpu``, ``cuda``, or ``auto``: CUDA where it is there. ModelError: neither, or no CUDA."""
     if device not in ("auto", "cpu", "cuda"):
         raise ModelError(f"device={device}: set device to auto, cpu or cuda")
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise ModelError("device=cuda, but torch sees no CUDA device; set device to auto or cpu")
+    return torch.device("cuda" if cuda and device != "cpu" else "cpu")
+
+
+def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
+    """accelerate's view of this process, under ``no``, ``bf16`` or ``fp16`` autocast."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))  # while the first looks at losses
-    cpu = device == "cpu" or not cuda
-    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[patience])
+    return Accelerator(cpu=device_of(device).type == "cpu", mixed_precision=precision)
 
 
 def new_unet(
@@ -87,11 +87,97 @@ def new_scheduler(num_train_timesteps: int) -> DDPMScheduler:
     With T = 1000 these are diffusers' defaults, beta from 1e-4 to 0.02.
     """
     stretch = 1000 / num_train_timesteps
-    return DDPMScheduler(
-        num_train_timesteps=num_train_timesteps,
-        beta_start=min(1e-4 * stretch, 0.999),
-        beta_end=min(0.02 * stretch, 0.999),
-    )
+    betas = {"beta_start": min(1e-4 * stretch, 0.999), "beta_end": min(0.02 * stretch, 0.999)}
+    return DDPMScheduler(num_train_timesteps, **betas)
+
+
+def load_pipeline(source: str | Path) -> DDPMPipeline:
+    """A pipeline from a folder or a hub id: its UNet stock or projected, its scheduler DDPM's.
+
+    Raises:
+        ModelError: it cannot be reached or read, or is another kind of model.
+    """
+    source, folder = str(source), local_folder(str(source))
+    if is_lost(source):
+        raise ModelError(
+            f"there is no folder {source}: name an existing diffusers folder, or a hub id, in the "
+            "parameter `pretrained`"
+        )
+    try:
+        index = folder / INDEX if folder else Path(hf_hub_download(source, INDEX))
+        index = json.loads(index.read_text())
+        parts = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
+        if parts != {"unet", "scheduler"}:
+            kind = index.get("_class_name")
+            raise ModelError(f"{source} is {kind} ({', '.join(sorted(parts))}): {WANTED}")
+        folder = folder or Path(DDPMPipeline.download(source))
+        unet, scheduler = (  # the oldest pipelines keep all beside model_index.json
+            folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")
+        )
+        return DDPMPipeline(load_unet(unet), _load_scheduler(scheduler))
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers and its HTTP client raise dozens of types
+        taken = "" if folder else "there is no such folder, and as a hub id "
+        raise ModelError(
+            f"{source}: {taken}it cannot be loaded ({type(error).__name__}: {str(error)[:200]}): "
+            "save or copy a whole pipeline to a folder, or with a network take a hub id, and name "
+            "it in the parameter `pretrained`"
+        ) from error
+
+
+def _load_scheduler(folder: Path) -> DDPMScheduler:
+    """The noise schedule of a saved scheduler of whatever kind, as DDPM's."""
+    config = DDPMScheduler.load_config(folder)
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    if not hasattr(scheduler, "alphas_cumprod"):
+        kind = config["_class_name"]
+        raise ModelError(f"{folder} has {kind}, whose noise is not DDPM's (Eq. 1): {WANTED}")
+    return DDPMScheduler.from_config(scheduler.config)
+
+
+def load_unet(folder: str | Path) -> UNet2DModel:
+    """A ``UNet2DModel`` or ``ProjectedUNet2DModel`` from the folder it was saved to, in float32.
+
+    Weights with NaN or infinity are refused: their images are black, and score like any others.
+    """
+    try:
+        cls = unet_class(json.loads((Path(folder) / "config.json").read_text()))
+        names = [file.name for file in Path(folder).iterdir()]
+        variant = "fp16" if HALF in names and SAFETENSORS_WEIGHTS_NAME not in names else None
+        unet, keys = cls.from_pretrained(folder, variant=variant, output_loading_info=True)
+        if wrong := keys["missing_keys"] + keys["unexpected_keys"]:
+            raise ValueError(f"config.json and weights do not fit, such as in {wrong[0]}")
+    except (ValueError, OSError, SafetensorError) as error:
+        raise ModelError(f"{folder}: {error}; save or copy a UNet there again") from error
+    for key, weight in unet.state_dict().items():
+        if not weight.isfinite().all():
+            raise ModelError(f"{folder}: weights {key} hold NaN or infinity: take another model")
+    unet.register_to_config(_name_or_path="")  # a path of this machine, else saved with the model
+    return unet
+
+
+def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Path) -> None:
+    """Save as a diffusers pipeline; without projections ``DDPMPipeline`` loads it unaided.
+
+    Raises:
+        ModelError: ``unet`` is an ensemble.
+    """
+    if not isinstance(unet, UNet2DModel):
+        raise ModelError(
+            f"a {type(unet).__name__} cannot be saved as one pipeline: merge its members with "
+            "merge_experts first, or save each of its .members"
+        )
+    DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
+
+
+def shape_of(denoiser: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a UNet, or an ensemble of them, denoises."""
+    size = denoiser.config.sample_size
+    if size is None:
+        raise ModelError("the UNet's sample_size is null: write the images' size into config.json")
+    height, width = (size, size) if isinstance(size, int) else size
+    return denoiser.config.in_channels, height, width
 
 
 def check_card(folder: Path, train_hash: str, seed: int) -> None:
@@ -109,105 +195,51 @@ def check_card(folder: Path, train_hash: str, seed: int) -> None:
         )
 
 
-def load_pipeline(source: str | Path) -> DDPMPipeline:
-    """A pipeline from a folder or a hub id: its UNet stock or projected, its scheduler DDPM's.
-
-    Raises:
-        ModelError: it cannot be reached or read, or is another kind of model.
-    """
-    source = str(source)
-    folder = local_folder(source)
-    if is_lost(source):
-        raise ModelError(
-            f"there is no folder {source}: name an existing diffusers folder, or a hub id, in the "
-            "parameter `pretrained`"
-        )
-    try:
-        index = folder / INDEX if folder else Path(hf_hub_download(source, INDEX))
-        index = json.loads(index.read_text())
-        parts = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
-        if parts != {"unet", "scheduler"}:
-            kind = index.get("_class_name")
-            raise ModelError(f"{source} is {kind} ({', '.join(sorted(parts))}): {WANTED}")
-        return _load_folder(folder or Path(DDPMPipeline.download(source)))
-    except ModelError:
-        raise
-    except Exception as error:  # diffusers and its HTTP client raise dozens of types
-        raise ModelError(
-            f"cannot load the pipeline {source} ({type(error).__name__}: {str(error)[:200]}): save "
-            "or copy a whole one to a folder, or with a network take a hub id, and name it in the "
-            "parameter `pretrained`"
-        ) from error
-
-
-def _load_folder(folder: Path) -> DDPMPipeline:
-    if code := sorted(folder.rglob("*.py")):
-        raise ModelError(f"{code[0]} is code, which no model of ours needs: delete it")
-    unet = folder / "unet"  # the oldest pipelines keep the UNet beside model_index.json
-    unet = load_unet(unet if unet.is_dir() else folder)
-    scheduler = DDPMPipeline.from_pretrained(folder, unet=unet).scheduler
-    if not hasattr(scheduler, "alphas_cumprod"):
-        kind = type(scheduler).__name__
-        raise ModelError(f"{folder} has {kind}, whose noise is not DDPM's (Eq. 1): {WANTED}")
-    return DDPMPipeline(unet, DDPMScheduler.from_config(scheduler.config))
-
-
-def load_unet(folder: str | Path) -> UNet2DModel:
-    """A ``UNet2DModel`` or ``ProjectedUNet2DModel`` from the folder it was saved to.
-
-    Weights with NaN or infinity are refused: their images are black, and score like any others.
-    """
-    try:
-        cls = unet_class(json.loads((Path(folder) / "config.json").read_text()))
-        unet, keys = cls.from_pretrained(folder, output_loading_info=True)
-        if wrong := keys["missing_keys"] + keys["unexpected_keys"]:
-            raise ValueError(f"config.json and weights do not fit, such as in {wrong[0]}")
-    except (ValueError, OSError, SafetensorError) as error:
-        raise ModelError(f"{folder}: {error}; save or copy a UNet there again") from error
-    for key, weight in unet.state_dict().items():
-        if not weight.isfinite().all():
-            raise ModelError(f"{folder}: weights {key} hold NaN or infinity: take another model")
-    unet.register_to_config(_name_or_path="")  # a path of this machine, else saved with the model
-    return unet
-
-
-def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Path) -> None:
-    """Save as a diffusers pipeline; without projections ``DDPMPipeline`` loads it unaided."""
-    DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
-
-
-def shape_of(denoiser: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) of the images that a UNet, or an ensemble of them, denoises."""
-    size = denoiser.config.sample_size
-    if size is None:
-        raise ModelError("the UNet's sample_size is null: write the images' size into config.json")
-    height, width = (size, size) if isinstance(size, int) else size
-    return denoiser.config.in_channels, height, width
-
-
 def check_pipeline(
     pipeline: DDPMPipeline, num_train_timesteps: int, image_shape: tuple[int, int, int]
 ) -> None:
     """Refuse, before any training starts, a pipeline that the experiment cannot use."""
-    config, shape = pipeline.unet.config, shape_of(pipeline.unet)
-    kind = pipeline.scheduler.config.prediction_type
-    timesteps = pipeline.scheduler.config.num_train_timesteps
-    if kind != "epsilon":
-        raise ModelError(f"the scheduler predicts {kind}, not noise: take an epsilon model")
-    if timesteps != num_train_timesteps:
-        raise ModelError(
+    unet, schedule = pipeline.unet, pipeline.scheduler.config
+    config, shape, timesteps = unet.config, shape_of(unet), schedule.num_train_timesteps
+    checks = [
+        (
+            schedule.prediction_type != "epsilon",
+            f"the scheduler predicts {schedule.prediction_type}, not noise: take an epsilon model",
+        ),
+        (
+            schedule.get("rescale_betas_zero_snr") or pipeline.scheduler.alphas_cumprod[-1] == 0,
+            "the last timestep is noise alone (rescale_betas_zero_snr), whose prediction says "
+            "nothing of the image: take a model of a schedule that ends above zero",
+        ),
+        (
+            timesteps != num_train_timesteps,
             f"the pretrained model has {timesteps} timesteps and num_train_timesteps is "
-            f"{num_train_timesteps}: set num_train_timesteps to {timesteps}"
-        )
-    if config.out_channels != config.in_channels:
-        raise ModelError(
+            f"{num_train_timesteps}: set num_train_timesteps to {timesteps}",
+        ),
+        (
+            config.out_channels != config.in_channels,
             f"the UNet has {config.in_channels} channels in and {config.out_channels} out (a "
-            "learned variance?): take a model with as many out as in"
-        )
-    if config.class_embed_type is not None or config.num_class_embeds is not None:
-        raise ModelError("the UNet is class-conditional: take an unconditional one")
-    if shape != image_shape:
-        raise ModelError(
+            "learned variance?): take a model with as many out as in",
+        ),
+        (
+            config.class_embed_type is not None or config.num_class_embeds is not None,
+            "the UNet is class-conditional: take an unconditional one",
+        ),
+        (
+            shape != image_shape,
             f"the model makes images {shape}, the data set has {image_shape}: take a model or a "
-            "data set of the other's shape"
-        )
+            "data set of the other's shape",
+        ),
+    ]
+    for wrong, reason in checks:
+        if wrong:
+            raise ModelError(reason)
+    try:
+        one = torch.zeros(1, *shape, dtype=unet.dtype, device=unet.device)
+        with torch.inference_mode():
+            plain_or_projected(unet, True)(one, 0)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"the UNet with projections (Sec. 3.2) fails on an image {shape} ({error}): take one "
+            "whose levels halve the image evenly, of no K blocks"
+        ) from error

@@ -21,7 +21,6 @@ def bar(total: int, label: str, unit: str, done: int = 0) -> tqdm:
         mininterval=0.2 if browser or sys.stderr.isatty() else 5,  # seconds
         file=sys.stdout if browser else sys.stderr,
         leave=not browser,
-        disable=int(os.environ.get("RANK", 0)) > 0,  # one bar for the processes of a job
         ascii=True,
         ncols=90,
     )

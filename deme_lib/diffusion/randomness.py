@@ -1,7 +1,7 @@
 """Every random draw is a function of what it is for, never of what was drawn before.
 
 So data, timesteps and noise of a training step depend on (seed, step), and the noise of an image
-on (seed, index): batch size, resumption and the number of processes change nothing.
+on (seed, index): batch size and resumption change nothing.
 """
 
 import zlib

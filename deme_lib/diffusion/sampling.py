@@ -1,15 +1,18 @@
-"""DDIM sampling in which the noise of an image depends on (seed, index) alone."""
+"""DDIM sampling in which the noise of an image depends on (purpose, index) alone."""
 
 from collections.abc import Callable
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
 from deme_lib.diffusion.models import shape_of
 from deme_lib.diffusion.randomness import generator
+from deme_lib.errors import Explained
+
+
+class SamplingError(Explained, RuntimeError):
+    """A model makes no images, or a schedule has no such steps."""
 
 
 def initial_noise(indices: range, shape: tuple[int, ...], *purpose: int | str) -> torch.Tensor:
@@ -18,13 +21,22 @@ def initial_noise(indices: range, shape: tuple[int, ...], *purpose: int | str) -
 
 
 def ddim_scheduler(scheduler: DDPMScheduler, steps: int, spacing: str) -> DDIMScheduler:
-    """diffusers' DDIM scheduler (eta = 0) on the noise schedule of a DDPM one.
+    """diffusers' DDIM scheduler (eta = 0) on the betas of a DDPM one, whatever their schedule.
 
     Args:
         spacing: ``leading``, ``trailing`` or ``linspace``; it moves FID, so it is recorded.
     """
-    ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing)
+    most = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= most:
+        raise SamplingError(f"steps={steps}: give 1 to {most}, the model's timesteps")
+    given = {"trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
+    ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing, **given)
     ddim.set_timesteps(steps)
+    if ddim.timesteps.max() >= most:
+        raise SamplingError(
+            f"{steps} steps with steps_offset={ddim.config.steps_offset} of the scheduler's config "
+            f"begin at timestep {ddim.timesteps.max()} of [0, {most}): take fewer, or `trailing`"
+        )
     return ddim
 
 
@@ -35,39 +47,45 @@ def sample(
     count: int,
     *,
     steps: int,
-    purpose: tuple[int | str, ...],
+    purpose: tuple[int | str, ...] = ("sample", 0),
     spacing: str = "leading",
     batch_size: int = 250,
     device: torch.device | str = "cpu",
     on_batch: Callable[[int], object] = lambda done: None,
     first: int = 0,
-    shared: bool = False,
 ) -> torch.Tensor:
     """Images first..first+count-1 of the stream ``purpose``, such as ("evaluation", seed).
 
     Args:
         denoiser: a ``UNet2DModel`` or an ensemble, already on ``device``.
+        scheduler: its config holds but for ``timestep_spacing``, in whose place ``spacing`` is
+            taken, so that models are compared alike.
         on_batch: told the number of images of each finished batch.
-        shared: have the processes of ``accelerate launch`` share the batches out; each must ask,
-            and gets all images.
 
     Returns:
         uint8 [count, C, H, W].
+
+    Raises:
+        SamplingError: an image is not finite, or the schedule has no such steps.
     """
-    ddim = ddim_scheduler(scheduler, steps, spacing)
-    shape = shape_of(denoiser)
-    me, n = (PartialState().process_index, PartialState().num_processes) if shared else (0, 1)
+    ddim, shape = ddim_scheduler(scheduler, steps, spacing), shape_of(denoiser)
     indices, images = range(first, first + count), torch.zeros(count, *shape, dtype=torch.uint8)
-    for start in range(0, count, batch_size)[me::n]:
+    for start in range(0, count, batch_size):
         mine = slice(start, start + batch_size)
         x = initial_noise(indices[mine], shape, *purpose).to(device)
         for t in ddim.timesteps:
             x = ddim.step(denoiser(x, t, return_dict=False)[0], t, x).prev_sample
         images[mine] = to_uint8(x).cpu()
-        on_batch(min(n * batch_size, count - start))
-    return reduce(images.to(device), "sum").cpu() if n > 1 else images
+        on_batch(min(batch_size, count - start))
+    return images
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Float images in [-1, 1] (clipped) to uint8."""
+    """Float images in [-1, 1] (clipped) to uint8; SamplingError: NaN or infinity."""
+    if not images.isfinite().all():
+        raise SamplingError(
+            f"{(~images.isfinite()).float().mean():.0%} of the samples' pixels are NaN or infinite:"
+            " look for merge weights that are too large, weights of the model that are not finite, "
+            "or a schedule with a timestep without signal"
+        )
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

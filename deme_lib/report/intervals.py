@@ -1,8 +1,4 @@
-"""Paired differences between arms: t intervals over units, Holm's steps, equivalence, verdicts.
-
-A unit is a training seed (the mean of its sampling seeds), or a sampling seed where only one
-training seed was run; then an interval holds for these weights alone.
-"""
+"""Paired differences between rows: t intervals over training seeds, Holm's steps, verdicts."""
 
 from itertools import product
 
@@ -10,41 +6,19 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from deme_lib.experiment.arms import DEFAULT_ARMS
-from deme_lib.report.records import BASE, Records, label
+from deme_lib.report.records import Records, RecordsError
 
-ABLATIONS = {1: "remove decoupling", 2: "replace merging by an ensemble"}
 PRIMARY = {1: "primary_decoupling", 2: "primary_merging"}
+"""Ablation -> the parameter that names its comparisons."""
+
 SECONDARY = ("inception_score", "fid_second", "kid")
 """Measures of the primary comparisons beside FID."""
 
-CONTROLS = (
-    ("soup", "all_plain"),
-    ("deme_routed", "all_plain"),
-    ("deme_routed", "plain_routed"),
-    ("plain_routed", "soup"),
-    ("plain_routed", "all_same"),
-    ("plain_routed", "all_checkpoints"),
-    ("plain_routed", "soup_searched"),
-    ("plain_routed", "all_scaled"),
-    ("deme_routed", "all_same"),
-    ("all_same", "all_plain"),
-    ("soup_same", "soup"),
-    ("all_checkpoints", "all_plain"),
-    ("soup", "all_checkpoints"),
-    ("merged_searched", "plain_routed"),
-    ("merged_searched", "soup_searched"),
-    ("merged_searched", "all_scaled"),
-    ("soup_searched", "soup"),
-    ("all_scaled", "all_plain"),
-)
-"""Exploratory pairs, beside every arm - pretrained, merged - every arm, and the primary ones at
-other EMA horizons (``soup@0.98`` is the soup of copies with that EMA decay)."""
-
-UNITS = {"training_seed": "training seed", "seed": "sampling seed"}
-GATE = ["model", "range", "start", "stop"]
 FEWEST = 5
-"""Units below which an interval is given and no verdict."""
+"""Training seeds below which an interval is given and no verdict."""
+
+CONTROL = "all_plain"
+"""The model of all timesteps, to which ``gate`` compares."""
 
 
 def t_interval(d: np.ndarray, level: float) -> tuple[float, float, float]:
@@ -54,7 +28,7 @@ def t_interval(d: np.ndarray, level: float) -> tuple[float, float, float]:
         return np.nan, np.nan, np.nan
     mean, se = d.mean(), d.std(ddof=1) / np.sqrt(d.size)
     half = student.ppf((1 + level) / 2, d.size - 1) * se
-    p = 2 * student.sf(abs(mean) / se, d.size - 1) if se > 0 else float(mean == 0)
+    p = float(mean == 0) if se == 0 else 2 * student.sf(abs(mean) / se, d.size - 1)
     return mean - half, mean + half, p
 
 
@@ -73,13 +47,17 @@ def holm(p: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def verdict(d: np.ndarray, level: float, margin: float) -> str:
-    """What differences d [U] say of their mean, at ``level`` and against ±``margin`` (or NaN)."""
-    if len(d) < FEWEST:
+    """What differences d [U] say of their mean, at ``level`` and against ±``margin`` (or NaN).
+
+    "different", "different, below the margin", "equivalent" (two one-sided tests at 1 - level),
+    "undecided", or "no verdict" of fewer than FEWEST.
+    """
+    if len(d) < FEWEST or np.isnan(d).any():
         return "no verdict"
     low, high, _ = t_interval(d, level)
     if low > 0 or high < 0:
         return "different, below the margin" if max(-low, high) < margin else "different"
-    low, high, _ = t_interval(d, 2 * level - 1)  # two one-sided tests at 1 - level
+    low, high, _ = t_interval(d, 2 * level - 1)
     return "equivalent" if max(-low, high) < margin else "undecided"
 
 
@@ -88,117 +66,71 @@ def family(differences: list[np.ndarray], level: float, margin: float) -> list[d
     p = np.array([t_interval(d, level)[2] for d in differences])
     rows = []
     for d, own in zip(differences, 1 - holm(p, 1 - level), strict=True):
-        found = dict(zip(("low", "high", "p"), t_interval(d, own), strict=True))
-        found |= {"n_units": len(d), "effect": np.mean(d), "level": own}
+        found = {"n_units": len(d), "effect": np.mean(d), "level": own}
+        found |= dict(zip(("low", "high", "p"), t_interval(d, own), strict=True))
         rows.append(found | {"verdict": verdict(d, own, margin)})
     return rows
 
 
-def gap(records: Records, measure: str) -> float:
-    """How far the pretrained model is from real images: its excess; NaN where it is not."""
-    pretrained = records.by_unit[measure][(BASE, "pretrained")].mean()
+def margin(records: Records, measure: str = "fid") -> float:
+    """The parameter ``margin`` times the base's excess over real images; NaN if it has none."""
     sign = -1 if measure == "inception_score" else 1
-    distance = sign * (pretrained - records.floor(measure))
-    return distance if distance > 0 else np.nan
+    excess = sign * (records.of(measure)[records.base].mean() - records.floor_of(measure))
+    return records.parameters["margin"] * excess if excess > 0 else np.nan
 
 
 def comparisons(records: Records) -> pd.DataFrame:
-    """A row per comparison ``a - b`` and measure, primaries first.
+    """A row per comparison "a - b" and measure: effect, interval, level, p, margin, verdict.
 
-    ``relative`` is the effect over the mean of b, ``share`` over the pretrained model's excess;
-    ``margin`` is that excess times the parameter of this name.
+    Each ablation's primary comparisons are one Holm-corrected family in FID; the same pairs in
+    SECONDARY measures, and the exploratory pairs, are not corrected.
     """
-    rows = _of_sweep(records) if records.sweep else _of_experiment(records)
-    first = ["ablation", "a", "b", "kind", "measure", "units", "n_units", "effect", "level"]
-    last = ["low", "high", "p", "relative", "share", "share_low", "share_high", "margin", "verdict"]
-    return pd.DataFrame(rows, columns=first + last)
+    rows = []
+    for ablation, name in PRIMARY.items():
+        named = pairs(records, name)
+        rows += _rows(records, named, "fid", "primary", ablation)
+        for pair, measure in product(named, SECONDARY):
+            rows += _rows(records, [pair], measure, "secondary", ablation)
+    for pair in pairs(records, "exploratory"):
+        rows += _rows(records, [pair], "fid", "exploratory", "")
+    columns = "ablation kind a b measure n_units effect low high level p margin verdict"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
-def _of_experiment(records: Records) -> list[dict]:
-    primaries = {number: _primaries(records, number) for number in ABLATIONS}
-    seen = {frozenset(pair) for pairs in primaries.values() for pair in pairs}
-    rows, every = [], set(records.titles)
-    for number, pairs in primaries.items():
-        rows += _rows(records, pairs, "fid", "primary", number)
-        for pair, measure in product(pairs, SECONDARY):
-            rows += _rows(records, [pair], measure, "secondary", number)
-    horizons = {arm.partition("@")[2] for arm in every} - {""}
-    for number in ABLATIONS:
-        arms = records.arms_of(number)
-        pairs = [(a, "pretrained") for a in arms] + [("deme_merged", b) for b in arms]
-        pairs += [pair for pair in CONTROLS if set(pair) <= set(arms)]
-        pairs += [(f"{a}@{h}", f"{b}@{h}") for h in sorted(horizons) for a, b in primaries[number]]
-        for a, b in pairs:
-            if a != b and {a, b} <= every and frozenset((a, b)) not in seen:
-                seen.add(frozenset((a, b)))
-                rows += _rows(records, [(a, b)], "fid", "exploratory", number)
-    return rows
-
-
-def headline(records: Records, number: int) -> list[str]:
-    """An ablation's arms of the default experiment, and those that its primary pairs name."""
-    named = {arm for pair in _primaries(records, number) for arm in pair}
-    return [arm for arm in records.arms_of(number) if arm in named.union(DEFAULT_ARMS)]
-
-
-def _primaries(records: Records, number: int) -> list[tuple[str, str]]:
-    """The pairs that the parameters name as primary for an ablation."""
-    return [tuple(pair.split(" - ")) for pair in records.parameters[PRIMARY[number]]]
-
-
-def _of_sweep(records: Records) -> list[dict]:
-    """Every cell's rows against the pretrained model, and against what the sweep file names."""
-    against = {cell["cell"]: cell.get("against", []) for cell in records.sweep["cells"]}
-    pairs, rows = {}, [label(*row) for row in records.rows]
-    for cell, arm in records.rows:
-        named = [*records.sweep["against"], *against[cell]] if cell != BASE else []
-        others = [n if n in rows else f"{n} / {arm}" for n in ["pretrained", *named]]
-        pairs |= {(label(cell, arm), o): None for o in others if o != label(cell, arm)}
-    return [row for pair in pairs for row in _rows(records, [pair], "fid", "exploratory", "")]
+def pairs(records: Records, name: str) -> list[tuple[str, str]]:
+    """The pairs of rows that a parameter names, "row - row" each."""
+    found = [tuple(text.split(" - ")) for text in records.parameters[name]]
+    for pair in found:
+        if len(pair) != 2 or not set(pair) <= set(records.titles):
+            raise RecordsError(
+                f'{name}: {" - ".join(pair)!r} is no "row - row" of {", ".join(records.titles)}'
+            )
+    return found
 
 
 def _rows(records: Records, pairs: list, measure: str, kind: str, ablation: int | str) -> list:
-    """The rows of pairs that are one family."""
-    values = records.by_unit[measure].copy()
-    values.columns = [label(*row) for row in values.columns]
-    if values[[x for pair in pairs for x in pair]].isna().any(axis=None):
+    """The rows of pairs that are one family; none where the measure was not taken."""
+    values, distance = records.of(measure), margin(records, measure)
+    if values.isna().all(axis=None):
         return []
-    distance = gap(records, measure)
-    margin = records.parameters["margin"] * distance
     d = [(values[a] - values[b]).to_numpy() for a, b in pairs]
-    rows = family(d, records.parameters["confidence"], margin)
-    for (a, b), row in zip(pairs, rows, strict=True):
-        row |= {"ablation": ablation, "a": a, "b": b, "kind": kind, "measure": measure}
-        row |= {"units": f"{UNITS[records.unit]}s", "margin": margin}
-        row["relative"] = row["effect"] / values[b].mean()
-        row |= {"share": row["effect"] / distance}
-        row |= {f"share_{end}": row[end] / distance for end in ("low", "high")}
-    return rows
-
-
-def gate_by_seed(gate: pd.DataFrame, level: float) -> pd.DataFrame:
-    """Rows of ``gate`` (records.COLUMNS) as shares of the loss of the model of all timesteps.
-
-    ``relative`` is test loss minus that model's, ``half`` half of its interval over images, which
-    are clusters: the draws of one image depend on each other (``se``).
-    """
-    found = gate[gate["model"] != "all_plain"]
-    base = found["loss"] - found["difference"]
-    z = student.ppf((1 + level) / 2, found["images"].to_numpy(int) - 1)
-    return found.assign(relative=found["difference"] / base, half=z * found["se"] / base)
+    found = family(d, records.parameters["confidence"], distance)
+    same = {"ablation": ablation, "kind": kind, "measure": measure, "margin": distance}
+    return [same | {"a": a, "b": b, **row} for (a, b), row in zip(pairs, found, strict=True)]
 
 
 def gate(records: Records) -> pd.DataFrame:
-    """The gate's mean over training seeds with its t interval; a row per model and range.
+    """[(training_seed, range), rows]: test loss in each range over that of CONTROL, minus 1.
 
-    With a single training seed the interval is the one over images.
+    Ranges are the N equal ones of [0, T) (Eq. 3), from 1. Empty where bins of timesteps do not
+    nest in them, or without CONTROL.
     """
-    rows, level = [], records.parameters["confidence"]
-    for keys, part in gate_by_seed(records.gate, level).groupby(GATE, sort=False):
-        mean, units, n = part["relative"].mean(), "training seeds", len(part)
-        low, high, _ = t_interval(part["relative"], level)
-        if n == 1:
-            units, n, half = "images", part["images"].item(), part["half"].item()
-            low, high = mean - half, mean + half
-        rows.append((*keys, units, n, mean, low, high))
-    return pd.DataFrame(rows, columns=[*GATE, "units", "n_units", "relative", "low", "high"])
+    n, t = records.parameters["n_ranges"], records.parameters["num_train_timesteps"]
+    starts = [-(-k * t // n) for k in range(n)]
+    losses = records.losses
+    if CONTROL not in records.titles or not set(starts) <= set(losses["bin_start"]):
+        return pd.DataFrame()
+    k = np.searchsorted(starts, losses["bin_start"], side="right")
+    means = losses.assign(range=k).groupby(["training_seed", "range", "row"])["loss"].mean()
+    means = means.unstack()[list(records.titles)]
+    return means.div(means[CONTROL], axis=0).drop(columns=CONTROL) - 1

@@ -1,180 +1,162 @@
-"""Records to DataFrames: one reader for an experiment and for a sweep; no weights, no torch.
-
-``records/`` has a folder per training seed, ``seed-<k>/``. A sweep's rows also name their ``cell``;
-those of an experiment are given the cell of a sweep's base, so that both are one kind of table.
-"""
+"""Records to DataFrames: one reader, strict, without weights or torch."""
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from deme_lib.experiment.arms import BASE
-from deme_lib.experiment.schema import EXECUTION
+from deme_lib.errors import Explained
+
+DEFAULT = "default"
+"""The cell of an experiment that has one cell, and of the pretrained model in any."""
 
 QUANTILES = ("q05", "q25", "median", "q75", "q95")
 COLUMNS = {
-    "metrics": "arm seed n features steps fid reference fid_second fid_train pixel kid "
-    "inception_score precision recall",
-    "arms": "arm title ablation1 ablation2 parameters calls_per_image training_steps "
-    "search_losses search_images weights test_loss",
-    "losses": "arm bin_start bin_stop loss",
-    "gate": "model range start stop loss difference se images",
-    "floor": "draw n fid extrapolated",
-    "history": "run step learning_rate held_out_loss train_loss",
-    "gradients": "model draw n timestep1 timestep2 cosine",
-    "activations": f"range block dimension n count {' '.join(QUANTILES)} share share_at_random",
-    "landscape": "range start stop a b loss",
-    "task_vectors": f"range block {' '.join(QUANTILES)}",
-    "plane": "w1 w2 loss expert1 expert2",
-    "neighbours": f"arm n {' '.join(QUANTILES)}",
-    "search": "search weights loss fid se chosen",
+    "metrics": "training_seed cell arm seed n features steps reference fid fid_second fid_train "
+    "pixel kid inception_score precision recall",
+    "arms": "training_seed cell arm title parameters calls_per_image training_steps weights",
+    "losses": "training_seed cell arm bin_start bin_stop loss",
+    "floor": "draw n fid fid_second pixel kid inception_score",
+    "history": "training_seed cell run step learning_rate held_out_loss train_loss",
+    "search": "training_seed cell trial weights fid chosen",
+    "gradients": "training_seed model draw n timestep1 timestep2 cosine",
+    "activations": "training_seed range n block dimension count "
+    f"{' '.join(QUANTILES)} share share_at_random",
+    "landscape": "training_seed range start stop a b loss",
+    "task_vectors": f"training_seed range block {' '.join(QUANTILES)}",
+    "plane": "training_seed w1 w2 expert1 expert2 loss",
+    "timing": "training_seed artefact seconds device",
 }
-"""Record -> the columns it has beside ``training_seed`` (and a sweep's ``cell``).
+"""CSV -> its columns."""
 
-``floor`` has those of ``metrics`` too that could be measured on fresh real images.
-"""
+KEYS = {"metrics": ["seed"], "arms": [], "losses": ["bin_start"]}
+"""CSVs that must be there, with one row per training seed, row of the table and these columns."""
 
-MEASURES = ["fid", "inception_score", "fid_second", "fid_train", "pixel", "kid"]
-MEASURES += ["precision", "recall"]
-REQUIRED = ("metrics.csv", "arms.csv", "run.json")
-FREE = EXECUTION | {"seeds"}
-"""Parameters in which the runs behind one table may differ."""
+MEASURES = COLUMNS["metrics"].split()[8:]
+
+
+class RecordsError(Explained, ValueError):
+    """Records that are missing, incomplete, or of another experiment."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """What an experiment or a sweep recorded: a DataFrame per CSV, empty where it is absent."""
+    """What an experiment recorded: a DataFrame per CSV (COLUMNS), empty where that is absent.
 
-    name: str
-    frames: dict[str, pd.DataFrame]
+    ``metrics``, ``arms`` and ``losses`` also have the column ``row``, the name of a row of the
+    table: "arm" in the cell "default", otherwise "cell / arm".
+    """
+
     run: dict
-    sweep: dict  # sweep.json; empty for an experiment
-    samples: dict[str, np.ndarray]  # arm -> [16, C, H, W] uint8; also "real"
-
-    def __getattr__(self, name: str) -> pd.DataFrame:
-        if name not in COLUMNS:
-            raise AttributeError(name)
-        return self.frames[name]
+    samples: dict[str, np.ndarray]  # row -> [16, C, H, W] uint8; also "real", training images
+    metrics: pd.DataFrame
+    arms: pd.DataFrame
+    losses: pd.DataFrame
+    floor: pd.DataFrame
+    history: pd.DataFrame
+    search: pd.DataFrame
+    gradients: pd.DataFrame
+    activations: pd.DataFrame
+    landscape: pd.DataFrame
+    task_vectors: pd.DataFrame
+    plane: pd.DataFrame
+    timing: pd.DataFrame
 
     @property
     def parameters(self) -> dict:
         return self.run["parameters"]
 
     @property
+    def base(self) -> str:
+        """The row to which every row's difference is taken."""
+        return self.parameters["base"]
+
+    @property
     def training_seeds(self) -> list[int]:
         return sorted(self.metrics["training_seed"].unique().tolist())
 
     @property
-    def sampling_seeds(self) -> list[int]:
-        return sorted(self.metrics["seed"].unique().tolist())
-
-    @property
-    def unit(self) -> str:
-        """The column whose values intervals are over."""
-        return "training_seed" if len(self.training_seeds) > 1 else "seed"
-
-    @cached_property
-    def by_unit(self) -> dict[str, pd.DataFrame]:
-        """Measure -> [units, (cell, arm)], averaged within each unit."""
-        grouped = self.metrics.groupby([self.unit, "cell", "arm"])[MEASURES].mean()
-        return {name: grouped[name].unstack(["cell", "arm"]) for name in MEASURES}
-
-    @property
     def titles(self) -> dict[str, str]:
-        return dict(zip(self.arms["arm"], self.arms["title"], strict=True))
+        """Row -> title as printed, in the order of the table."""
+        first = self.arms.drop_duplicates("row")
+        return {r.row: label(r.cell, r.title) for r in first.itertuples()}
 
     @property
-    def rows(self) -> list[tuple[str, str]]:
-        """(cell, arm) in the order of the table."""
-        return list(self.arms[["cell", "arm"]].drop_duplicates().itertuples(index=False, name=None))
+    def single_cell(self) -> bool:
+        return self.arms["cell"].nunique() == 1
 
-    def arms_of(self, ablation: int) -> list[str]:
-        return list(self.arms.loc[self.arms[f"ablation{ablation}"] == 1, "arm"].unique())
+    def of(self, measure: str) -> pd.DataFrame:
+        """[training seeds, rows]: a measure, averaged over sampling seeds."""
+        values = self.metrics.groupby(["training_seed", "row"])[measure]
+        return values.agg(lambda x: x.mean(skipna=False)).unstack()[list(self.titles)]
 
-    def floor(self, measure: str) -> float:
+    def floor_of(self, measure: str) -> float:
         """What fresh real images score, on average over draws; NaN where that is not known."""
-        floor = self.frames["floor"]
-        return float(floor[measure].mean()) if measure in floor else np.nan
+        return float(self.floor[measure].mean()) if measure in self.floor else np.nan
 
 
 def label(cell: str, arm: str) -> str:
-    """A row's name: its arm, in a sweep's cell "cell / arm"."""
-    return arm if cell == BASE else f"{cell} / {arm}"
+    return arm if cell == DEFAULT else f"{cell} / {arm}"
 
 
 def read(folder: Path) -> Records:
-    """Read ``records/`` of an experiment, or of a sweep (then ``sweep.json`` lies beside it).
+    """Read ``figures/<experiment>/records``.
 
     Raises:
-        FileNotFoundError: no training seed, or one of its files, is there.
-        ValueError: a column is missing, or rows of the table cannot be compared.
+        RecordsError: a file, a column or a row is missing, or one too many.
     """
-    seeds = sorted(folder.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
-    for path in [seed / name for seed in seeds for name in REQUIRED] or [folder / "seed-*"]:
-        if not path.is_file():
-            remedy = "`make reproduce PARAMS=params/<experiment>.yaml` (a sweep: `make sweep`)"
-            raise FileNotFoundError(f"no record {path}; {remedy} writes it")
-    frames = {name: _frame(seeds, name) for name in COLUMNS}
-    runs = [json.loads((seed / "run.json").read_text()) for seed in seeds]
-    sweep = folder.parent / "sweep.json"
-    samples = seeds[0] / "samples.safetensors"
-    found = Records(
-        name=folder.parent.name if sweep.is_file() else runs[0]["experiment"],
-        frames=frames,
-        run=_one_run(folder, runs),
-        sweep=json.loads(sweep.read_text()) if sweep.is_file() else {},
-        samples=load_file(samples) if samples.is_file() else {},
-    )
-    _check_comparable(folder, found)
+    folder = Path(folder)
+    frames = {name: _frame(folder / f"{name}.csv") for name in COLUMNS}
+    run = json.loads(_there(folder / "run.json").read_text())
+    samples = folder / "samples.safetensors"
+    found = Records(run, load_file(samples) if samples.is_file() else {}, **frames)
+    seeds = sorted(map(int, run["trainings"]))
+    for name, keys in KEYS.items():
+        _check_complete(folder / f"{name}.csv", frames[name], seeds, list(found.titles), keys)
+    if found.base not in found.titles:
+        raise RecordsError(
+            f"{folder}: no row {found.base!r}, which the parameter `base` names; "
+            f"there are {', '.join(found.titles)}"
+        )
     return found
 
 
-def _frame(seeds: list[Path], name: str) -> pd.DataFrame:
-    """One kind of record of all training seeds that have it."""
-    columns = ["training_seed", *COLUMNS[name].split()]
-    paths = [seed / f"{name}.csv" for seed in seeds]
-    parts = [_read_csv(path, columns) for path in paths if path.is_file()]
-    return pd.concat(parts or [pd.DataFrame(columns=[*columns, "cell"])], ignore_index=True)
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise RecordsError(
+            f"{path} is missing: run notebooks/05_evaluation.ipynb with the parameter file of "
+            "this experiment, which collects it"
+        )
+    return path
 
 
-def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
-    frame = pd.read_csv(path, dtype={"cell": str}, keep_default_na=False, na_values=[""])
-    if missing := [c for c in columns if c not in frame]:
-        raise ValueError(f"{path} lacks the columns {missing}")
-    if (odd := set(frame["training_seed"])) - {int(path.parent.name.removeprefix("seed-"))}:
-        raise ValueError(f"{path} holds training seeds {sorted(odd)}")
-    return frame if "cell" in frame else frame.assign(cell=BASE)
+def _frame(path: Path) -> pd.DataFrame:
+    columns = COLUMNS[path.stem].split()
+    if path.stem not in KEYS and not path.is_file():
+        return pd.DataFrame(columns=columns)
+    texts = {"cell": str, "weights": str}
+    frame = pd.read_csv(_there(path), dtype=texts, keep_default_na=False, na_values=[""])
+    if odd := sorted(set(columns) ^ set(frame)):
+        raise RecordsError(
+            f"{path}: {', '.join(odd)}: columns that are missing, or unknown; these are records "
+            "of another version: collect them again"
+        )
+    if path.stem in KEYS:
+        frame["row"] = [label(*x) for x in zip(frame["cell"], frame["arm"], strict=True)]
+    return frame
 
 
-def unequal(a: dict, b: dict) -> list[str]:
-    """The names of parameters that differ and should not."""
-    return sorted(k for k in (a.keys() | b.keys()) - FREE if a.get(k) != b.get(k))
-
-
-def _one_run(folder: Path, runs: list[dict]) -> dict:
-    """The first run's record with the seeds of all, which otherwise have equal parameters."""
-    first = runs[0]["parameters"]
-    for run in runs[1:]:
-        if odd := unequal(first, run["parameters"]):
-            raise ValueError(f"{folder}: training seeds were run with unequal {', '.join(odd)}")
-    seeds = [seed for run in runs for seed in run["parameters"]["seeds"]]
-    return {**runs[0], "parameters": {**first, "seeds": seeds}}
-
-
-def _check_comparable(folder: Path, found: Records) -> None:
-    """Every arm on the same noise, though a sweep's file may have changed between seeds."""
-    metrics, path = found.metrics, folder / "seed-*" / "metrics.csv"
-    streams = [list(x) for x in product(found.training_seeds, found.sampling_seeds)]
-    for cell, arm in [(BASE, "pretrained"), *found.rows]:
-        mine = metrics[(metrics["cell"] == cell) & (metrics["arm"] == arm)]
-        if sorted(mine[["training_seed", "seed"]].to_numpy().tolist()) != streams:
-            raise ValueError(
-                f"{path}: {label(cell, arm)} needs exactly one row per training seed "
-                f"{found.training_seeds} and sampling seed {found.sampling_seeds}"
-            )
+def _check_complete(path: Path, frame: pd.DataFrame, seeds: list, rows: list, keys: list) -> None:
+    """Exactly one row per training seed, row of the table, and value of every key."""
+    wanted = pd.MultiIndex.from_product([seeds, rows, *(frame[key].unique() for key in keys)])
+    found = pd.MultiIndex.from_frame(frame[["training_seed", "row", *keys]])
+    odd = [*wanted.difference(found), *found.difference(wanted), *found[found.duplicated()]]
+    if odd:
+        raise RecordsError(
+            f"{path}: needs exactly one row per {', '.join(['training seed, arm', *keys])}; "
+            f"missing or too many: {', '.join(map(str, odd[:3]))}{' …' * (len(odd) > 3)}; "
+            "collect the records again"
+        )

@@ -1,4 +1,4 @@
-"""Do two runs of one preset agree? Other processors round differently, mistakes move further."""
+"""Do two runs of one experiment agree? Processors round differently, mistakes move further."""
 
 import json
 from pathlib import Path
@@ -6,80 +6,78 @@ from pathlib import Path
 import pandas as pd
 
 from deme_lib.report import records
-from deme_lib.report.records import Records
+from deme_lib.report.records import Records, RecordsError
 
 TOLERANCE = {"FID": 1.2e-4, "IS": 4.5e-4}
-"""How far a mean over all seeds may move. From repeats of the digits experiment with every initial
-weight moved by one rounding, and with two threads instead of one: ten times the largest move. A
-processor without AVX-512 moved mean FIDs by 5e-6."""
+"""How far a mean over the seeds may move. From repeats of an experiment with every initial weight
+moved by one rounding, and with two threads instead of one: ten times the largest move. A processor
+without AVX-512 moved mean FIDs by 5e-6."""
+
+MEASURES = {"FID": "fid", "IS": "inception_score"}
+SAMPLING = ["training_seed", "row", "seed", "n", "features", "steps", "reference"]
 
 
-def numbers(found: Records, seeds: set[int]) -> dict[str, pd.Series]:
-    """Kind of number -> mean over the training seeds, by arm."""
-    held = found.metrics[found.metrics["training_seed"].isin(seeds)].groupby("arm")
-    means = held[["fid", "inception_score"]].agg(lambda x: x.mean(skipna=False))
-    return {"FID": means["fid"], "IS": means["inception_score"]}
+def compare(committed: Records, other: Records, seeds: list[int] | None = None) -> pd.DataFrame:
+    """How far each row's mean FID and IS moved: columns kind, row, moved, allowed.
 
-
-def weights(found: Records, seeds: set[int]) -> dict[str, list]:
-    """The weights of every arm, which are a search's choice where it had one."""
-    arms = found.arms[found.arms["training_seed"].isin(seeds)].dropna(subset="weights")
-    return {
-        f"weights of {row.arm} (training seed {row.training_seed})": [
-            round(w, 6) for w in json.loads(row.weights)
-        ]
-        for row in arms.itertuples()
-    }
-
-
-def compare(committed: Records, other: Records) -> tuple[pd.DataFrame, list[str]]:
-    """Every move (kind, name, moved, allowed), and in words what should be equal and is not.
+    Args:
+        seeds: the training seeds to compare; without it, those in common.
 
     Raises:
-        ValueError: the runs have other parameters, arms or sampling, or no training seed in common.
+        RecordsError: parameters, rows, sampling or merge weights differ, or a seed is not in both.
     """
-    seeds = set(committed.training_seeds) & set(other.training_seeds)
-    if not seeds:
-        raise ValueError(
-            f"no training seed in common: {committed.training_seeds}, {other.training_seeds}"
+    common = set(committed.training_seeds) & set(other.training_seeds)
+    seeds = sorted(common) if seeds is None else seeds
+    if not seeds or not set(seeds) <= common:
+        held = f"{committed.training_seeds} and {other.training_seeds}"
+        raise RecordsError(f"no such training seeds in both, which hold {held}: {seeds}")
+    if odd := _unequal(committed, other, seeds):
+        raise RecordsError(f"not the same experiment: {', '.join(odd)}")
+    moves = []
+    for kind, measure in MEASURES.items():
+        before, after = (
+            found.of(measure).loc[seeds].mean(skipna=False) for found in (committed, other)
         )
-    odd = records.unequal(committed.parameters, other.parameters)
-    columns = ["arm", "training_seed", "seed", "n", "features", "steps", "reference"]
-    held = [
-        sorted(x.metrics.loc[x.metrics["training_seed"].isin(seeds), columns].to_numpy().tolist())
-        for x in (committed, other)
-    ]
-    if odd or held[0] != held[1]:
-        raise ValueError(f"not the same experiment: {', '.join(odd) or 'other arms or seeds'}")
-    before, after = numbers(committed, seeds), numbers(other, seeds)
-    rows = [
-        (kind, name, moved, TOLERANCE[kind])
-        for kind in TOLERANCE
-        for name, moved in (after[kind] - before[kind]).abs().items()
-    ]
-    mine, theirs = weights(committed, seeds), weights(other, seeds)
-    unequal = [
-        f"{name}: {mine.get(name)} before, {theirs.get(name)} now"
-        for name in sorted(mine.keys() | theirs.keys())
-        if mine.get(name) != theirs.get(name)
-    ]
-    return pd.DataFrame(rows, columns=["kind", "name", "moved", "allowed"]), unequal
+        moved = (after - before).abs().rename("moved").rename_axis("row").reset_index()
+        moves.append(moved.assign(kind=kind, allowed=TOLERANCE[kind]))
+    return pd.concat(moves, ignore_index=True)
 
 
-def verdict(committed: Path, other: Path) -> int:
-    """Print what was found; 0 where the numbers came back."""
-    moves, unequal = compare(records.read(committed), records.read(other))
+def _unequal(committed: Records, other: Records, seeds: list[int]) -> list[str]:
+    """What should be equal for the numbers to be, and is not."""
+    mine, theirs = committed.parameters, other.parameters
+    names = (mine.keys() | theirs.keys()) - {"seeds"}
+    odd = [f"parameter {name}" for name in sorted(names) if mine.get(name) != theirs.get(name)]
+    sampled, weights = set(), {}
+    for found in (committed, other):
+        rows = found.metrics[found.metrics["training_seed"].isin(seeds)]
+        sampled ^= set(rows[SAMPLING].itertuples(index=False, name=None))
+        for r in found.arms[found.arms["training_seed"].isin(seeds)].itertuples():
+            known = [] if pd.isna(r.weights) else [round(w, 6) for w in json.loads(r.weights)]
+            weights.setdefault((r.training_seed, r.row), []).append(known)
+    odd += [f"images of {row}, training seed {seed}" for seed, row, *_ in sorted(sampled)]
+    return odd + [
+        f"weights of {row}, training seed {seed}: {found[0]} before, {found[1:]} now"
+        for (seed, row), found in weights.items()
+        if len(found) == 2 and found[0] != found[1]
+    ]
+
+
+def verdict(committed: Path, other: Path, seeds: list[int] | None = None) -> int:
+    """Print whether the numbers of two folders of records agree; 0 where they do."""
+    try:
+        moves = compare(records.read(committed), records.read(other), seeds)
+    except RecordsError as error:
+        print(f"not reproduced: {error}")
+        return 1
     far = moves[~(moves["moved"] <= moves["allowed"])]  # also what is no number
-    for row in far.itertuples():
-        moved = f"moved {row.moved:.2g} of {row.allowed:.2g} allowed"
-        print(f"not reproduced: {row.kind} of {row.name} {moved}")
-    for line in unequal:
-        print(f"not reproduced: {line}")
-    if len(far) or unequal:
+    for m in far.itertuples():
+        print(f"not reproduced: {m.kind} of {m.row} moved {m.moved:.2g} of {m.allowed:.2g} allowed")
+    if len(far):
         return 1
     worst = moves.loc[(moves["moved"] / moves["allowed"]).idxmax()]
     print(
         f"reproduced: largest move {worst['moved']:.2g} of {worst['allowed']:.2g} allowed "
-        f"({worst['kind']} of {worst['name']}; {len(moves)} numbers, weights the same)"
+        f"({worst['kind']} of {worst['row']}; {len(moves)} numbers)"
     )
     return 0

@@ -1,124 +1,102 @@
-"""The table of an experiment or a sweep: a row per arm (of a cell), real images on top."""
+"""The table of an experiment: a row per arm (of a cell), real images on top."""
 
-import json
-
-import numpy as np
 import pandas as pd
 
 from deme_lib.report import intervals
-from deme_lib.report.formats import UNKNOWN, decimals, interval, percent, plus_minus
-from deme_lib.report.records import BASE, MEASURES, Records
+from deme_lib.report.formats import UNKNOWN, decimals, interval, markdown, plus_minus
+from deme_lib.report.records import MEASURES, Records, label
 
-COSTS = ["calls_per_image", "parameters", "training_steps", "search_losses", "search_images"]
+COSTS = ["parameters", "calls_per_image", "training_steps"]
 PAPER = "the paper's FID (CIFAR10: not comparable)"
+FLOOR = "real images, the floor"
 
 
 def table(records: Records) -> pd.DataFrame:
-    """Plain numbers; first the floor, what fresh real images score.
+    """Plain numbers by row; first "real", what fresh real images score, where that is known.
 
-    ``*_mean`` and ``*_sd`` are over the units of the intervals, ``excess`` is FID minus the floor,
-    ``difference`` FID minus the pretrained model's with its uncorrected t interval at
-    ``confidence``. Test loss and costs are means over training seeds.
+    Measures, test loss and costs are means over training seeds, ``fid_sd`` is the standard
+    deviation over them, ``difference`` FID minus the base's with its uncorrected t interval
+    [low, high], ``paper`` the paper's FID where the parameter ``cells`` has one.
     """
-    real = {"cell": BASE, "arm": "real", "title": "real images, the floor"}
-    real |= {f"{measure}_mean": records.floor(measure) for measure in MEASURES}
-    rows = [real, *(_row(records, cell, arm) for cell, arm in records.rows)]
-    found = pd.DataFrame(rows)
-    found.insert(3, "excess", found["fid_mean"] - records.floor("fid"))
-    if records.sweep:
-        papers = {cell["cell"]: cell.get("paper") for cell in records.sweep["cells"]}
-        return found.assign(paper=found["cell"].map(papers).astype(float))
-    return found.drop(columns="cell")
-
-
-def _row(records: Records, cell: str, arm: str) -> dict:
-    known = records.arms[(records.arms["cell"] == cell) & (records.arms["arm"] == arm)]
-    row = {"cell": cell, "arm": arm, "title": known["title"].iloc[0]}
-    fid = records.by_unit["fid"]
-    d = (fid[(cell, arm)] - fid[(BASE, "pretrained")]).to_numpy()
-    if (cell, arm) != (BASE, "pretrained"):
-        low, high, _ = intervals.t_interval(d, records.parameters["confidence"])
-        row |= {"difference": d.mean(), "difference_low": low, "difference_high": high}
+    rows = pd.DataFrame({"title": pd.Series(records.titles)})
     for measure in MEASURES:
-        values = records.by_unit[measure][(cell, arm)]
-        row |= {f"{measure}_mean": values.mean(), f"{measure}_sd": values.std(ddof=1)}
-    row["test_loss"] = known["test_loss"].mean()
-    row |= {cost: known[cost].mean() for cost in COSTS}
-    row["weights"] = "; ".join(known["weights"].dropna().drop_duplicates())
-    return row | {f"ablation{n}": known[f"ablation{n}"].iloc[0] for n in intervals.ABLATIONS}
-
-
-def half(rows: pd.DataFrame) -> pd.Series:
-    """Half the width of the interval of ``difference``."""
-    return (rows["difference_high"] - rows["difference_low"]) / 2
+        rows[measure] = records.of(measure).mean(skipna=False)
+    fid = records.of("fid")
+    rows.insert(2, "fid_sd", fid.std())
+    d = fid.drop(columns=records.base).sub(fid[records.base], axis=0)
+    ends = {row: intervals.t_interval(d[row], records.parameters["confidence"]) for row in d}
+    rows["difference"] = d.mean(skipna=False)
+    rows["low"] = pd.Series({row: low for row, (low, _, _) in ends.items()}, dtype=float)
+    rows["high"] = pd.Series({row: high for row, (_, high, _) in ends.items()}, dtype=float)
+    rows["test_loss"] = records.losses.groupby("row")["loss"].mean()
+    rows[COSTS] = records.arms.groupby("row")[COSTS].mean()
+    rows["weights"] = records.arms.groupby("row")["weights"].agg(
+        lambda x: "; ".join(x.dropna().unique())
+    )
+    papers = {
+        label(cell["cell"], arm): fid
+        for cell in records.parameters["cells"]
+        for arm, fid in (cell.get("paper") or {}).items()
+    }
+    rows["paper"] = pd.Series(papers, dtype=float)
+    real = pd.DataFrame({"title": FLOOR} | {m: records.floor_of(m) for m in MEASURES}, ["real"])
+    known = not pd.isna(records.floor_of("fid"))
+    return pd.concat([real, rows] if known else [rows])[list(rows)].rename_axis("row")
 
 
 def printed(records: Records) -> pd.DataFrame:
-    """The table as strings, without other EMA horizons and columns in which nothing is known."""
+    """The table as strings, without columns in which nothing is known."""
     rows = table(records)
-    if not records.sweep:
-        rows = rows[~rows["arm"].str.contains("@")]
-    columns = {"arm": rows["title"]}
-    if records.sweep:
-        columns = {records.sweep["axis"]: rows["cell"].replace(BASE, "the base"), **columns}
-    columns |= {
-        "FID ↓": rows["fid_mean"].map(decimals),
-        "excess over the floor": rows["excess"].map(decimals),
-        "difference to pretrained": list(map(plus_minus, rows["difference"], half(rows))),
-        "IS ↑": rows["inception_score_mean"].map(decimals),
+    half = (rows["high"] - rows["low"]) / 2
+    columns = {
+        "arm": rows["title"],
+        "FID ↓": rows["fid"].map(decimals),
+        f"difference to {records.titles[records.base]}": list(
+            map(plus_minus, rows["difference"], half)
+        ),
+        "IS ↑": rows["inception_score"].map(decimals),
         "test loss ↓": rows["test_loss"].map(lambda x: decimals(x, 5)),
+        "parameters held": rows["parameters"].map(lambda x: decimals(x, 0)),
+        "calls an image": rows["calls_per_image"].map(lambda x: decimals(x, 0)),
+        "training steps": rows["training_steps"].map(lambda x: decimals(x, 0)),
+        PAPER: rows["paper"].map(lambda x: decimals(x, 2)),
     }
-    if records.sweep:
-        columns["weights"] = rows["weights"].map(_weights)
-        columns[PAPER] = rows["paper"].map(lambda x: decimals(x, 2))
-    else:
-        columns["calls"] = rows["calls_per_image"].map(lambda x: decimals(x, 0))
-        columns["parameters"] = rows["parameters"].map(lambda x: decimals(x, 0))
     shown = pd.DataFrame(columns)
-    if np.isnan(rows["fid_mean"].iloc[0]):
-        shown = shown.iloc[1:]
     return shown.loc[:, (shown != UNKNOWN).any()]
 
 
-def _weights(text: str | float) -> str:
-    """One training seed's weights; those of several are in the CSV."""
-    if pd.isna(text) or not text or ";" in text:
-        return UNKNOWN
-    weights = json.loads(text)
-    return ", ".join(f"{w:.3g}" for w in weights) if any(weights) else "all 0: no merge"
+def readme(records: Records) -> str:
+    """The README's table as markdown, of at most nine arms, and its caption."""
+    shown = printed(records).drop(columns=["test loss ↓", "training steps"]).head(10)
+    return f"{markdown(shown)}\n\n{caption(records)}"
 
 
 def setting(records: Records) -> str:
-    """One line: data, n, features, reference, sampler, seeds."""
-    m = records.metrics.iloc[0]
-    reference = {"train": "training"}.get(m["reference"], m["reference"])
-    seeds = {"training": records.training_seeds, "sampling": records.sampling_seeds}
-    named = ", ".join(
-        f"{kind} seed{'s' * (len(known) > 1)} {' '.join(map(str, known))}"
-        for kind, known in seeds.items()
-    )
+    """Data, n, features, reference, sampler and seeds of every FID."""
+    m, seeds = records.metrics.iloc[0], records.training_seeds
+    streams = sorted(records.metrics["seed"].unique())
     return (
-        f"{records.parameters['dataset']}: n = {m['n']:,} an arm and seed, {m['features']} "
-        f"features, FID to {reference} images, DDIM {m['steps']} steps; {named}"
+        f"{records.parameters['dataset']}: n = {m['n']:,} images an arm and training, "
+        f"{m['features']} features, FID to {m['reference']} images, {m['steps']} sampler steps, "
+        f"{named('training seed', seeds)}, {named('sampling seed', streams)}"
     )
+
+
+def named(kind: str, seeds: list[int]) -> str:
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{kind}s {seeds[0]} to {seeds[-1]}"
+    return f"{kind}{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}"
 
 
 def caption(records: Records) -> str:
-    """The setting, and what the intervals are over."""
-    unit, level = intervals.UNITS[records.unit], 100 * records.parameters["confidence"]
-    return f"{setting(records)}; {level:g} % t intervals over {unit}s"
+    """The setting, and what ± is."""
+    level = f"{100 * records.parameters['confidence']:g} %"
+    return f"{setting(records)}; ±: half the {level} t interval over training seeds, uncorrected."
 
 
-def note(records: Records) -> str:
-    """What the floor is where it could not be measured, and what a sweep's author says."""
-    extrapolated = (records.frames["floor"]["extrapolated"] == 1).any()
-    said = "the floor is extrapolated, c (1/n + 1/m)" if extrapolated else ""
-    own = " ".join(records.sweep.get("note", "").split())
-    return ". ".join(part for part in (said, own) if part)
-
-
-def compared(found: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``comparisons.csv`` as printed."""
+def compared(records: Records) -> str:
+    """The comparisons as markdown, and what they were judged by."""
+    found = intervals.comparisons(records)
     columns = {
         "a − b": found["a"] + " − " + found["b"],
         "ablation": found["ablation"].map(str),
@@ -126,10 +104,10 @@ def compared(found: pd.DataFrame) -> pd.DataFrame:
         "measure": found["measure"],
         "effect [interval]": list(map(interval, found["effect"], found["low"], found["high"])),
         "level": found["level"].map(lambda x: f"{100 * x:.4g} %"),
-        "share of the excess": found["share"].map(percent),
         "verdict": found["verdict"],
     }
-    shown = pd.DataFrame(columns)
-    said = [c for c in ("ablation", "kind", "measure", "level") if shown[c].nunique() < 2]
-    said += ["share of the excess"] if found["share"].isna().all() else []
-    return shown.drop(columns=said)
+    said = f"{setting(records)}; t intervals over training seeds, the primary ones Holm-corrected"
+    share = f"{100 * records.parameters['margin']:g} %"
+    said += f"; margin of FID {decimals(intervals.margin(records), 4)}: {share} of what "
+    said += f"{records.titles[records.base]} has above real images."
+    return f"{markdown(pd.DataFrame(columns))}\n\n{said}"

@@ -1,21 +1,20 @@
-"""DataFrames to figures: one function per figure, one colour and marker per arm everywhere.
+"""Records and DataFrames to figures: one function per figure, one colour and marker per arm.
 
-Nothing is read or written here; a caller shows or saves the Figure that comes back. Columns are
-those of ``records.COLUMNS``.
+Nothing is read or written here; a caller shows or saves the Figure that comes back. Columns of
+DataFrames are those of ``records.COLUMNS``, of one training seed.
 """
 # ruff: noqa: F401
 
 from deme_lib.report.plots.arms import (
-    controls,
-    ema_horizon,
+    cells,
+    cost,
     gate,
     history,
     loss_per_timestep,
     main,
-    neighbours,
     samples,
-    sweep,
 )
+from deme_lib.report.plots.method import method
 from deme_lib.report.plots.paper import (
     activations,
     gradient_similarity,

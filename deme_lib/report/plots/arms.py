@@ -1,4 +1,4 @@
-"""Figures of the arms: what they score and make, how they were trained, what losses it led to."""
+"""Figures of the arms: what they score and cost, the losses behind it, what they make."""
 
 import re
 
@@ -7,280 +7,262 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from deme_lib.experiment.arms import ARMS
 from deme_lib.report import intervals, tables
-from deme_lib.report.formats import decimals, interval, number
-from deme_lib.report.intervals import ABLATIONS
+from deme_lib.report.formats import decimals
+from deme_lib.report.intervals import CONTROL, PRIMARY, t_interval
 from deme_lib.report.plots.style import (
+    GREY,
     STYLES,
-    boxes,
+    WHITE,
     captioned,
-    grid,
     legend,
     style,
     subplots,
-    symlog_if_wide,
+    symlog,
 )
-from deme_lib.report.records import BASE, Records
+from deme_lib.report.records import Records
 
-FAMILIES = {"soup": "soup", "plain": "plain_routed", "deme": "deme_routed"}
-FAMILIES |= {"all-plain": "all_plain", "all-same": "all_same", "soup-same": "soup_same"}
-"""Family of finetuning runs -> the arm whose colour it has."""
-MEAN = {"ms": 9, "capsize": 4, "lw": 2}
+ABLATIONS = {1: "Ablation 1: remove decoupling", 2: "Ablation 2: replace merging"}
+FAMILIES = {
+    "all_plain": ("all_plain", "one model, all timesteps"),
+    "soup": ("soup", "members of the soup"),
+    "plain": ("plain_routed", "plain experts"),
+    "deme": ("deme_routed", "DeMe experts"),
+    "all_same": ("all_same", "one model, DeMe's techniques"),
+    "soup_same": ("soup_same", "members of the soup, DeMe's techniques"),
+}
+"""Name of finetuning runs -> the arm whose colour they have, and their title."""
+SHOWN = ("pretrained", "all_plain", "plain_routed", "deme_routed", "deme_merged", "averaged")
+"""The arms that ``samples`` shows first."""
+DIFFER = ("deme_merged", "pretrained")
+"""The two arms whose images ``samples`` subtracts."""
+
+
+def _row(ax: plt.Axes, y: float, d: np.ndarray, level: float, row: str) -> None:
+    """The mean of differences d [U] with its t interval, and below them a point per seed."""
+    low, high, _ = t_interval(d, level)
+    mean, look = np.mean(d), style(row)
+    ax.plot(d, np.full(len(d), y + 0.27), "o", color=look["color"], ms=4, mew=0, alpha=0.6)
+    ax.errorbar(mean, y, xerr=[[mean - low], [high - mean]], lw=2.5, **look)
+
+
+def _every_row(ax: plt.Axes, records: Records) -> None:
+    """FID of every row minus the base's."""
+    fid, titles = records.of("fid"), records.titles
+    d = fid.sub(fid[records.base], axis=0)
+    for y, row in enumerate(titles):
+        if row != records.base:
+            _row(ax, y, d[row].to_numpy(), records.parameters["confidence"], row)
+    ax.plot(0, list(titles).index(records.base), **style(records.base))
+    ax.axvline(0, color=GREY, lw=1, zorder=0)
+    ax.set_yticks(range(len(titles)), titles.values())
+    ax.set_ylim(len(titles) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color="0.92")
+    sizes = d.mean().abs()[lambda x: x > 0]
+    scale = "← better      worse →"
+    if sizes.max() > 40 * sizes.median():  # one row would squeeze all others to a point
+        symlog(ax, "x", 2 * sizes.median(), (d.min(axis=None), d.max(axis=None)))
+        scale += ", symmetric log scale"
+    mean = decimals(fid[records.base].mean())
+    ax.set_xlabel(f"FID minus that of {titles[records.base]} ({mean})\n{scale}")
 
 
 def main(records: Records) -> Figure:
-    """Both ablations: FID of every arm minus the pretrained model's, paired by unit."""
-    panels = _panels(records)
-    primary = intervals.comparisons(records).query("kind == 'primary'")
-    primary["text"] = [
-        f"{records.titles[row.a]} − {records.titles[row.b]}: "
-        f"{interval(row.effect, row.low, row.high)} ({100 * row.level:.4g} %), {row.verdict}"
-        for row in primary.itertuples()
-    ]
-    said = [primary.loc[primary["ablation"] == n, "text"].tolist() for n in ABLATIONS]
-    title = "What each part of DeMe does to FID, against the pretrained model"
-    return _differences(records, panels, said, title)
+    """Left, FID of every arm minus the base's; right, the named comparisons and their verdicts."""
+    found = intervals.comparisons(records).query("kind == 'primary'")
+    height = 2 + 0.5 * max(len(records.titles), len(found) + found["ablation"].nunique())
+    figure, axes = subplots(1, 2, height, sharex=True)
+    left, right = axes.flat
+    _every_row(left, records)
+    margin, fid, titles = intervals.margin(records), records.of("fid"), records.titles
+    right.axvspan(-margin, margin, color="0.92", lw=0, zorder=0)
+    right.axvline(0, color=GREY, lw=1, zorder=0)
+    y, beside = 0, {"transform": right.get_yaxis_transform(), "va": "center"}
+    for ablation, rows in found.groupby("ablation"):
+        right.text(0, y, ABLATIONS[ablation], weight="bold", fontsize=10.5, **beside)
+        for c in rows.itertuples():
+            y += 1
+            _row(right, y, (fid[c.a] - fid[c.b]).to_numpy(), c.level, c.a)
+            right.text(
+                0, y - 0.36, f"{titles[c.a]} − {titles[c.b]}", fontsize=9.5, bbox=WHITE, **beside
+            )
+            right.text(1.03, y, c.verdict.replace(", ", ",\n"), fontsize=10, **beside)
+        y += 1
+    right.set_yticks([])
+    right.spines["left"].set_visible(False)
+    right.set_ylim(y - 0.4, -0.6)
+    right.set_xlabel(f"difference in FID\ngrey: the margin, ±{decimals(margin)}")
+    level = f"{100 * records.parameters['confidence']:g} %"
+    said = f"Points: training seeds; bars: mean and {level} t interval, right Holm-corrected. "
+    return captioned(figure, said + tables.setting(records))
 
 
-def _panels(records: Records) -> dict[str, list[str]]:
-    """Heading -> arms of each ablation."""
-    return {f"Ablation {n}: {x}": intervals.headline(records, n) for n, x in ABLATIONS.items()}
-
-
-def controls(records: Records) -> Figure:
-    """Every arm at the EMA horizon of all, for what ``main`` leaves out."""
-    panels = {"All arms": [arm for arm in records.titles if "@" not in arm]}
-    return _differences(records, panels, [[]], "Every arm, against the pretrained model")
-
-
-def _differences(
-    records: Records, panels: dict[str, list[str]], said: list[list[str]], title: str
-) -> Figure:
-    """A panel of arms per heading, under what is said of it."""
-    table = tables.table(records).fillna({"difference": 0}).set_index("arm")
-    fid, floor = records.by_unit["fid"][BASE], records.floor("fid")
-    heights = [len(names) + 1.5 for names in panels.values()]
-    size = (9, 1.9 + 0.36 * sum(heights) + 0.2 * sum(map(len, said)))
-    figure, axes = subplots(len(panels), 1, size, height_ratios=heights, sharex=True)
-    for ax, (heading, names), lines in zip(axes.flat, panels.items(), said, strict=True):
-        _arms(ax, table.loc[names], fid[names].sub(fid["pretrained"], axis=0))
-        place = {"xycoords": ("figure fraction", "axes fraction"), "textcoords": "offset points"}
-        ax.annotate("\n".join(lines), (0.01, 1), (0, 6), fontsize=9, **place)
-        ax.annotate(heading, (0.01, 1), (0, 10 + 11 * len(lines)), weight="bold", **place)
-    drawn = table.loc[[arm for names in panels.values() for arm in names], "difference"]
-    scale = symlog_if_wide("x", axes.flat[0], drawn)
-    _floor(axes.flat, floor - fid["pretrained"].mean())
-    mean = f"mean, {100 * records.parameters['confidence']:g} % t interval"
-    ax.plot([], [], "s-", color="0.3", lw=2, ms=9, label=mean)
-    ax.plot([], [], ".", color="0.3", label=f"one {intervals.UNITS[records.unit]}")
-    what = f"FID minus the pretrained model's{scale}"
-    at_the_floor = floor >= fid["pretrained"].mean()  # where lower is no better
-    ax.set_xlabel(what if at_the_floor else f"← better      {what}      worse →")
-    legend(figure, axes.flat, 2, title=title, title_fontproperties={"weight": "bold", "size": 13})
+def cells(records: Records) -> Figure:
+    """FID of every row of an experiment with several cells, minus the base's."""
+    figure, axes = subplots(1, 1, 1.7 + 0.42 * len(records.titles))
+    _every_row(axes[0, 0], records)
     return captioned(figure, tables.setting(records))
 
 
-def _arms(ax: plt.Axes, rows: pd.DataFrame, d: pd.DataFrame) -> None:
-    """A line per arm: its units as dots, its mean with the t interval, its FID at the right."""
-    places, half = range(len(rows)), tables.half(rows)
-    for y, arm in enumerate(rows.index):
-        ax.plot(d[arm], np.full(len(d), y + 0.32), ".", color=style(arm)["color"], alpha=0.6, ms=6)
-        ax.errorbar(rows.loc[arm, "difference"], y, xerr=half[arm], **MEAN, **style(arm))
-    ax.axvline(0, color=STYLES["pretrained"][0], lw=1, zorder=0)
-    ax.set_yticks(places, rows["title"])
-    ax.set_ylim(len(rows) - 0.4, -1)
-    ax.grid(axis="x", color="0.92")
-    ax.tick_params(labelbottom=True)
-    right = ax.secondary_yaxis("right")
-    right.set_yticks(places, [f"FID {decimals(x)}" for x in rows["fid_mean"]])
-    right.tick_params(length=0)
+def _ranges(ax: plt.Axes, n: int, t: int) -> None:
+    """Every second of N equal ranges of [0, T) shaded, all numbered."""
+    for k in range(n):
+        if k % 2:
+            ax.axvspan(k * t / n, (k + 1) * t / n, color="0.95", lw=0, zorder=0)
+        name = f"range {k + 1}" if n <= 4 else str(k + 1)
+        place = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        ax.text((k + 0.5) * t / n, 0.015, name, fontsize=9.5, color="0.35", **place)
+    ax.set_xlim(0, t)
 
 
-def _floor(axes: np.ndarray, at: float) -> None:
-    """A line where fresh real images would be, or an arrow to where it lies outside."""
-    low, high = axes[0].get_xlim()
-    near, text = low - (high - low) / 2 < at, f"floor, real images: {number(at)}"
-    for ax in axes:
-        if near:
-            ax.axvline(at, color="black", ls="--", lw=1.2, zorder=0)
-        if not np.isnan(at):
-            where, shown = (at, f" {text} ") if near else (low, f" ← {text}")
-            side = "left" if where < (low + high) / 2 else "right"
-            ax.text(where, -0.6, shown, va="center", ha=side, fontsize=9, color="0.3")
-    if not near:
-        axes[0].set_xlim(low, high)
+def loss_per_timestep(records: Records) -> Figure:
+    """Test loss of every arm relative to the base's, per bin of timesteps, means over seeds.
+
+    The second ablation shows the arms of its comparisons, the first all others, and theirs that
+    are compared elsewhere too.
+    """
+    p, base = records.parameters, records.base
+    df = records.losses.assign(t=lambda x: (x["bin_start"] + x["bin_stop"]) / 2)
+    losses = df.pivot_table(index="t", columns="row", values="loss")
+    relative = 100 * (losses.div(losses[base], axis=0) - 1)
+    first, second, tried = (
+        {row for pair in intervals.pairs(records, name) for row in pair}
+        for name in (*PRIMARY.values(), "exploratory")
+    )
+    panels = {1: set(records.titles) - (second - first - tried), 2: second | {base}}
+    figure, axes = subplots(1, 2, 4.9, sharey=True)
+    for ax, (ablation, rows) in zip(axes.flat, panels.items(), strict=True):
+        _ranges(ax, p["n_ranges"], p["num_train_timesteps"])
+        shown = [row for row in records.titles if row in rows]
+        for i, row in enumerate(shown):
+            look = {"label": records.titles[row], "lw": 1.8, **style(row)}
+            look["markevery"] = (i % 3, 3)  # so that equal lines both show
+            ax.plot(relative.index, relative[row], **look)
+        ax.set_title(ABLATIONS[ablation], fontsize=11)
+        ax.set_xlabel("timestep t (noise grows to the right)")
+    axes[0, 0].set_ylabel(f"test loss minus that of\n{records.titles[base]}, % (below 0: better)")
+    legend(figure, axes.flat, 3)
+    return captioned(figure, _tested(records))
+
+
+def _tested(records: Records) -> str:
+    p, seeds = records.parameters, tables.named("training seed", records.training_seeds)
+    return f"{p['dataset']}: n = {p['test_images']:,} test images, {seeds}."
+
+
+def gate(records: Records) -> Figure:
+    """Test loss of every arm minus that of one model of all timesteps, in %, per range."""
+    d, titles, n = 100 * intervals.gate(records), records.titles, records.parameters["n_ranges"]
+    level, t = records.parameters["confidence"], records.parameters["num_train_timesteps"]
+    figure, axes = subplots(1, 1, 5)
+    ax = axes[0, 0]
+    for i, row in enumerate(d):
+        for k in range(n):
+            x, values = k + (i + 0.5) * 0.84 / d.shape[1] - 0.44, d.xs(k + 1, level="range")[row]
+            low, high, _ = t_interval(values, level)
+            look = {"label": titles[row] if k == 0 else None, "lw": 2.5, **style(row)}
+            mean = values.mean()
+            ax.errorbar(x, mean, [[mean - low], [high - mean]], **look)
+            points = {"color": look["color"], "ms": 3.5, "mew": 0, "alpha": 0.6}
+            ax.plot(np.full(len(values), x + 0.055), values, "o", **points)
+    symlog(ax, "y", 1, (d.min(axis=None), d.max(axis=None)))
+    ax.axhline(0, color=STYLES[CONTROL][0], lw=1.5, zorder=1, label=titles[CONTROL])
+    for k in range(1, n, 2):
+        ax.axvspan(k - 0.5, k + 0.5, color="0.95", lw=0, zorder=0)
+    edges = [-(-k * t // n) for k in range(n + 1)]
+    ax.set_xticks(range(n), [f"range {k + 1}\n[{edges[k]}, {edges[k + 1]})" for k in range(n)])
+    ax.set_xlim(-0.5, n - 0.5)
+    ax.tick_params(axis="x", length=0)
+    what = f"test loss minus that of\n{titles[CONTROL]}, %"
+    ax.set_ylabel(f"{what}\n(below 0: better; symmetric log scale)")
+    legend(figure, [ax], 3)
+    said = f"Small: training seeds; large: mean and {100 * level:g} % t interval. "
+    return captioned(figure, said + _tested(records))
+
+
+def cost(records: Records) -> Figure:
+    """FID minus the base's against parameters held and denoiser calls an image, as multiples."""
+    df = tables.table(records).loc[list(records.titles)].fillna({"difference": 0})
+    half, base = (df["high"] - df["low"]) / 2, df.loc[records.base]
+    names = {"parameters": "parameters held", "calls_per_image": "denoiser calls an image"}
+    figure, axes = subplots(1, 2, 4.8, sharey=True)
+    for ax, (column, name) in zip(axes.flat, names.items(), strict=True):
+        ax.axhline(0, color=GREY, lw=1, zorder=0)
+        ax.grid(axis="y", color="0.92")
+        multiples = df[column] / base[column]
+        for _, group in multiples.groupby((np.log(multiples) / 0.1).round()):  # nearly equal ones
+            for i, row in enumerate(group.index):
+                x = group[row] * 1.06 ** (i - (len(group) - 1) / 2)
+                look = {"label": df.loc[row, "title"], "lw": 2, **style(row)}
+                ax.errorbar(x, df.loc[row, "difference"], half[row], **look)
+        most = int(np.ceil(np.log2(multiples.max() / 1.2)))
+        ax.set_xscale("log")
+        ax.set_xlim(0.75, 1.4 * 2**most)
+        ax.set_xticks([2**k for k in range(most + 1)], [f"{2**k}×" for k in range(most + 1)])
+        ax.set_xticks([], minor=True)
+        ax.set_xlabel(f"{name}\n1× = {decimals(base[column], 0)}")
+    what = f"FID minus that of {base['title']} ({decimals(base['fid'])})"
+    axes[0, 0].set_ylabel(f"{what}\n(below 0: better)")
+    legend(figure, axes.flat, 3)
+    level = f"{100 * records.parameters['confidence']:g} %"
+    steps = " or ".join(f"{x:,.0f}" for x in sorted(set(df["training_steps"]) - {0}))
+    said = (
+        f"Each finetuned arm took {steps} optimiser steps in all. Arms of nearly equal cost stand "
+    )
+    said += f"side by side. Bars: {level} t interval, uncorrected. "
+    return captioned(figure, said + tables.setting(records))
 
 
 def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str = "") -> Figure:
-    """A row of images per arm, from the same noise for every arm; last, training images.
+    """Eight images each of at most six arms, from the same noise; a difference; training images.
 
     Args:
-        images: arm -> [K, C, H, W] uint8; "real" is training data.
-        titles: arm -> title; gives the order of the rows too.
+        images: row -> [K, C, H, W] uint8; "real" is training data.
+        titles: row -> title as printed.
     """
-    titles = {**titles, "real": "training images"}
-    names = [arm for arm in titles if arm in images]
-    for arm in names[1:]:
-        if np.array_equal(images[arm], images[names[0]]):  # weights of 0
-            titles[arm] += f" (= {titles[names[0]]})"
-    rows = np.stack([images[arm] for arm in names])  # [arms, K, C, H, W]
-    gap = [(0, max(1, rows.shape[-1] // 16))] * 2
-    rows = np.pad(rows, [(0, 0)] * 3 + gap, constant_values=255)
-    a, k, c, h, w = rows.shape
-    sheet = rows.transpose(0, 3, 1, 4, 2).reshape(a * h, k * w, c)
-    figure, axes = subplots(1, 1, (10, 0.6 + 7 * a * h / (k * w)), layout="compressed")
-    ax = axes.flat[0]
-    ax.imshow(sheet.squeeze(), cmap="gray", interpolation="nearest")
+    order = [row for row in SHOWN if row in titles] + [row for row in titles if row not in SHOWN]
+    rows = [(titles[row], images[row][:8]) for row in order if row in images][:6]
+    if set(DIFFER) <= images.keys():
+        a, b = (images[row][:8].astype(int) for row in DIFFER)
+        gain = 2 ** int(np.log2(255 / max(1, np.quantile(abs(a - b), 0.99))))
+        differ = np.minimum(gain * abs(a - b), 255).astype(np.uint8)
+        rows.append((f"|{titles[DIFFER[0]]} −\n{titles[DIFFER[1]]}| × {gain}", differ))
+    if "real" in images:
+        rows.append(("training images", images["real"][:8]))
+    sheet = np.stack([row for _, row in rows])  # [rows, 8, C, H, W]
+    gap = [(0, max(1, sheet.shape[-1] // 12))] * 2
+    sheet = np.pad(sheet, [(0, 0)] * 3 + gap, constant_values=255)
+    r, k, c, h, w = sheet.shape
+    sheet = sheet.transpose(0, 3, 1, 4, 2).reshape(r * h, k * w, c)
+    figure, axes = subplots(1, 1, 0.4 + 6.9 * r * h / (k * w), layout="compressed")
+    ax = axes[0, 0]
+    ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    ax.set_yticks((np.arange(r) + 0.5) * h - 0.5, [name for name, _ in rows])
     ax.set_xticks([])
-    ax.set_yticks((np.arange(a) + 0.5) * h - 0.5, [titles[arm] for arm in names])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return captioned(figure, caption)
 
 
-def neighbours(df: pd.DataFrame, caption: str = "") -> Figure:
-    """Distance to the nearest training image, per arm, against held-out images' own.
-
-    Boxes: quartiles, whiskers: 5 to 95 %. Copies would lie left of the test images' box.
-    """
-    df = df[~df["arm"].str.contains("@")]  # other EMA horizons
-    df = df.sort_values("arm", key=lambda arm: arm != "test", kind="stable")
-    titles = {arm: ARMS[arm].title if arm in ARMS else "test images" for arm in df["arm"]}
-    colours = [style(arm)["color"] if arm in ARMS else "white" for arm in df["arm"]]
-    figure, axes = subplots(1, 1, (9, 1.2 + 0.34 * len(df)))
-    named = df.assign(arm=df["arm"].map(titles))
-    ax = boxes(named, x="value", y="arm", hue="arm", palette=colours, ax=axes.flat[0])
-    for median in df.loc[df["arm"] == "test", "median"]:
-        ax.axvline(median, color="0.4", ls="--", zorder=9, label="median of test images")
-    legend(figure, [ax], 1)
-    ax.set(ylabel="", xlabel="Euclidean distance to the nearest training image, pixels in [−1, 1]")
-    return captioned(figure, caption)
-
-
-def sweep(records: Records) -> Figure:
-    """FID minus the pretrained model's of every cell and arm; arms of the base as lines.
-
-    Cells named by numbers are joined by lines.
-    """
-    df = tables.table(records).iloc[1:].fillna({"difference": 0})
-    base, cells = df[df["cell"] == BASE], df[df["cell"] != BASE]
-    names, arms = list(cells["cell"].unique()), list(cells["arm"].unique())
-    numeric = pd.to_numeric(pd.Series(names), errors="coerce").notna().all()
-    figure, axes = subplots(1, 1, (10, 5.2))
-    ax = axes.flat[0]
-    for row in base.itertuples():
-        look = {"color": style(row.arm)["color"], "lw": 1.5, "zorder": 1}
-        ax.axhline(row.difference, ls="--", label=f"{row.title} (the base)", **look)
-    for i, arm in enumerate(arms):
-        rows = cells[cells["arm"] == arm]
-        at = rows["cell"].map(names.index) + 0.1 * (i - (len(arms) - 1) / 2)
-        look = {"label": rows["title"].iloc[0], "ls": ":" if numeric else "", **MEAN, **style(arm)}
-        ax.errorbar(at, rows["difference"], tables.half(rows), **look)
-    ax.set_xticks(range(len(names)), names)
-    if sum(map(len, names)) > 60:
-        plt.setp(ax.get_xticklabels(), rotation=25, ha="right", rotation_mode="anchor")
-    ax.set_xlim(-0.5, len(names) - 0.5)
-    scale = symlog_if_wide("y", ax, df["difference"])
-    ax.set_xlabel(records.sweep["axis"])
-    ax.set_ylabel(f"FID minus the pretrained model's\n(below 0: better{scale})")
-    ax.grid(axis="y", color="0.92")
-    legend(figure, [ax], 3)
-    return captioned(figure, tables.caption(records))
-
-
-def ema_horizon(records: Records) -> Figure:
-    """FID minus the pretrained model's against the steps that an EMA averages over.
-
-    Arms named "soup@0.98" are of an EMA decay of their own, all others of ``ema_decay``; they
-    stand a little apart so that none hides another.
-    """
-    df = tables.table(records).iloc[1:]
-    df[["base", "decay"]] = df["arm"].str.split("@", expand=True)
-    decay = df["decay"].fillna(records.parameters["ema_decay"]).astype(float)
-    df = df.assign(steps=1 / (1 - decay)).sort_values("steps")
-    figure, axes = subplots(1, 1, (9, 4.8))
-    ax = axes.flat[0]
-    for i, arm in enumerate(df.dropna(subset="decay")["base"].unique()):
-        rows = df[df["base"] == arm]
-        look = {"label": ARMS[arm].title, **MEAN, **style(arm)}
-        ax.errorbar(rows["steps"] * 1.08**i, rows["difference"], tables.half(rows), **look)
-    ax.axhline(0, color=STYLES["pretrained"][0], lw=1, zorder=0)
-    ax.set(xscale="log", xlabel="EMA decay, and 1 / (1 − decay), the steps that it averages over")
-    decays = decay.unique()
-    ax.set_xticks(1 / (1 - decays), [f"{d:g}\n{1 / (1 - d):.0f}" for d in decays])
-    ax.minorticks_off()
-    ax.set_ylabel("FID minus the pretrained model's\n(below 0: better)")
-    legend(figure, [ax], 2)
-    return captioned(figure, tables.caption(records))
-
-
 def history(df: pd.DataFrame, caption: str = "") -> Figure:
-    """Losses of pretraining with its learning rate, and of the finetuning runs after it."""
-    figure, axes = subplots(1, 2, (10, 4.2))
+    """Losses of pretraining, and of the finetuning runs after it, over all timesteps."""
+    figure, axes = subplots(1, 2, 4.4)
     left, right = axes.flat
     baseline, finetuned = df[df["run"] == "baseline"], df[df["run"] != "baseline"]
     later = baseline[baseline["step"] > 0]  # random weights dwarf the rest
-    left.plot(later["step"], later["train_loss"], lw=5, alpha=0.4, label="training images")
+    left.plot(later["step"], later["train_loss"], lw=5, alpha=0.35, label="training images")
     left.plot(later["step"], later["held_out_loss"], ".-k", label="held-out images")
-    left.set(title="pretraining", xlabel="step", ylabel="denoising loss", yscale="log")
-    rate = left.twinx()
-    rate.plot(later["step"], later["learning_rate"], "--", color="0.6")
-    rate.set(ylabel="learning rate (dashed)", ylim=(0, None))
-    base = baseline["held_out_loss"].iloc[-1]
-    for run, part in finetuned.groupby("run", sort=False):
-        arm = FAMILIES.get(re.sub(r"-\d+of\d+$", "", run), "reweighted")
-        look = {"color": STYLES[arm][0], "label": ARMS[arm].title.removesuffix(", routed")}
-        right.plot(part["step"], 100 * (part["held_out_loss"] / base - 1), **look)
-    right.axhline(0, color=STYLES["pretrained"][0], lw=1, zorder=0)
-    right.set(title="finetuning: loss over all timesteps", xlabel="step")
-    right.set_yscale("symlog", linthresh=1)
-    right.set_ylabel("held-out loss minus the pretrained\nmodel's, % (symmetric log scale)")
-    legend(figure, axes.flat, 4)
-    return captioned(figure, caption)
-
-
-def loss_per_timestep(records: Records, caption: str = "") -> Figure:
-    """Denoising loss of every arm over the pretrained model's, per bin of timesteps.
-
-    Of several training seeds, their means are shown.
-    """
-    panels = _panels(records)
-    df = records.losses.assign(t=lambda x: (x["bin_start"] + x["bin_stop"]) / 2)
-    table = df.pivot_table(index="t", columns="arm", values="loss")
-    ratio = table.div(table["pretrained"], axis=0)
-    figure, axes = subplots(1, len(panels), (10, 5), sharey=True)
-    for ax, (title, arms) in zip(axes.flat, panels.items(), strict=True):
-        for arm in arms:
-            ax.plot(ratio.index, ratio[arm], ms=5, label=ARMS[arm].title, **style(arm))
-        ax.set(title=title, xlabel="timestep t")
-    axes.flat[0].set_ylabel("loss / pretrained model's loss\n(below 1: better)")
+    left.set(title="pretraining", xlabel="step", ylabel="denoising loss")
+    change = 100 * (finetuned["held_out_loss"] / baseline["held_out_loss"].iloc[-1] - 1)
+    for (_, run), part in finetuned.groupby(["cell", "run"], sort=False):
+        family = re.sub(r"[-_ ]\d+of\d+$", "", run).replace("-", "_")
+        arm, title = FAMILIES.get(family, ("", family))
+        look = {"color": style(arm)["color"], "label": title, "lw": 1.8}
+        right.plot(part["step"], change[part.index], **look)
+    right.axhline(0, color=GREY, lw=1, zorder=0)
+    right.set(title="finetuning", xlabel="step")
+    symlog(right, "y", 0.3, (change.min(), change.max()))
+    right.set_ylabel("held-out loss minus that of the\npretrained model, % (symmetric log)")
     legend(figure, axes.flat, 3)
-    return captioned(figure, caption)
-
-
-def gate(records: Records, caption: str = "") -> Figure:
-    """Test loss in each range against the model of all timesteps, before any image is made.
-
-    Small: training seeds, with the interval over images; large: their mean, with the t interval.
-    """
-    seeds = intervals.gate_by_seed(records.gate, records.parameters["confidence"])
-    means = intervals.gate(records)
-    models = list(means["model"].unique())
-    figure, axes = grid(means["range"].nunique(), 4, (2.6, 3.4))
-    for ax, (k, rows) in zip(axes, means.groupby("range"), strict=True):
-        for x, row in enumerate(rows.itertuples()):
-            part = seeds[(seeds["model"] == row.model) & (seeds["range"] == k)]
-            small = {"ms": 4, "lw": 0.9, "alpha": 0.6, "ls": "", **style(row.model)}
-            at = x + np.linspace(0.15, 0.5, len(part))
-            ax.errorbar(at, 100 * part["relative"], 100 * part["half"], **small)
-            large = {"ls": "", **MEAN, **style(row.model)}
-            half = 50 * (row.high - row.low)
-            ax.errorbar(x - 0.1, 100 * row.relative, half, label=ARMS[row.model].title, **large)
-        ax.axhline(0, color=STYLES["all_plain"][0], lw=1.2, zorder=0)
-        ax.set(title=f"range {k}: [{row.start}, {row.stop})", xticks=[], xlim=(-0.4, len(models)))
-    axes[0].set_ylabel(
-        f"test loss minus that of\n{ARMS['all_plain'].title}, %\n(below 0: better; scales differ)"
-    )
-    legend(figure, axes, len(models))
     return captioned(figure, caption)

@@ -72,7 +72,6 @@ rule notebook:
     input:
         RECORDS,
         notebook="notebooks/{notebook}.ipynb",
-        before=lambda w: [] if w.notebook < "05" else [],
     output:
         OUT + "/{notebook}.ipynb",
     threads: P.threads

@@ -7,11 +7,15 @@ ROOT = Path(__file__).resolve().parents[1]
 """The repository: relative paths of presets, runs and figures count from here."""
 
 _HOMES = {
+    "load_pipeline": "diffusion.models",
+    "load_images": "diffusion.data",
     "decouple": "diffusion.training",
     "merge_experts": "diffusion.merged",
+    "merge_folders": "diffusion.merged",
     "RoutedEnsemble": "method.ensembles",
     "AveragedEnsemble": "method.ensembles",
-    "load_pipeline": "diffusion.models",
+    "sample": "diffusion.sampling",
+    "evaluate": "diffusion.metrics",
     "save_pipeline": "diffusion.models",
 }
 

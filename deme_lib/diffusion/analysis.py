@@ -185,13 +185,13 @@ def landscape(
 
 
 def filter_normalised(base: State, g: torch.Generator) -> State:
-    """A random direction whose filters have the norms of ``base``'s; 0 for biases and norms."""
+    """A random direction whose filters have the norms of ``base``'s; 0 for all that has none."""
     direction = {}
     for name, weight in base.items():
-        w = weight.cpu().double().reshape(len(weight), -1)  # [filters, the rest]
-        d = torch.zeros_like(w)
-        if weight.dim() > 1:
-            d.normal_(generator=g)
-            d *= w.norm(dim=1, keepdim=True) / d.norm(dim=1, keepdim=True)
-        direction[name] = d.view(weight.shape).to(weight.device)
+        d = torch.zeros(weight.shape, dtype=torch.float64)
+        if weight.dim() > 1 and weight.is_floating_point():
+            filters = d.normal_(generator=g).flatten(1)  # a view [filters, the rest]
+            norms = weight.cpu().double().flatten(1).norm(dim=1, keepdim=True)
+            filters *= norms / filters.norm(dim=1, keepdim=True)
+        direction[name] = d.to(weight.device)
     return direction

@@ -3,6 +3,7 @@
 Images are uint8 ``[n, C, H, W]``; models see them as float32 in [-1, 1].
 """
 
+import glob
 import gzip
 import hashlib
 import os
@@ -225,27 +226,10 @@ def _load(source: str) -> tuple[dict[str, Images], str]:
     if source in BUILT_IN:
         return BUILT_IN[source](), "built-in data"
     folder = local_folder(source)
-    if is_lost(source):
-        raise DataError(
-            f"there is no folder {source}: name an existing folder of images or parquet files, or "
-            "a hub id, in the parameter `dataset`"
-        )
     try:
-        if folder is None:
-            return _load_dataset(source, {})
-        files = [f for f in _files(folder) if not f.name.startswith(".")]
-        if any(f.name.endswith("-ubyte.gz") for f in files):
-            return read_idx(folder), "Fashion-MNIST's four files"
-        if tables := [f for f in files if f.suffix == ".parquet"]:
-            parts = {}
-            for file in tables:
-                words = re.split("[^a-z]+", file.relative_to(folder).as_posix().lower())
-                part = next((PARTS[word] for word in words if word in PARTS), "train")
-                parts.setdefault(part, []).append(re.sub(r"([*?[])", r"[\1]", str(file)))
-            return _load_dataset(source, parts)
-        if pictures := [f for f in files if f.suffix.lower() in SUFFIXES]:
-            return _load_pictures(folder, pictures, len(files))
-        raise DataError("it holds neither parquet files nor images, and archives are not unpacked")
+        if is_lost(source):
+            raise ValueError("a hub id is owner/name")
+        return _load_folder(folder) if folder else _load_dataset(source)
     except Exception as error:  # the datasets library raises dozens of types, its HTTP client's too
         taken = "" if folder else "there is no such folder, and as a hub id "
         raise DataError(
@@ -255,27 +239,42 @@ def _load(source: str) -> tuple[dict[str, Images], str]:
         ) from error
 
 
-def _load_pictures(folder: Path, files: list[Path], n_files: int) -> tuple[dict[str, Images], str]:
-    """Folders are classes; train/ and the like are parts where all images lie in such folders."""
-    tops = [f.relative_to(folder).parts[0].lower() for f in files]
+def _load_folder(folder: Path) -> tuple[dict[str, Images], str]:
+    """Of images, folders are classes; train/ and the like are parts if all lie in such folders."""
+    files = [f for f in _files(folder) if not f.name.startswith(".")]
+    if any(f.name.endswith("-ubyte.gz") for f in files):
+        return read_idx(folder), "Fashion-MNIST's four files"
     found: dict[str, list[Path]] = {}
-    for top, file in zip(tops, files, strict=True):
+    if tables := [f for f in files if f.suffix == ".parquet"]:
+        for file in tables:
+            words = re.split("[^a-z]+", str(file.relative_to(folder)).lower())
+            part = next((PARTS[word] for word in words if word in PARTS), "train")
+            found.setdefault(part, []).append(file)
+        return _load_dataset(str(folder), found)
+    pictures = [f for f in files if f.suffix.lower() in SUFFIXES]
+    if not pictures:
+        raise ValueError("it holds neither parquet files nor images; unpack archives")
+    tops = [f.relative_to(folder).parts[0].lower() for f in pictures]
+    for top, file in zip(tops, pictures, strict=True):
         found.setdefault(PARTS[top] if PARTS.keys() >= set(tops) else "train", []).append(file)
     parts = {}
     for part, mine in found.items():
         classes, labels = np.unique([f.parent.name for f in mine], return_inverse=True)
         parts[part] = Images(mine, labels.astype(np.int64))
     said = f", classes {', '.join(classes[:10])}" if len(classes) > 1 else ""
-    return parts, f"{n_files:,} files{said}"
+    return parts, f"{len(files):,} files{said}"
 
 
-def _load_dataset(source: str, files: dict[str, list[str]]) -> tuple[dict[str, Images], str]:
+def _load_dataset(
+    source: str, files: dict[str, list[Path]] | None = None
+) -> tuple[dict[str, Images], str]:
     """Parts of parquet files, or of a hub id, by the library ``datasets``."""
     import datasets
 
     if files:  # by content, where the library's own cache goes by time of change
         cached = str(Path(datasets.config.HF_DATASETS_CACHE) / fingerprint(source))
-        loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=cached)
+        names = {part: [glob.escape(str(f)) for f in found] for part, found in files.items()}
+        loaded = datasets.load_dataset("parquet", data_files=names, cache_dir=cached)
     else:
         loaded = datasets.load_dataset(source)
     features, parts = next(iter(loaded.values())).features, {}
@@ -284,7 +283,7 @@ def _load_dataset(source: str, files: dict[str, list[str]]) -> tuple[dict[str, I
         for kind in (datasets.Image, datasets.ClassLabel)
     )
     if not columns:
-        raise DataError(f"no image column, only {sorted(features)}")
+        raise ValueError(f"it has no image column, only {sorted(features)}")
     column = "image" if "image" in columns else columns[0]
     for part, data in loaded.items():
         labels = list(data[classes[0]]) if classes else [None]

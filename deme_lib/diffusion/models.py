@@ -98,18 +98,15 @@ def load_pipeline(source: str | Path) -> DDPMPipeline:
         ModelError: it cannot be reached or read, or is another kind of model.
     """
     source, folder = str(source), local_folder(str(source))
-    if is_lost(source):
-        raise ModelError(
-            f"there is no folder {source}: name an existing diffusers folder, or a hub id, in the "
-            "parameter `pretrained`"
-        )
     try:
+        if is_lost(source):
+            raise ValueError("a hub id is owner/name")
         index = folder / INDEX if folder else Path(hf_hub_download(source, INDEX))
         index = json.loads(index.read_text())
         parts = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
         if parts != {"unet", "scheduler"}:
-            kind = index.get("_class_name")
-            raise ModelError(f"{source} is {kind} ({', '.join(sorted(parts))}): {WANTED}")
+            parts = ", ".join(sorted(parts))
+            raise ModelError(f"{source} is {index.get('_class_name')} ({parts}): {WANTED}")
         folder = folder or Path(DDPMPipeline.download(source))
         unet, scheduler = (  # the oldest pipelines keep all beside model_index.json
             folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")

@@ -1,30 +1,34 @@
 """Decoupled finetuning (paper Sec. 3.2): ``decouple``, one ``finetune`` run, its ``draw``.
 
-A run is a generator of steps, exactly resumable: data, timesteps and noise of a step are drawn from
-(purpose, step), in every process of ``accelerate launch``, which takes its part of the batch; a
-checkpoint is one safetensors file, replaced atomically, that holds weights, EMA, AdamW moments and
-the position, of any number of processes.
+A run is a generator of steps, resumable to the bit: data, timesteps and noise of a step are drawn
+from (purpose, step), and a checkpoint is one safetensors file, replaced atomically, that holds
+weights, EMA, AdamW's moments, the scaler, the position and the history of losses.
 """
 
-import copy
+import hashlib
 import json
 import math
 import os
-import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import pydantic
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin, UNet2DModel
 from diffusers.training_utils import EMAModel
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from deme_lib.diffusion import models
+from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.errors import Explained
+from deme_lib.method.merging import check_untied
 from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
 from deme_lib.method.projection import plain_or_projected
 from deme_lib.method.timesteps import draw_timesteps, split_timesteps
@@ -32,19 +36,31 @@ from deme_lib.method.timesteps import draw_timesteps, split_timesteps
 UNCERTAINTY = "uncertainty"
 LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hardly leave 1
 
-MOST_SKIPPED = 50  # fp16 skips a step whose gradients overflow, lowers its scale and goes on
+LEAST_SCALE = 1e-3  # fp16 skips a step whose gradients overflow, halves its scale and goes on
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class TrainingError(Explained, RuntimeError):
     """Training went wrong in a way that more steps will not mend."""
 
 
-@dataclass(frozen=True)
+class ArgumentError(Explained, ValueError):
+    """What was handed over cannot be trained with: said before anything is trained."""
+
+
+@pydantic.dataclasses.dataclass(
+    frozen=True, config={"arbitrary_types_allowed": True, "allow_inf_nan": False}
+)
 class TrainingSpec:
     """Everything a run depends on, besides the model, the images and the teacher.
 
     Attributes:
-        purpose: names the stream of random draws, such as ("expert", 2).
+        purpose: names the stream of random draws, such as (seed, "expert", 2).
         own_range: timesteps to train on (Eq. 3); all of [0, T) for controls.
         probability: p of Eq. 6.
         consistency_weight: weight of Eq. 4; used where a teacher is given.
@@ -52,45 +68,33 @@ class TrainingSpec:
             or "uncertainty", which learns a weight for each of ``n_tasks`` ranges.
         ema_warmup: let diffusers' EMA start short, for training from scratch. Without, runs of
             any length average over the same horizon, 1 / (1 - ema_decay) steps.
-        further_ema_decays: of more averages, kept beside the main one: ``ema_unet(decay)``.
         final_learning_rate: reached by a cosine after 80 % of the steps, then held. Equal to
             ``learning_rate`` for a constant rate.
+        precision: of autocast, "no", "bf16" or "fp16"; weights and EMA are float32.
+
+    Raises:
+        ValueError: a value is of another type, or out of its range.
     """
 
-    steps: int
+    steps: Count
     purpose: tuple[int | str, ...]
     own_range: range
-    learning_rate: float
-    final_learning_rate: float
-    batch_size: int
-    probability: float = 0.0
-    consistency_weight: float = 1.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
+    learning_rate: NotNegative
+    final_learning_rate: NotNegative
+    batch_size: Count
+    probability: Share = 0.0
+    consistency_weight: NotNegative = 1.0
+    adam_beta1: Decay = 0.9
+    adam_beta2: Decay = 0.999
+    weight_decay: NotNegative = 1e-2
+    clip_norm: Positive = 1.0
+    ema_decay: Decay = 0.999
     ema_warmup: bool = False
-    further_ema_decays: tuple[float, ...] = ()
-    precision: str = "no"
+    precision: Literal["no", "bf16", "fp16"] = "no"
     loss_weighting: str = "none"
-    min_snr_gamma: float = 5.0
-    p2_gamma: float = 1.0
-    n_tasks: int = 1
-
-    def __post_init__(self):
-        allowed = {
-            "steps": self.steps >= 1,
-            "batch_size": self.batch_size >= 1,
-            "learning_rate": 0 <= self.learning_rate < math.inf,
-            "probability": 0 <= self.probability <= 1,
-            "consistency_weight": 0 <= self.consistency_weight < math.inf,
-            "ema_decay": 0 <= self.ema_decay < 1,
-            "further_ema_decays": all(0 <= decay < 1 for decay in self.further_ema_decays),
-        }
-        for name, good in allowed.items():
-            if not good:
-                raise ValueError(f"{name}={getattr(self, name)} is out of range: give another")
+    min_snr_gamma: Positive = 5.0
+    p2_gamma: NotNegative = 1.0
+    n_tasks: Count = 1
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -110,6 +114,15 @@ class Step:
 def to_model_range(images: torch.Tensor) -> torch.Tensor:
     """uint8 images to the float32 in [-1, 1] that denoisers see."""
     return images.float() / 127.5 - 1
+
+
+def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
+    """DDPM's scheduler with a sampler's betas: some samplers' own ``add_noise`` is not Eq. 1."""
+    if not hasattr(scheduler, "alphas_cumprod"):
+        kind = type(scheduler).__name__
+        raise models.ModelError(f"{kind}'s noise is not DDPM's (Eq. 1): {models.WANTED}")
+    ddpm = isinstance(scheduler, DDPMScheduler)
+    return scheduler if ddpm else DDPMScheduler.from_config(scheduler.config)
 
 
 def draw(
@@ -137,15 +150,20 @@ class Training:
     """A run over uint8 images [n, C, H, W]; iterate over it to train.
 
     Args:
-        unet: trained in place; afterwards ask for ``ema_unet()``.
+        unet: trained in place, as float32; afterwards ask for ``ema_unet()``.
         teacher: frozen pretrained model of the consistency loss (Eq. 4), or None.
         checkpoint: file to resume from if it is there, and to write to.
+
+    Attributes:
+        position: steps taken.
+        history: the caller's rows of JSON, such as losses on the way, as of the checkpoint. What
+            belongs to the step of ``position`` may be missing after a resumption: look again.
     """
 
     def __init__(
         self,
         unet: UNet2DModel,
-        scheduler: DDPMScheduler,
+        scheduler: SchedulerMixin,
         images: torch.Tensor,
         spec: TrainingSpec,
         teacher: UNet2DModel | None = None,
@@ -153,25 +171,20 @@ class Training:
         checkpoint: Path | None = None,
         checkpoint_every: int = 1000,
     ):
-        self.spec, self.scheduler, self.checkpoint = spec, scheduler, checkpoint
-        self.checkpoint_every = checkpoint_every
-        self.images = images
+        self.spec, self.images, self.scheduler = spec, images, noise_schedule(scheduler)
+        self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
+        alphas = self.scheduler.alphas_cumprod
+        if not spec.own_range or not 0 <= spec.own_range[0] <= spec.own_range[-1] < len(alphas):
+            raise ArgumentError(f"{spec.own_range} leaves [0, {len(alphas)}): give another range")
         self.accelerator = models.accelerator(device, spec.precision)
-        if spec.batch_size < self.accelerator.num_processes:
-            raise TrainingError(
-                f"batch_size={spec.batch_size} is too small for {self.accelerator.num_processes} "
-                "processes, which share each batch: start fewer, or raise batch_size"
-            )
-        if spec.precision == "bf16" and self.accelerator.device.type == "cpu":
-            _check_bf16()
         optimiser = torch.optim.AdamW(
-            unet.parameters(),
+            unet.float().parameters(),
             lr=spec.learning_rate,
             betas=(spec.adam_beta1, spec.adam_beta2),
             weight_decay=spec.weight_decay,
             fused=True,
         )
-        alphas, self.uncertainty = scheduler.alphas_cumprod, None
+        self.uncertainty = None
         if spec.loss_weighting == UNCERTAINTY:
             ranges = split_timesteps(spec.n_tasks, len(alphas))
             self.uncertainty = UncertaintyWeighting(ranges).to(self.accelerator.device)
@@ -182,23 +195,17 @@ class Training:
             self.weights = weights.to(self.accelerator.device)
         self.unet, self.optimiser = self.accelerator.prepare(unet.train(), optimiser)
         self.parameters = list(self.unet.parameters())  # walking through the modules takes time
-        self.emas = {  # by decay, the main one first
-            decay: EMAModel(
-                self.parameters,
-                decay=decay,
-                min_decay=0.0 if spec.ema_warmup else decay,
-                foreach=True,
-            )
-            for decay in (spec.ema_decay, *spec.further_ema_decays)
-        }
+        least = 0.0 if spec.ema_warmup else spec.ema_decay
+        self.ema = EMAModel(self.parameters, decay=spec.ema_decay, min_decay=least, foreach=True)
         self.drops = any(isinstance(m, nn.Dropout) and m.p for m in unet.modules())
         self.teacher = None
         if teacher is not None:
-            self.teacher = teacher.eval().requires_grad_(False).to(self.accelerator.device)
-        self.position = self._skipped = 0
+            self.teacher = teacher.float().eval().requires_grad_(False)
+            self.teacher.to(self.accelerator.device)
+        self.history: list[dict[str, Any]] = []
+        self.position = 0
         if checkpoint is not None and checkpoint.is_file():
             self._restore()
-        self._check_positions()
 
     def __iter__(self) -> Iterator[Step]:
         while self.position < self.spec.steps:
@@ -209,28 +216,20 @@ class Training:
             yield Step(self.position, loss)
         self._check_weights()
 
-    def ema_unet(self, decay: float | None = None) -> UNet2DModel:
-        """A new model on the CPU holding the EMA weights, free of what accelerate wraps.
-
-        Args:
-            decay: one of ``further_ema_decays``; None for the main average.
-        """
-        trained = self.accelerator.unwrap_model(self.unet)
-        unet = type(trained).from_config(trained.config)
-        unet.load_state_dict(trained.state_dict())
-        self.emas[self.spec.ema_decay if decay is None else decay].copy_to(unet.parameters())
+    def ema_unet(self) -> UNet2DModel:
+        """A new model on the CPU holding the EMA weights, free of what accelerate wraps."""
+        unet = _copy(self.unet)
+        self.ema.copy_to(unet.parameters())
         return unet.eval()
 
     def _step(self, step: int) -> float:
-        spec, device, n = self.spec, self.accelerator.device, self.accelerator.num_processes
-        drawn = draw(self.images, self.scheduler, spec, step)[1:]  # the same in every process
-        mine = (tensor.tensor_split(n)[self.accelerator.process_index] for tensor in drawn)
-        noise, noisy, timesteps = (tensor.to(device) for tensor in mine)
+        spec, device = self.spec, self.accelerator.device
+        drawn = draw(self.images, self.scheduler, spec, step)[1:]
+        noise, noisy, timesteps = (tensor.to(device) for tensor in drawn)
         self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
 
-        if self.drops:  # its masks too depend on the step alone, and on the process
-            rank = self.accelerator.process_index
-            torch.manual_seed(seed_of(*spec.purpose, "dropout", step, rank + 1))
+        if self.drops:  # its masks too depend on the step alone
+            torch.manual_seed(seed_of(*spec.purpose, "dropout", step))
         with self.accelerator.autocast():
             prediction = self.unet(noisy, timesteps, return_dict=False)[0]
             if self.teacher is not None:
@@ -242,23 +241,17 @@ class Training:
         loss = deme_loss(denoising, consistency, spec.consistency_weight, weights[timesteps])
         if self.uncertainty is not None:
             loss = loss + self.uncertainty(denoising, timesteps)
-        loss = loss * (len(noise) * n / spec.batch_size)  # the processes' mean is the batch's
         self.accelerator.backward(loss)
-        if self.uncertainty is not None:  # the UNet's gradients are averaged by accelerate
-            scales = self.uncertainty.log_variances
-            scales.grad = self.accelerator.reduce(scales.grad, "mean")
         norm = self.accelerator.clip_grad_norm_(self.parameters, spec.clip_norm)
-        loss = self.accelerator.reduce(loss.detach(), "mean")
-        value, norm = torch.stack([loss, norm]).tolist()  # one wait for the device
+        value, norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
         if not math.isfinite(value):
             raise self._error(f"the loss is {value}", step + 1)
-        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
-        if self._skipped > (MOST_SKIPPED if self.accelerator.scaler else 0):
+        scaler = self.accelerator.scaler
+        if not math.isfinite(norm) and (scaler is None or scaler.get_scale() < LEAST_SCALE):
             raise self._error(f"the norm of the gradients is {norm}", step + 1)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        for ema in self.emas.values():
-            ema.step(self.parameters)
+        self.ema.step(self.parameters)
         return value
 
     def _error(self, what: str, step: int) -> TrainingError:
@@ -266,53 +259,52 @@ class Training:
         return TrainingError(
             f"{'-'.join(map(str, self.spec.purpose))}: {what} at step {step} (timesteps "
             f"{own.start} to {own.stop - 1}). The last good checkpoint is kept. Lower the "
-            "learning rate (finetune_lr, or pretrain_lr in pretraining), or set precision to 'no'"
+            "learning rate, or set precision to 'no'"
         )
-
-    def _check_positions(self) -> None:
-        """Processes that read another state of the checkpoint would average unlike models."""
-        position = torch.tensor([self.position], device=self.accelerator.device)
-        found = set(self.accelerator.gather(position).tolist())
-        if len(found) > 1:
-            raise TrainingError(
-                f"processes would go on from steps {sorted(found)} of {self.checkpoint}, which the "
-                "file system shows to some of them late: run again in a minute"
-            )
 
     def _check_weights(self) -> None:
         """Neither a checkpoint nor a result may hold weights that are not finite."""
-        averages = (weights for ema in self.emas.values() for weights in ema.shadow_params)
-        for weights in (*self.parameters, *averages):
+        for weights in (*self.parameters, *self.ema.shadow_params):
             if not weights.isfinite().all():
                 raise self._error("a weight is not finite", self.position)
 
     def _save(self) -> None:
         self._check_weights()
-        if not self.accelerator.is_main_process:
-            return
-        unet, optimiser = self.accelerator.unwrap_model(self.unet), self.optimiser.state_dict()
-        tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
-        for k, ema in enumerate(self.emas.values()):
-            tensors |= {f"ema.{k}.{i}": v for i, v in enumerate(ema.shadow_params)}
-        tensors |= {f"adam.{i}.{k}": v for i, s in optimiser["state"].items() for k, v in s.items()}
+        moments, scaler = self.optimiser.state_dict()["state"], self.accelerator.scaler
+        tensors = {f"unet.{k}": v for k, v in self.unet.state_dict().items()}
+        tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
+        tensors |= {f"adam.{i}.{k}": v for i, s in moments.items() for k, v in s.items()}
         if self.uncertainty is not None:
             tensors["uncertainty.log_variances"] = self.uncertainty.log_variances
-        scaler = self.accelerator.scaler
-        metadata = {
-            "position": str(self.position),
-            "scaler": json.dumps(scaler.state_dict() if scaler else {}),
-        }
+        rest = {"position": self.position, "history": self.history}
+        rest["scaler"] = scaler.state_dict() if scaler else {}
         temporary = self.checkpoint.with_name(self.checkpoint.name + ".tmp")
         contiguous = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
-        save_file(contiguous, temporary, metadata)
+        save_file(contiguous, temporary, {k: json.dumps(v) for k, v in rest.items()})
         os.replace(temporary, self.checkpoint)
 
     def _restore(self) -> None:
+        def of(kind: str) -> dict[str, torch.Tensor]:
+            return {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}.")}
+
         try:
             with safe_open(self.checkpoint, "pt") as file:
-                metadata = file.metadata()
+                rest = {k: json.loads(v) for k, v in file.metadata().items()}
                 tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
-            self._take_up(metadata, tensors)
+            self.position, self.history = rest["position"], rest["history"]
+            self.unet.load_state_dict(of("unet"))
+            if self.uncertainty is not None:
+                self.uncertainty.load_state_dict(of("uncertainty"))
+            shadows = [of("ema")[str(i)] for i in range(len(self.parameters))]
+            self.ema.shadow_params = [shadow.to(self.accelerator.device) for shadow in shadows]
+            self.ema.optimization_step = self.position
+            moments: dict[int, dict[str, torch.Tensor]] = {}
+            for name, tensor in of("adam").items():
+                index, kind = name.split(".")
+                moments.setdefault(int(index), {})[kind] = tensor
+            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+            if rest["scaler"]:
+                self.accelerator.scaler.load_state_dict(rest["scaler"])
         except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(
@@ -320,40 +312,18 @@ class Training:
                 "this run again"
             ) from error
 
-    def _take_up(self, metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> None:
-        def of(kind: str) -> dict[str, torch.Tensor]:
-            return {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}.")}
 
-        self.accelerator.unwrap_model(self.unet).load_state_dict(of("unet"))
-        if self.uncertainty is not None:
-            self.uncertainty.load_state_dict(of("uncertainty"))
-        device, self.position = self.accelerator.device, int(metadata["position"])
-        for k, ema in enumerate(self.emas.values()):
-            shadows = [tensors[f"ema.{k}.{i}"] for i in range(len(ema.shadow_params))]
-            ema.shadow_params = [shadow.to(device) for shadow in shadows]
-            ema.optimization_step = self.position
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in of("adam").items():
-            index, kind = name.split(".")
-            moments.setdefault(int(index), {})[kind] = tensor
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
-        if scale := json.loads(metadata["scaler"]):
-            self.accelerator.scaler.load_state_dict(scale)
-
-
-def _check_bf16() -> None:
-    """Refuse an x86 processor that would emulate bfloat16, several times slower than float32."""
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    if x86 and not torch.cpu._is_avx512_bf16_supported():  # where AMX is, this is too
-        raise TrainingError(
-            "precision=bf16, which this processor only emulates, more slowly than float32; set "
-            "precision to 'no'"
-        )
+def _copy(unet: UNet2DModel) -> UNet2DModel:
+    """A float32 copy on the CPU, all that is trainable trained, free of hooks and wrappers."""
+    check_untied(unet)
+    twin = type(unet).from_config(unet.config)
+    twin.load_state_dict(unet.state_dict())
+    return twin
 
 
 def finetune(
     pretrained: UNet2DModel,
-    scheduler: DDPMScheduler,
+    scheduler: SchedulerMixin,
     images: torch.Tensor,
     spec: TrainingSpec,
     *,
@@ -372,8 +342,8 @@ def finetune(
         channel_projection: give the copy the projections of Sec. 3.2.
         checkpoint: file to resume from if it is there, and to write to.
     """
-    student = plain_or_projected(copy.deepcopy(pretrained), channel_projection)
-    teacher = copy.deepcopy(pretrained) if spec.consistency_weight > 0 else None
+    student = plain_or_projected(_copy(pretrained), channel_projection)
+    teacher = _copy(pretrained) if spec.consistency_weight > 0 else None
     return Training(student, scheduler, images, spec, teacher, device, checkpoint, checkpoint_every)
 
 
@@ -381,9 +351,10 @@ def decouple(
     pipeline: DDPMPipeline,
     images: torch.Tensor,
     *,
-    n_ranges: int = 4,
     steps: int,
     learning_rate: float,
+    n_ranges: int = 4,
+    ranges: Sequence[int] | None = None,
     probability: float = 0.3,
     consistency_weight: float = 1.0,
     channel_projection: bool = True,
@@ -392,57 +363,122 @@ def decouple(
     precision: str = "no",
     seed: int = 0,
     device: str = "auto",
-    on_step: Callable[[int, int, float], object] = lambda expert, step, loss: None,
+    folder: Path | str | None = None,
+    checkpoint_every: int = 500,
+    progress: bool = True,
 ) -> list[UNet2DModel]:
     """Finetune one copy of the pipeline's UNet per range of timesteps (Eq. 3 to 6, Sec. 3.2).
 
     Args:
-        pipeline: its UNet predicts noise; it is left as it was.
+        pipeline: its UNet predicts noise; it is left as it was. Of its scheduler the betas count.
         images: uint8 [n, C, H, W] of the UNet's channels and size.
         steps: optimiser steps of each expert.
+        n_ranges: N of Eq. 3.
+        ranges: train only these of the N ranges, counted from 0, in this order; None: all.
         ema_decay: of the EMA that each expert is returned with; by default it averages over the
             last fifth of the steps, 1 / (1 - ema_decay) = steps / 5.
-        on_step: told (expert, step, loss) after every step, for a bar or a log.
+        folder: where experts are kept, ``expert-0`` and so on, with a checkpoint of the one in
+            work: the same call goes on where it was stopped, and ends the same to the bit.
+        checkpoint_every: steps between checkpoints.
+        progress: show a bar with the time left for each expert.
 
     Returns:
-        N experts on the CPU, with EMA weights.
+        An expert for each range, float32 on the CPU, with EMA weights.
 
     Raises:
-        ModelError: the images do not fit the UNet, or it does not predict noise.
-        ValueError: the images are no uint8 batch, or N does not fit T.
+        ModelError: the images do not fit the UNet, it does not predict noise, or the noise of
+            ``pipeline.scheduler`` is not DDPM's.
+        ValueError: an argument is out of its range or of another type, N does not fit T, or
+            ``folder`` holds experts of other arguments.
         TrainingError: a loss became infinite or nan.
     """
-    num_train_timesteps = pipeline.scheduler.config.num_train_timesteps
-    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-        raise ValueError(
-            f"images must be uint8 [n, C, H, W], not {images.dtype} {tuple(images.shape)}"
+    shape = tuple(getattr(images, "shape", ()))
+    tensor = isinstance(images, torch.Tensor) and images.dtype == torch.uint8
+    if not tensor or len(shape) != 4 or not len(images):
+        raise ArgumentError(
+            "images must be a torch.Tensor, uint8 [n, C, H, W], as from load_images, not a "
+            f"{type(images).__name__} of {getattr(images, 'dtype', 'objects')} {shape}"
         )
-    models.check_pipeline(pipeline, num_train_timesteps, tuple(images.shape[1:]))
+    schedule = noise_schedule(pipeline.scheduler)
+    timesteps = len(schedule.alphas_cumprod)
+    models.check_pipeline(pipeline, timesteps, tuple(images.shape[1:]))
+    spec = TrainingSpec(
+        steps=steps,
+        purpose=(seed, "expert"),
+        own_range=range(timesteps),
+        learning_rate=learning_rate,
+        final_learning_rate=learning_rate,
+        batch_size=batch_size,
+        probability=probability,
+        consistency_weight=consistency_weight,
+        ema_decay=0.0 if ema_decay is None else ema_decay,
+        precision=precision,
+    )
     if ema_decay is None:
-        ema_decay = max(0.0, 1 - 5 / max(1, steps))
+        spec = replace(spec, ema_decay=max(0.0, 1 - 5 / steps))
+    cut = split_timesteps(n_ranges, timesteps)
+    wanted = list(range(n_ranges) if ranges is None else ranges)
+    if any(k not in range(n_ranges) for k in wanted) or len(set(wanted)) < len(wanted):
+        raise ArgumentError(f"ranges={wanted}: give each once, counted from 0 to {n_ranges - 1}")
+    if folder is not None:
+        arguments = asdict(spec) | {
+            "own_range": None,
+            "n_ranges": n_ranges,
+            "channel_projection": channel_projection,
+            "pretrained model": _hash(pipeline.unet.state_dict()),
+            "noise schedule": _hash({"": schedule.alphas_cumprod}),
+            "images": _hash({"": images}),
+        }
+        _claim(folder := Path(folder), arguments)
+
     experts = []
-    for k, own_range in enumerate(split_timesteps(n_ranges, num_train_timesteps)):
-        spec = TrainingSpec(
-            steps=steps,
-            purpose=(seed, "expert", k),
-            own_range=own_range,
-            learning_rate=learning_rate,
-            final_learning_rate=learning_rate,
-            batch_size=batch_size,
-            probability=probability,
-            consistency_weight=consistency_weight,
-            ema_decay=ema_decay,
-            precision=precision,
-        )
+    for k in wanted:
+        kept = folder and folder / f"expert-{k}"
+        if kept and kept.is_dir():
+            experts.append(models.load_unet(kept))
+            continue
         run = finetune(
             pipeline.unet,
-            pipeline.scheduler,
+            schedule,
             images,
-            spec,
+            replace(spec, purpose=(seed, "expert", k), own_range=cut[k]),
             channel_projection=channel_projection,
             device=device,
+            checkpoint=kept and kept.with_suffix(".safetensors"),
+            checkpoint_every=checkpoint_every,
         )
-        for step in run:
-            on_step(k, step.step, step.loss)
+        label = f"expert {k}, t {cut[k].start} to {cut[k].stop - 1}"
+        with bar(steps, label, "step", run.position) if progress else nullcontext() as shown:
+            for _ in run:
+                if shown is not None:
+                    shown.update(1)
         experts.append(run.ema_unet())
+        if kept:
+            experts[-1].save_pretrained(partial := kept.with_suffix(".tmp"))
+            os.replace(partial, kept)
+            run.checkpoint.unlink(missing_ok=True)
     return experts
+
+
+def _claim(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Note down what the experts of a folder depend on; refuse a folder that holds others."""
+    note, given = folder / "arguments.json", json.loads(json.dumps(arguments))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not note.is_file() and not any(folder.glob("expert-*")):
+        partial = folder / f"arguments-{os.getpid()}.tmp"
+        partial.write_text(json.dumps(given, indent=1))
+        os.replace(partial, note)
+    held = json.loads(note.read_text()) if note.is_file() else {}
+    if other := [name for name, value in given.items() if held.get(name) != value]:
+        raise ArgumentError(
+            f"{folder} is of another call, with other {', '.join(other)}: give what its "
+            f"{note.name} says, or an empty folder"
+        )
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]

@@ -1,12 +1,15 @@
 """Task vectors and their weighted merge (paper Eq. 8), as arithmetic on state dicts.
 
-Computed in float32, or in the weights' own type where that is wider.
+Computed in float32, or in the weights' own type where that is wider. Tensors of integers and
+booleans (counters, masks) are no weights: they must be equal, and are the base's in a merge.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 State = Mapping[str, torch.Tensor]
 
@@ -14,14 +17,19 @@ State = Mapping[str, torch.Tensor]
 def task_vector(base: State, tuned: State) -> dict[str, torch.Tensor]:
     """tau = theta_i - theta, one tensor for each tensor of ``base``, on its device.
 
+    Each is float32, or the wider of the two types where that is wider; zero for integers.
+
     Raises:
         KeyError: the two have different tensor names.
-        ValueError: a tensor has different shapes in the two.
+        ValueError: a tensor has different shapes in the two, or integers differ.
     """
     check_same_architecture(base, tuned)
+    check_same_integers(base, tuned)
     return {
-        name: tuned[name].to(tensor.device, wide(tensor.dtype)) - tensor
-        for name, tensor in base.items()
+        name: tuned[name].to(theta.device, wide(theta, tuned[name])) - theta
+        if theta.is_floating_point()
+        else torch.zeros_like(theta)
+        for name, theta in base.items()
     }
 
 
@@ -31,7 +39,7 @@ def merge(
     weights: Sequence[float],
     out: State | None = None,
 ) -> State:
-    """Eq. 8: theta + sum_i w_i tau_i, per tensor, in ``base``'s dtypes.
+    """Eq. 8: theta + sum_i w_i tau_i, per tensor, in the wider of theta's and the tau_i's types.
 
     Projections are tensors like the others: the base's are the identity, so they merge to
     W = I + sum_i w_i (W_i - I).
@@ -40,7 +48,8 @@ def merge(
         base: state dict of the pretrained model.
         task_vectors: one state dict of differences an expert.
         weights: one finite number a task vector; of weight 0 a vector is not looked at.
-        out: tensors to write into, such as a model's state dict; None makes new ones.
+        out: tensors to write into, in their types, such as a model's state dict; None makes new
+            ones.
 
     Raises:
         ValueError: lengths differ, a weight is not finite, or shapes differ.
@@ -54,23 +63,30 @@ def merge(
         raise ValueError(f"merge weights must be finite, got {list(weights)}")
     for state in task_vectors if out is None else (*task_vectors, out):
         check_same_architecture(base, state)
-    merged = (
-        {name: torch.empty_like(tensor) for name, tensor in base.items()} if out is None else out
-    )
-    for name, tensor in base.items():
-        room, total = merged[name], tensor
-        if room.dtype != wide(room.dtype):
-            room = torch.empty_like(tensor, dtype=torch.float32)
-        for weight, vector in zip(weights, task_vectors, strict=True):
-            if weight:
-                total = torch.add(total, vector[name], alpha=weight, out=room)
+    merged = {} if out is None else out
+    for name, theta in base.items():
+        taus = [vector[name] for vector in task_vectors]
+        if out is None:
+            merged[name] = torch.empty_like(theta, dtype=widest(theta, *taus))
+        room, total = merged[name], theta
+        if theta.is_floating_point():
+            if room.dtype != wide(room):
+                room = torch.empty_like(theta, dtype=torch.float32)
+            for weight, tau in zip(weights, taus, strict=True):
+                if weight:
+                    total = torch.add(total, tau, alpha=weight, out=room)
         merged[name].copy_(total)
     return merged
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type to add up in: float32, or a wider one as it is."""
-    return torch.promote_types(dtype, torch.float32)
+def widest(*tensors: torch.Tensor) -> torch.dtype:
+    """The narrowest type that holds what all of the tensors hold."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+
+
+def wide(*tensors: torch.Tensor) -> torch.dtype:
+    """The type to add up in: float32, or a wider one of the tensors'."""
+    return torch.promote_types(widest(*tensors), torch.float32)
 
 
 def check_same_architecture(base: State, other: State) -> None:
@@ -85,3 +101,20 @@ def check_same_architecture(base: State, other: State) -> None:
                 f"{name} is {tuple(tensor.shape)} in the base and "
                 f"{tuple(other[name].shape)} in an expert: they are of different architectures"
             )
+
+
+def check_same_integers(base: State, tuned: State) -> None:
+    """Raise where tensors that are no weights differ: there is no mean of two counters."""
+    for name, theta in base.items():
+        if not theta.is_floating_point() and (theta != tuned[name].to(theta.device)).any():
+            raise ValueError(
+                f"{name} ({theta.dtype}) differs between base and expert, and is no weight to "
+                "merge: copy the base's into the expert"
+            )
+
+
+def check_untied(model: nn.Module) -> None:
+    """Raise where two names share a parameter: Eq. 8 is per name."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if tied := sorted(names - {name for name, _ in model.named_parameters()}):
+        raise ValueError(f"{tied[:5]} are tied to other weights: give each a parameter of its own")

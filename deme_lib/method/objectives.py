@@ -51,6 +51,9 @@ def snr_weights(
     - ``trun-snr``: max(SNR, 1) / SNR (Salimans & Ho 2022);
     - ``min-snr``: min(SNR, gamma) / SNR (Hang et al. 2023);
     - ``p2``: 1 / (1 + SNR)^gamma (Choi et al. 2022).
+
+    Raises:
+        ValueError: the name is none of these, or a weight is not finite, as where SNR is 0.
     """
     a = alphas_cumprod.double()
     snr = a / (1 - a)
@@ -61,7 +64,11 @@ def snr_weights(
         "min-snr": lambda: snr.clamp(max=min_snr_gamma) / snr,
         "p2": lambda: (1 + snr) ** -p2_gamma,
     }
+    if name not in formulas:
+        raise ValueError(f"loss_weighting={name!r}: choose one of {', '.join(formulas)}")
     weights = formulas[name]()
+    if not weights.isfinite().all():
+        raise ValueError(f"{name} has no finite weight at SNR {snr[~weights.isfinite()][0]:g}")
     return (weights / weights.mean()).float()
 
 

@@ -1,8 +1,5 @@
 """Ranges of timesteps, routing and the draw of training timesteps (paper Eq. 3, 6 and 7).
 
-The paper cuts [0, T) evenly. Other cuts are here to be compared with: equal in log-SNR, at random
-points, and overlapping (training only: routing needs ranges that tile [0, T)).
-
 Ranges are counted from 0. The paper counts them from 1 in Eq. 3 and from 0 in Eq. 7; integer
 bounds ``ceil(k T / N)`` make the two agree also where N does not divide T.
 """
@@ -32,44 +29,7 @@ def split_timesteps(n_ranges: int, num_train_timesteps: int) -> list[range]:
             f"choose between 1 and {num_train_timesteps}"
         )
     bounds = [-(-k * num_train_timesteps // n_ranges) for k in range(n_ranges + 1)]
-    return _between(bounds)
-
-
-def split_log_snr(n_ranges: int, alphas_cumprod: torch.Tensor) -> list[range]:
-    """Cut [0, T) so that the log of the signal-to-noise ratio falls by as much in every range.
-
-    Args:
-        alphas_cumprod: [T], falling, of the noise scheduler; SNR = a / (1 - a).
-
-    Raises:
-        ValueError: a range would be empty, since the schedule falls too fast there.
-    """
-    log_snr = torch.logit(alphas_cumprod.double())
-    levels = torch.linspace(log_snr[0].item(), log_snr[-1].item(), n_ranges + 1).double()[1:-1]
-    inner = torch.searchsorted(-log_snr, -levels).tolist()
-    return _between([0, *inner, len(log_snr)])
-
-
-def split_randomly(
-    n_ranges: int, num_train_timesteps: int, generator: torch.Generator
-) -> list[range]:
-    """Cut [0, T) at N - 1 different random points."""
-    order = torch.randperm(num_train_timesteps - 1, generator=generator)[: n_ranges - 1]
-    return _between([0, *sorted((order + 1).tolist()), num_train_timesteps])
-
-
-def widen(ranges: Sequence[range], share: float = 0.5) -> list[range]:
-    """Each range with ``share`` of its length more at either side, kept within [0, T)."""
-    stop = ranges[-1].stop
-    grown = [(r, round(share * len(r))) for r in ranges]
-    return [range(max(0, r.start - by), min(stop, r.stop + by)) for r, by in grown]
-
-
-def _between(bounds: Sequence[int]) -> list[range]:
-    ranges = [range(a, b) for a, b in itertools.pairwise(bounds)]
-    if not all(ranges):
-        raise ValueError(f"{len(ranges)} ranges leave one empty, {ranges}: choose fewer n_ranges")
-    return ranges
+    return [range(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 def check_tiling(ranges: Sequence[range]) -> None:

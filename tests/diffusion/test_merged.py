@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DModel
 
 from deme_lib.diffusion import merged
 from deme_lib.diffusion.merged import Merger, merge_experts, merge_folders
-from deme_lib.diffusion.models import load_pipeline, save_pipeline
+from deme_lib.diffusion.models import ModelError, load_pipeline, save_pipeline
 from deme_lib.method.projection import ProjectedUNet2DModel, is_projection
 
 WEIGHTS = [0.3, 0.6]
@@ -75,6 +75,43 @@ def test_folders_merge_as_models_do(with_projections, tiny_unet, experts, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("types", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_merge_has_the_wider_of_its_types(tiny_unet, tmp_path, types):
+    """Task vectors of 1e-4 are lost in a bfloat16 base; here they arrive."""
+    wide, narrow = (getattr(torch, name) for name in types)
+    base, expert = tiny_unet().bfloat16().to(wide), tiny_unet().bfloat16().float()
+    for weight in expert.parameters():
+        weight += 1e-4 * weight.sign()
+    expert = expert.to(narrow)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    save_pipeline(base, DDPMScheduler(), tmp_path / "base")
+    expert.save_pretrained(tmp_path / "expert")
+    merge_folders(tmp_path / "base", [tmp_path / "expert"], [0.5], tmp_path / "merged")
+    loaded = UNet2DModel.from_pretrained(tmp_path / "merged" / "unet")
+    for unet in (merge_experts(base, [expert], [0.5]), loaded):
+        for name, found in unet.state_dict().items():
+            theta, tuned = before[name].double(), expert.state_dict()[name].double()
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found.double(), (theta + tuned) / 2, rtol=1e-6, atol=1e-9)
+    assert base.dtype == wide and merge_experts(base, [base], [0.5]).dtype == wide
+
+
+def test_folders_in_shards_merge_and_other_files_are_named(tiny_unet, tmp_path):
+    save_pipeline(tiny_unet(), DDPMScheduler(), tmp_path / "base")
+    whole, shards, half, pickled = (tmp_path / name for name in ("whole", "shards", "half", "bin"))
+    tiny_unet(1).save_pretrained(whole)
+    tiny_unet(1).save_pretrained(shards, max_shard_size="10KB")
+    tiny_unet(1).save_pretrained(half, variant="fp16")
+    tiny_unet(1).save_pretrained(pickled, safe_serialization=False)
+    for folder in (whole, shards):
+        merge_folders(tmp_path / "base", [folder], [0.5], tmp_path / f"merged-{folder.name}")
+    assert len(list(shards.glob("*.safetensors"))) > 1
+    assert_close(*(load_pipeline(tmp_path / f"merged-{n}").unet for n in ("whole", "shards")))
+    for folder, words in ((half, r"fp16\.safetensors"), (pickled, r"model\.bin")):
+        with pytest.raises(ModelError, match=rf"{words}.*save_pretrained"):
+            merge_folders(tmp_path / "base", [folder], [0.5], tmp_path / "none")
+
+
 def test_nothing_to_merge_and_other_architectures_are_refused(tiny_unet, tmp_path):
     with pytest.raises(ValueError, match="nothing to merge"):
         Merger(tiny_unet(), [])
@@ -82,3 +119,7 @@ def test_nothing_to_merge_and_other_architectures_are_refused(tiny_unet, tmp_pat
         merge_folders(tmp_path, [], [], tmp_path / "merged")
     with pytest.raises(KeyError, match=r"projection\.weight"):
         merge_experts(ProjectedUNet2DModel.from_stock(tiny_unet()), [tiny_unet(1)], [1.0])
+    tied = tiny_unet()
+    tied.mid_block.resnets[0].conv1 = tied.mid_block.resnets[1].conv1
+    with pytest.raises(ValueError, match=r"mid_block.*are tied"):
+        merge_experts(tied, [tiny_unet(1)], [1.0])

@@ -33,30 +33,48 @@ def assert_equal(one, other):
 def test_the_textbook_formula_in_any_order_of_experts(weights, dtype, random):
     """Against float64. With unit roundoff u of float32 (or float64), a term w_i tau_i meets a
     rounding of w_i, of tau_i, of their product and of at most N sums, theta those of N sums: an
-    error of at most (N + 3) u (|theta| + sum_i |w_i tau_i|), to first order. A narrower type adds
-    the rounding of the result. 1 % more allows for second order."""
+    error of at most (N + 3) u (|theta| + sum_i |w_i tau_i|), to first order. 1 % more allows for
+    second order."""
     base, experts, vectors = family(len(weights), dtype)
     order = random.sample(range(len(weights)), len(weights))
     merged = merge(base, [vectors[i] for i in order], [weights[i] for i in order])
     wide = torch.promote_types(dtype, torch.float32)
-    u, last = torch.finfo(wide).eps / 2, torch.finfo(dtype).eps / 2 if dtype != wide else 0
+    u = torch.finfo(wide).eps / 2
     for name in SHAPES:
         theta = base[name].double()
         terms = [w * (e[name].double() - theta) for w, e in zip(weights, experts, strict=True)]
         expected, size = theta + sum(terms), theta.abs() + sum(t.abs() for t in terms)
         n = (len(weights) + 3) * (2 if wide == torch.float64 else 1)  # it rounds like that too
-        bound = 1.01 * (n * u * size + last * expected.abs()) + torch.finfo(dtype).tiny
-        assert merged[name].dtype == dtype
+        bound = 1.01 * n * u * size + torch.finfo(wide).tiny
+        assert merged[name].dtype == wide
         assert ((merged[name].double() - expected).abs() <= bound).all(), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_of_zero_give_the_base_and_one_hot_weights_the_expert(dtype):
     base, experts, vectors = family(4, dtype)
-    assert_equal(merge(base, vectors, [0.0] * 4), base)
+    assert_equal(merge(base, vectors, [0.0] * 4, out=state(9, dtype)), base)
     for i, expert in enumerate(experts):
         for name, tensor in merge(base, vectors, [float(i == j) for j in range(4)]).items():
-            torch.testing.assert_close(tensor, expert[name])
+            torch.testing.assert_close(tensor, expert[name].float())
+
+
+def test_small_task_vectors_are_not_lost_in_a_narrow_base():
+    base = state(0, torch.bfloat16)
+    expert = {name: tensor.float() + 1e-4 for name, tensor in base.items()}
+    for name, tensor in merge(base, [task_vector(base, expert)], [1.0]).items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(tensor, expert[name])
+
+
+@pytest.mark.parametrize("buffer", [torch.tensor([3, 4]), torch.tensor([True, False])])
+def test_integers_and_booleans_are_the_base_s_and_must_be_equal(buffer):
+    base, expert = ({"w": state(seed)["scale"], "buffer": buffer} for seed in (0, 1))
+    vector = task_vector(base, expert)
+    for merged in (merge(base, [vector], [0.3]), merge(base, [vector], [1.0])):
+        assert merged["buffer"].dtype == buffer.dtype and torch.equal(merged["buffer"], buffer)
+    with pytest.raises(ValueError, match=r"buffer.*differs"):
+        task_vector(base, expert | {"buffer": buffer.flip(0)})
 
 
 def test_an_expert_that_diverged_does_no_harm_at_weight_zero():
@@ -73,7 +91,8 @@ def test_a_merge_may_write_into_a_model_s_tensors(dtype):
     tensors = dict(out)
     assert merge(base, vectors, [0.3, 0.6], out=out) is out
     assert all(out[name] is tensors[name] for name in SHAPES)
-    assert_equal(out, merge(base, vectors, [0.3, 0.6]))
+    expected = merge(base, vectors, [0.3, 0.6])
+    assert_equal(out, {name: tensor.to(dtype) for name, tensor in expected.items()})
     with pytest.raises(KeyError, match=r"conv\.bias"):
         merge(base, vectors, [0.3, 0.6], out={n: t for n, t in out.items() if n != "conv.bias"})
 

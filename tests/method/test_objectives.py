@@ -46,6 +46,13 @@ def test_gammas_are_used():
     torch.testing.assert_close(flat, torch.ones(1000))
 
 
+def test_unknown_names_and_schedules_without_signal_are_refused():
+    with pytest.raises(ValueError, match=r"'snr'.*choose one of none, snr\+1"):
+        snr_weights("snr", ALPHAS)
+    with pytest.raises(ValueError, match=r"snr\+1 has no finite weight at SNR 0"):
+        snr_weights("snr+1", torch.tensor([0.9, 0.5, 0.0]))
+
+
 def test_uncertainty_weights_are_one_at_first_and_of_mean_one_after():
     weighting = UncertaintyWeighting(split_timesteps(3, 10))
     assert weighting.weights().tolist() == pytest.approx([1.0] * 10)

@@ -1,20 +1,11 @@
 """Ranges, routing and draws of timesteps (paper Eq. 3, 6, 7)."""
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deme_lib.method.timesteps import (
-    draw_timesteps,
-    route,
-    split_log_snr,
-    split_randomly,
-    split_timesteps,
-    widen,
-)
+from deme_lib.method.timesteps import draw_timesteps, route, split_timesteps
 
 T_and_N = st.integers(1, 1200).flatmap(lambda t: st.tuples(st.just(t), st.integers(1, t)))
 
@@ -75,40 +66,3 @@ def test_draws_leave_their_range_at_the_expected_rate_within_a_batch():
     outside = ((drawn < own.start) | (drawn >= own.stop)).float().mean().item()
     expected = p * (1 - 1 / N)
     assert abs(outside - expected) < 5 * (expected * (1 - expected) / n) ** 0.5
-
-
-ALPHAS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-
-
-@given(st.integers(1, 12))
-def test_log_snr_ranges_tile_and_fall_by_as_much_each(n):
-    ranges = split_log_snr(n, ALPHAS)
-    assert [t for own in ranges for t in own] == list(range(1000))
-    log_snr = torch.log(ALPHAS / (1 - ALPHAS))
-    at = [log_snr[own.start].item() for own in ranges] + [log_snr[-1].item()]
-    whole = at[0] - at[-1]
-    steepest = (log_snr[:-1] - log_snr[1:]).max().item()  # the error of whole timesteps
-    for a, b in itertools.pairwise(at):
-        assert abs((a - b) - whole / n) <= 2 * steepest
-
-
-def test_a_log_snr_range_that_would_be_empty_is_refused():
-    with pytest.raises(ValueError, match="choose fewer n_ranges"):
-        split_log_snr(500, ALPHAS)
-
-
-@given(st.integers(1, 30), st.integers(0, 5))
-def test_random_ranges_tile_with_none_empty(n, seed):
-    ranges = split_randomly(n, 30, torch.Generator().manual_seed(seed))
-    assert len(ranges) == n and [t for own in ranges for t in own] == list(range(30))
-    assert ranges == split_randomly(n, 30, torch.Generator().manual_seed(seed))
-
-
-def test_widened_ranges_overlap_by_half_and_stay_inside():
-    assert widen(split_timesteps(4, 1000)) == [
-        range(0, 375),
-        range(125, 625),
-        range(375, 875),
-        range(625, 1000),
-    ]
-    assert widen(split_timesteps(1, 10)) == [range(0, 10)]

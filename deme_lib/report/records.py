@@ -10,9 +10,6 @@ from safetensors.numpy import load_file
 
 from deme_lib.errors import Explained
 
-DEFAULT = "default"
-"""The cell of an experiment that has one cell, and of the pretrained model in any."""
-
 QUANTILES = ("q05", "q25", "median", "q75", "q95")
 COLUMNS = {
     "metrics": "training_seed cell arm seed n features steps reference fid fid_second fid_train "
@@ -33,7 +30,7 @@ COLUMNS = {
 """CSV -> its columns."""
 
 KEYS = {"metrics": ["seed"], "arms": [], "losses": ["bin_start"]}
-"""CSVs that must be there, with one row per training seed, row of the table and these columns."""
+"""CSVs that must be there: one row per training seed, row of the table, and value of these."""
 
 MEASURES = COLUMNS["metrics"].split()[8:]
 
@@ -44,26 +41,20 @@ class RecordsError(Explained, ValueError):
 
 @dataclass(frozen=True)
 class Records:
-    """What an experiment recorded: a DataFrame per CSV (COLUMNS), empty where that is absent.
+    """What an experiment recorded; every CSV is an attribute (``records.metrics``), maybe empty.
 
     ``metrics``, ``arms`` and ``losses`` also have the column ``row``, the name of a row of the
     table: "arm" in the cell "default", otherwise "cell / arm".
     """
 
     run: dict
+    frames: dict[str, pd.DataFrame]
     samples: dict[str, np.ndarray]  # row -> [16, C, H, W] uint8; also "real", training images
-    metrics: pd.DataFrame
-    arms: pd.DataFrame
-    losses: pd.DataFrame
-    floor: pd.DataFrame
-    history: pd.DataFrame
-    search: pd.DataFrame
-    gradients: pd.DataFrame
-    activations: pd.DataFrame
-    landscape: pd.DataFrame
-    task_vectors: pd.DataFrame
-    plane: pd.DataFrame
-    timing: pd.DataFrame
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        if name not in COLUMNS:
+            raise AttributeError(name)
+        return self.frames[name]
 
     @property
     def parameters(self) -> dict:
@@ -76,17 +67,13 @@ class Records:
 
     @property
     def training_seeds(self) -> list[int]:
-        return sorted(self.metrics["training_seed"].unique().tolist())
+        return sorted(map(int, self.run["trainings"]))
 
     @property
     def titles(self) -> dict[str, str]:
         """Row -> title as printed, in the order of the table."""
         first = self.arms.drop_duplicates("row")
         return {r.row: label(r.cell, r.title) for r in first.itertuples()}
-
-    @property
-    def single_cell(self) -> bool:
-        return self.arms["cell"].nunique() == 1
 
     def of(self, measure: str) -> pd.DataFrame:
         """[training seeds, rows]: a measure, averaged over sampling seeds."""
@@ -98,65 +85,60 @@ class Records:
         return float(self.floor[measure].mean()) if measure in self.floor else np.nan
 
 
-def label(cell: str, arm: str) -> str:
-    return arm if cell == DEFAULT else f"{cell} / {arm}"
+def label(cell: str, name: str) -> str:
+    return name if cell == "default" else f"{cell} / {name}"
 
 
 def read(folder: Path) -> Records:
-    """Read ``figures/<experiment>/records``.
+    """Read ``figures/<experiment>/records``: of the training seeds that run.json names.
 
     Raises:
         RecordsError: a file, a column or a row is missing, or one too many.
     """
-    folder = Path(folder)
-    frames = {name: _frame(folder / f"{name}.csv") for name in COLUMNS}
     run = json.loads(_there(folder / "run.json").read_text())
+    frames = {name: _frame(folder / f"{name}.csv") for name in COLUMNS}
+    for name, frame in frames.items():
+        if "training_seed" in frame:
+            counts = frame["training_seed"].astype(str).isin(run["trainings"])
+            frames[name] = frame[counts].reset_index(drop=True)
     samples = folder / "samples.safetensors"
-    found = Records(run, load_file(samples) if samples.is_file() else {}, **frames)
-    seeds = sorted(map(int, run["trainings"]))
+    found = Records(run, frames, load_file(samples) if samples.is_file() else {})
     for name, keys in KEYS.items():
-        _check_complete(folder / f"{name}.csv", frames[name], seeds, list(found.titles), keys)
-    if found.base not in found.titles:
-        raise RecordsError(
-            f"{folder}: no row {found.base!r}, which the parameter `base` names; "
-            f"there are {', '.join(found.titles)}"
-        )
+        values = [
+            found.training_seeds,
+            list(found.titles),
+            *(frames[name][k].unique() for k in keys),
+        ]
+        wanted = pd.MultiIndex.from_product(values)
+        have = pd.MultiIndex.from_frame(frames[name][["training_seed", "row", *keys]])
+        if odd := [*wanted.difference(have), *have[have.duplicated()]]:
+            raise RecordsError(
+                f"{folder / name}.csv: missing or there twice: {odd[:3]}; each training seed needs "
+                f"one row per {', '.join(['arm', *keys])}: collect the records again"
+            )
+    if not {"pretrained", found.base} <= found.titles.keys():
+        rows = ", ".join(found.titles)
+        raise RecordsError(f"{folder} needs the rows pretrained and {found.base!r}; it has {rows}")
     return found
 
 
 def _there(path: Path) -> Path:
     if not path.is_file():
         raise RecordsError(
-            f"{path} is missing: run notebooks/05_evaluation.ipynb with the parameter file of "
-            "this experiment, which collects it"
+            f"{path} is missing: notebooks/05_evaluation.ipynb, run with the parameter file of the "
+            "experiment, writes it"
         )
     return path
 
 
 def _frame(path: Path) -> pd.DataFrame:
-    columns = COLUMNS[path.stem].split()
-    if path.stem not in KEYS and not path.is_file():
+    name, columns = path.stem, COLUMNS[path.stem].split()
+    if name not in KEYS and not path.is_file():
         return pd.DataFrame(columns=columns)
     texts = {"cell": str, "weights": str}
     frame = pd.read_csv(_there(path), dtype=texts, keep_default_na=False, na_values=[""])
     if odd := sorted(set(columns) ^ set(frame)):
-        raise RecordsError(
-            f"{path}: {', '.join(odd)}: columns that are missing, or unknown; these are records "
-            "of another version: collect them again"
-        )
-    if path.stem in KEYS:
+        raise RecordsError(f"{path} lacks columns, or has unknown ones: {odd}; collect it again")
+    if name in KEYS:
         frame["row"] = [label(*x) for x in zip(frame["cell"], frame["arm"], strict=True)]
     return frame
-
-
-def _check_complete(path: Path, frame: pd.DataFrame, seeds: list, rows: list, keys: list) -> None:
-    """Exactly one row per training seed, row of the table, and value of every key."""
-    wanted = pd.MultiIndex.from_product([seeds, rows, *(frame[key].unique() for key in keys)])
-    found = pd.MultiIndex.from_frame(frame[["training_seed", "row", *keys]])
-    odd = [*wanted.difference(found), *found.difference(wanted), *found[found.duplicated()]]
-    if odd:
-        raise RecordsError(
-            f"{path}: needs exactly one row per {', '.join(['training seed, arm', *keys])}; "
-            f"missing or too many: {', '.join(map(str, odd[:3]))}{' …' * (len(odd) > 3)}; "
-            "collect the records again"
-        )

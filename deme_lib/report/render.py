@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from deme_lib.report import intervals, plots, tables
-from deme_lib.report.formats import save, write, write_csv
+from deme_lib.report.formats import markdown, save, write, write_csv
 from deme_lib.report.records import Records, RecordsError, read
 
 MARKERS = ("<!-- table -->", "<!-- /table -->")
@@ -18,13 +18,10 @@ def render(folder: Path) -> None:
 
     The same records give the same bytes: no dates, no versions in the files.
     """
-    folder = Path(folder)
     known = read(folder / "records")
     write_csv(folder / "table.csv", tables.table(known).reset_index())
-    write(
-        folder / "table.md",
-        f"{tables.markdown(tables.printed(known))}\n\n{tables.caption(known)}\n",
-    )
+    shown = markdown(tables.printed(known))
+    write(folder / "table.md", f"{shown}\n\n{tables.caption(known)}\n")
     write_csv(folder / "comparisons.csv", intervals.comparisons(known))
     write(folder / "comparisons.md", f"{tables.compared(known)}\n")
     for name, draw in figures(known).items():
@@ -33,23 +30,27 @@ def render(folder: Path) -> None:
 
 def figures(known: Records) -> dict[str, Callable[[], Figure]]:
     """Name -> what draws it, for every figure whose record is there."""
-    p = known.parameters
-    one = f"{p['dataset']}, training seed {known.training_seeds[0]}"
+    p, seed = known.parameters, known.training_seeds[0]
+    drawn = {"method": partial(plots.method, p["n_ranges"])}
+    if known.arms["cell"].nunique() > 1:
+        drawn["cells"] = partial(plots.cells, known)
+    else:
+        names = ["main", "loss_per_timestep", "cost"]
+        names += [] if intervals.gate(known).empty else ["gate"]
+        drawn |= {name: partial(getattr(plots, name), known) for name in names}
+    one = f"{p['dataset']}, training seed {seed}"
     held = f"{one}: n = {p['loss_images']:,} search images."
     paper = {
         "history": (known.history, held),
-        "gradient_similarity": (known.gradients, one, p["num_train_timesteps"]),
+        "gradient_similarity": (known.gradients, one),
         "activations": (known.activations, one),
         "landscape": (known.landscape, held),
         "task_vectors": (known.task_vectors, one),
         "plane": (known.plane, held),
     }
-    drawn = {name: partial(getattr(plots, name), *x) for name, x in paper.items() if len(x[0])}
-    drawn["method"] = partial(plots.method, p["n_ranges"])
-    names = ["main", "loss_per_timestep", "cost"] if known.single_cell else ["cells"]
-    if known.single_cell and len(intervals.gate(known)):
-        names.append("gate")
-    drawn |= {name: partial(getattr(plots, name), known) for name in names}
+    for name, (frame, caption) in paper.items():
+        if (looked_at := frame["training_seed"] == seed).any():
+            drawn[name] = partial(getattr(plots, name), frame[looked_at], caption)
     if known.samples:
         drawn["samples"] = partial(plots.samples, known.samples, known.titles, one)
     return drawn
@@ -63,8 +64,7 @@ def fill_readme(path: Path, folder: Path) -> None:
     """
     text = path.read_text(encoding="utf-8")
     if [text.count(marker) for marker in MARKERS] != [1, 1]:
-        raise RecordsError(f"{path}: needs each of {' and '.join(MARKERS)} once")
+        raise RecordsError(f"{path} needs each of {' and '.join(MARKERS)} once")
     before, _, rest = text.partition(MARKERS[0])
-    after = rest.partition(MARKERS[1])[2]
-    table = tables.readme(read(folder / "records"))
+    table, after = tables.readme(read(folder / "records")), rest.partition(MARKERS[1])[2]
     write(path, f"{before}{MARKERS[0]}\n{table}\n{MARKERS[1]}{after}")

@@ -8,7 +8,6 @@ from deme_lib.report.records import MEASURES, Records, label
 
 COSTS = ["parameters", "calls_per_image", "training_steps"]
 PAPER = "the paper's FID (CIFAR10: not comparable)"
-FLOOR = "real images, the floor"
 
 
 def table(records: Records) -> pd.DataFrame:
@@ -18,30 +17,22 @@ def table(records: Records) -> pd.DataFrame:
     deviation over them, ``difference`` FID minus the base's with its uncorrected t interval
     [low, high], ``paper`` the paper's FID where the parameter ``cells`` has one.
     """
-    rows = pd.DataFrame({"title": pd.Series(records.titles)})
-    for measure in MEASURES:
-        rows[measure] = records.of(measure).mean(skipna=False)
-    fid = records.of("fid")
-    rows.insert(2, "fid_sd", fid.std())
+    p, fid, arms = records.parameters, records.of("fid"), records.arms.groupby("row")
     d = fid.drop(columns=records.base).sub(fid[records.base], axis=0)
-    ends = {row: intervals.t_interval(d[row], records.parameters["confidence"]) for row in d}
-    rows["difference"] = d.mean(skipna=False)
-    rows["low"] = pd.Series({row: low for row, (low, _, _) in ends.items()}, dtype=float)
-    rows["high"] = pd.Series({row: high for row, (_, high, _) in ends.items()}, dtype=float)
+    ends = d.apply(intervals.t_interval, level=p["confidence"], result_type="expand")
+    given = [(cell["cell"], cell.get("paper") or {}) for cell in p["cells"]]
+    papers = {label(cell, arm): fid for cell, of in given for arm, fid in of.items()}
+    rows = pd.DataFrame({"title": records.titles})
+    rows[MEASURES] = pd.DataFrame({m: records.of(m).mean(skipna=False) for m in MEASURES})
+    rows["fid_sd"] = fid.std()
+    rows["difference"], rows["low"], rows["high"] = d.mean(skipna=False), ends.loc[0], ends.loc[1]
     rows["test_loss"] = records.losses.groupby("row")["loss"].mean()
-    rows[COSTS] = records.arms.groupby("row")[COSTS].mean()
-    rows["weights"] = records.arms.groupby("row")["weights"].agg(
-        lambda x: "; ".join(x.dropna().unique())
-    )
-    papers = {
-        label(cell["cell"], arm): fid
-        for cell in records.parameters["cells"]
-        for arm, fid in (cell.get("paper") or {}).items()
-    }
+    rows[COSTS] = arms[COSTS].mean()
+    rows["weights"] = arms["weights"].agg(lambda x: "; ".join(x.dropna().unique()))
     rows["paper"] = pd.Series(papers, dtype=float)
-    real = pd.DataFrame({"title": FLOOR} | {m: records.floor_of(m) for m in MEASURES}, ["real"])
-    known = not pd.isna(records.floor_of("fid"))
-    return pd.concat([real, rows] if known else [rows])[list(rows)].rename_axis("row")
+    real = {"title": "real images, the floor"} | {m: records.floor_of(m) for m in MEASURES}
+    parts = [rows] if pd.isna(real["fid"]) else [pd.DataFrame(real, ["real"]), rows]
+    return pd.concat(parts)[list(rows)].rename_axis("row")
 
 
 def printed(records: Records) -> pd.DataFrame:
@@ -51,9 +42,9 @@ def printed(records: Records) -> pd.DataFrame:
     columns = {
         "arm": rows["title"],
         "FID ↓": rows["fid"].map(decimals),
-        f"difference to {records.titles[records.base]}": list(
-            map(plus_minus, rows["difference"], half)
-        ),
+        f"difference to {records.titles[records.base]}": [
+            *map(plus_minus, rows["difference"], half)
+        ],
         "IS ↑": rows["inception_score"].map(decimals),
         "test loss ↓": rows["test_loss"].map(lambda x: decimals(x, 5)),
         "parameters held": rows["parameters"].map(lambda x: decimals(x, 0)),
@@ -66,26 +57,26 @@ def printed(records: Records) -> pd.DataFrame:
 
 
 def readme(records: Records) -> str:
-    """The README's table as markdown, of at most nine arms, and its caption."""
+    """The README's table as markdown, real images and at most nine arms, with its caption."""
     shown = printed(records).drop(columns=["test loss ↓", "training steps"]).head(10)
     return f"{markdown(shown)}\n\n{caption(records)}"
 
 
 def setting(records: Records) -> str:
     """Data, n, features, reference, sampler and seeds of every FID."""
-    m, seeds = records.metrics.iloc[0], records.training_seeds
-    streams = sorted(records.metrics["seed"].unique())
+    m, streams = records.metrics.iloc[0], sorted(records.metrics["seed"].unique())
     return (
         f"{records.parameters['dataset']}: n = {m['n']:,} images an arm and training, "
         f"{m['features']} features, FID to {m['reference']} images, {m['steps']} sampler steps, "
-        f"{named('training seed', seeds)}, {named('sampling seed', streams)}"
+        f"{seeds('training', records.training_seeds)}, {seeds('sampling', streams)}"
     )
 
 
-def named(kind: str, seeds: list[int]) -> str:
-    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
-        return f"{kind}s {seeds[0]} to {seeds[-1]}"
-    return f"{kind}{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}"
+def seeds(kind: str, found: list[int]) -> str:
+    """Seeds in words: "training seeds 0 to 7"."""
+    if len(found) > 2 and found == list(range(found[0], found[-1] + 1)):
+        return f"{kind} seeds {found[0]} to {found[-1]}"
+    return f"{kind} seed{'s' * (len(found) > 1)} {', '.join(map(str, found))}"
 
 
 def caption(records: Records) -> str:
@@ -96,18 +87,18 @@ def caption(records: Records) -> str:
 
 def compared(records: Records) -> str:
     """The comparisons as markdown, and what they were judged by."""
-    found = intervals.comparisons(records)
+    found, share = intervals.comparisons(records), 100 * records.parameters["margin"]
     columns = {
         "a − b": found["a"] + " − " + found["b"],
         "ablation": found["ablation"].map(str),
         "kind": found["kind"],
         "measure": found["measure"],
-        "effect [interval]": list(map(interval, found["effect"], found["low"], found["high"])),
+        "effect [interval]": [*map(interval, found["effect"], found["low"], found["high"])],
         "level": found["level"].map(lambda x: f"{100 * x:.4g} %"),
         "verdict": found["verdict"],
     }
-    said = f"{setting(records)}; t intervals over training seeds, the primary ones Holm-corrected"
-    share = f"{100 * records.parameters['margin']:g} %"
-    said += f"; margin of FID {decimals(intervals.margin(records), 4)}: {share} of what "
-    said += f"{records.titles[records.base]} has above real images."
-    return f"{markdown(pd.DataFrame(columns))}\n\n{said}"
+    return f"{markdown(pd.DataFrame(columns))}\n\n" + (
+        f"{setting(records)}; t intervals over training seeds, "
+        f"the primary ones Holm-corrected; margin of FID {decimals(intervals.margin(records), 4)}: "
+        f"{share:g} % of what the pretrained model has above real images."
+    )

@@ -9,41 +9,38 @@ from matplotlib.figure import Figure
 
 from deme_lib.report import intervals, tables
 from deme_lib.report.formats import decimals
-from deme_lib.report.intervals import CONTROL, PRIMARY, t_interval
-from deme_lib.report.plots.style import (
-    GREY,
-    STYLES,
-    WHITE,
-    captioned,
-    legend,
-    style,
-    subplots,
-    symlog,
-)
+from deme_lib.report.plots import style
+from deme_lib.report.plots.style import GREY, captioned, legend, subplots, symlog
 from deme_lib.report.records import Records
 
 ABLATIONS = {1: "Ablation 1: remove decoupling", 2: "Ablation 2: replace merging"}
-FAMILIES = {
-    "all_plain": ("all_plain", "one model, all timesteps"),
-    "soup": ("soup", "members of the soup"),
-    "plain": ("plain_routed", "plain experts"),
-    "deme": ("deme_routed", "DeMe experts"),
-    "all_same": ("all_same", "one model, DeMe's techniques"),
-    "soup_same": ("soup_same", "members of the soup, DeMe's techniques"),
-}
-"""Name of finetuning runs -> the arm whose colour they have, and their title."""
+FAMILIES = {"soup": "members of the soup", "plain": "plain experts", "deme": "DeMe experts"}
+FAMILIES |= {"all-plain": "one model, all timesteps"}
+"""Finetuning runs -> their title."""
 SHOWN = ("pretrained", "all_plain", "plain_routed", "deme_routed", "deme_merged", "averaged")
 """The arms that ``samples`` shows first."""
 DIFFER = ("deme_merged", "pretrained")
 """The two arms whose images ``samples`` subtracts."""
 
 
-def _row(ax: plt.Axes, y: float, d: np.ndarray, level: float, row: str) -> None:
-    """The mean of differences d [U] with its t interval, and below them a point per seed."""
-    low, high, _ = t_interval(d, level)
-    mean, look = np.mean(d), style(row)
-    ax.plot(d, np.full(len(d), y + 0.27), "o", color=look["color"], ms=4, mew=0, alpha=0.6)
-    ax.errorbar(mean, y, xerr=[[mean - low], [high - mean]], lw=2.5, **look)
+def _level(records: Records) -> str:
+    return f"{100 * records.parameters['confidence']:g} % t interval"
+
+
+def _seeds(ax: plt.Axes, at: float, d: pd.Series, level: float, row: str, **options) -> None:
+    """The mean of differences d [U] with its t interval, and beside it a point per seed.
+
+    Along x, at a height; with ``upright`` along y.
+    """
+    beside, upright = options.pop("beside", 0.27), options.pop("upright", False)
+    low, high, _ = intervals.t_interval(d, level)
+    mean, look = d.mean(), {"lw": 2.5, **style.of(row), **options}
+    points, place = [d, np.full(len(d), at + beside)], [mean, at]
+    if upright:
+        points, place = points[::-1], place[::-1]
+    ax.plot(*points, "o", color=look["color"], ms=4, mew=0, alpha=0.6)
+    ends = {"yerr" if upright else "xerr": [[mean - low], [high - mean]]}
+    ax.errorbar(*place, **ends, **look)
 
 
 def _every_row(ax: plt.Axes, records: Records) -> None:
@@ -52,18 +49,17 @@ def _every_row(ax: plt.Axes, records: Records) -> None:
     d = fid.sub(fid[records.base], axis=0)
     for y, row in enumerate(titles):
         if row != records.base:
-            _row(ax, y, d[row].to_numpy(), records.parameters["confidence"], row)
-    ax.plot(0, list(titles).index(records.base), **style(records.base))
+            _seeds(ax, y, d[row], records.parameters["confidence"], row)
+    ax.plot(0, list(titles).index(records.base), **style.of(records.base))
     ax.axvline(0, color=GREY, lw=1, zorder=0)
     ax.set_yticks(range(len(titles)), titles.values())
     ax.set_ylim(len(titles) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="0.92")
-    sizes = d.mean().abs()[lambda x: x > 0]
-    scale = "← better      worse →"
-    if sizes.max() > 40 * sizes.median():  # one row would squeeze all others to a point
-        symlog(ax, "x", 2 * sizes.median(), (d.min(axis=None), d.max(axis=None)))
-        scale += ", symmetric log scale"
+    sizes, scale = d.mean().abs().drop(records.base), "← better      worse →"
+    if sizes.max() > 40 * sizes.median() > 0:  # one row would squeeze all others to a point
+        symlog(ax.xaxis, 2 * sizes.median(), d)
+        scale += "\nsymmetric log scale"
     mean = decimals(fid[records.base].mean())
     ax.set_xlabel(f"FID minus that of {titles[records.base]} ({mean})\n{scale}")
 
@@ -72,146 +68,140 @@ def main(records: Records) -> Figure:
     """Left, FID of every arm minus the base's; right, the named comparisons and their verdicts."""
     found = intervals.comparisons(records).query("kind == 'primary'")
     height = 2 + 0.5 * max(len(records.titles), len(found) + found["ablation"].nunique())
-    figure, axes = subplots(1, 2, height, sharex=True)
-    left, right = axes.flat
-    _every_row(left, records)
+    figure, axes = subplots(1, 2 if len(found) else 1, height, sharex=True)
+    _every_row(axes[0, 0], records)
+    said = f"Points: training seeds; bars: mean and {_level(records)}"
+    if len(found):
+        _compared(axes[0, 1], records, found)
+        said += ", right Holm-corrected"
+    return captioned(figure, f"{said}. {tables.setting(records)}")
+
+
+def _compared(ax: plt.Axes, records: Records, found: pd.DataFrame) -> None:
+    """Comparisons by ablation, each with its verdict at the right, over the margin."""
     margin, fid, titles = intervals.margin(records), records.of("fid"), records.titles
-    right.axvspan(-margin, margin, color="0.92", lw=0, zorder=0)
-    right.axvline(0, color=GREY, lw=1, zorder=0)
-    y, beside = 0, {"transform": right.get_yaxis_transform(), "va": "center"}
+    ax.axvspan(-margin, margin, color="0.92", lw=0, zorder=0)
+    ax.axvline(0, color=GREY, lw=1, zorder=0)
+    y, place = 0, {"transform": ax.get_yaxis_transform(), "va": "center"}
     for ablation, rows in found.groupby("ablation"):
-        right.text(0, y, ABLATIONS[ablation], weight="bold", fontsize=10.5, **beside)
+        ax.text(0, y, ABLATIONS[ablation], weight="bold", fontsize=10.5, **place)
         for c in rows.itertuples():
             y += 1
-            _row(right, y, (fid[c.a] - fid[c.b]).to_numpy(), c.level, c.a)
-            right.text(
-                0, y - 0.36, f"{titles[c.a]} − {titles[c.b]}", fontsize=9.5, bbox=WHITE, **beside
-            )
-            right.text(1.03, y, c.verdict.replace(", ", ",\n"), fontsize=10, **beside)
+            _seeds(ax, y, fid[c.a] - fid[c.b], c.level, c.a)
+            said, look = f"{titles[c.a]} − {titles[c.b]}", {"bbox": style.WHITE, **place}
+            ax.text(0, y - 0.36, said, fontsize=9.5, **look)
+            ax.text(1.03, y, c.verdict.replace(", ", ",\n"), fontsize=10, **place)
         y += 1
-    right.set_yticks([])
-    right.spines["left"].set_visible(False)
-    right.set_ylim(y - 0.4, -0.6)
-    right.set_xlabel(f"difference in FID\ngrey: the margin, ±{decimals(margin)}")
-    level = f"{100 * records.parameters['confidence']:g} %"
-    said = f"Points: training seeds; bars: mean and {level} t interval, right Holm-corrected. "
-    return captioned(figure, said + tables.setting(records))
+    ax.set(yticks=[], ylim=(y - 0.4, -0.6))
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel(f"difference in FID\ngrey: the margin, ±{decimals(margin)}")
 
 
 def cells(records: Records) -> Figure:
     """FID of every row of an experiment with several cells, minus the base's."""
     figure, axes = subplots(1, 1, 1.7 + 0.42 * len(records.titles))
     _every_row(axes[0, 0], records)
-    return captioned(figure, tables.setting(records))
+    said = f"Points: training seeds; bars: mean and {_level(records)}. "
+    return captioned(figure, said + tables.setting(records))
 
 
-def _ranges(ax: plt.Axes, n: int, t: int) -> None:
-    """Every second of N equal ranges of [0, T) shaded, all numbered."""
-    for k in range(n):
-        if k % 2:
-            ax.axvspan(k * t / n, (k + 1) * t / n, color="0.95", lw=0, zorder=0)
-        name = f"range {k + 1}" if n <= 4 else str(k + 1)
-        place = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-        ax.text((k + 0.5) * t / n, 0.015, name, fontsize=9.5, color="0.35", **place)
-    ax.set_xlim(0, t)
+def cost(records: Records) -> Figure:
+    """FID minus the base's against parameters held and denoiser calls an image, as multiples."""
+    arms, fid, base = records.arms.groupby("row", sort=False), records.of("fid"), records.base
+    names = {"parameters": "parameters held", "calls_per_image": "denoiser calls an image"}
+    figure, axes = subplots(1, 2, 4.8, sharey=True)
+    for ax, (column, name) in zip(axes.flat, names.items(), strict=True):
+        costs = arms[column].first()
+        multiples = costs / costs[base]
+        for _, group in multiples.groupby((np.log(multiples) / 0.1).round()):  # nearly equal ones
+            for i, row in enumerate(group.index):
+                x, d = group[row] * 1.06 ** (i - (len(group) - 1) / 2), fid[row] - fid[base]
+                look = {"upright": True, "beside": 0, "label": records.titles[row]}
+                _seeds(ax, x, d, records.parameters["confidence"], row, **look)
+        ticks = 2 ** np.arange(np.ceil(np.log2(multiples.max() / 1.2)) + 1)
+        ax.set_xscale("log")
+        ax.set_xlim(0.75, 1.4 * ticks[-1])
+        ax.set_xticks(ticks, [f"{x:g}×" for x in ticks])
+        ax.set_xticks([], minor=True)
+        ax.set_xlabel(f"{name}\n1× = {decimals(costs[base], 0)}")
+        ax.axhline(0, color=GREY, lw=1, zorder=0)
+        ax.grid(axis="y", color="0.92")
+    what = f"FID minus that of {records.titles[base]} ({decimals(fid[base].mean())})"
+    axes[0, 0].set_ylabel(f"{what}\n(below 0: better)")
+    legend(figure, axes.flat, 3)
+    steps = sorted(set(records.arms["training_steps"]) - {0})
+    said = f"{' or '.join(f'{x:,}' for x in steps)} optimiser steps in all for each finetuned arm; "
+    said += f"arms of nearly equal cost stand side by side. Bars: {_level(records)}. "
+    return captioned(figure, said + tables.setting(records))
 
 
 def loss_per_timestep(records: Records) -> Figure:
-    """Test loss of every arm relative to the base's, per bin of timesteps, means over seeds.
+    """Test loss of every arm relative to pretrained, per bin of timesteps, means over seeds.
 
-    The second ablation shows the arms of its comparisons, the first all others, and theirs that
-    are compared elsewhere too.
+    The second panel has the arms of that ablation's comparisons, the first those of any other
+    comparison and of none.
     """
-    p, base = records.parameters, records.base
     df = records.losses.assign(t=lambda x: (x["bin_start"] + x["bin_stop"]) / 2)
     losses = df.pivot_table(index="t", columns="row", values="loss")
-    relative = 100 * (losses.div(losses[base], axis=0) - 1)
-    first, second, tried = (
-        {row for pair in intervals.pairs(records, name) for row in pair}
-        for name in (*PRIMARY.values(), "exploratory")
-    )
-    panels = {1: set(records.titles) - (second - first - tried), 2: second | {base}}
-    figure, axes = subplots(1, 2, 4.9, sharey=True)
+    relative = 100 * (losses.div(losses["pretrained"], axis=0) - 1)
+    named = ("primary_decoupling", "primary_merging", "exploratory")
+    first, second, others = (set(sum(intervals.pairs(records, n), ())) for n in named)
+    panels = {1: set(records.titles) - (second - first - others)}
+    panels |= {2: second | {"pretrained"}} if second else {}
+    figure, axes = subplots(1, len(panels), 4.9, sharey=True)
     for ax, (ablation, rows) in zip(axes.flat, panels.items(), strict=True):
-        _ranges(ax, p["n_ranges"], p["num_train_timesteps"])
-        shown = [row for row in records.titles if row in rows]
-        for i, row in enumerate(shown):
-            look = {"label": records.titles[row], "lw": 1.8, **style(row)}
-            look["markevery"] = (i % 3, 3)  # so that equal lines both show
-            ax.plot(relative.index, relative[row], **look)
+        _ranges(ax, records)
+        for i, row in enumerate(row for row in records.titles if row in rows):
+            look = {"label": records.titles[row], "lw": 1.8, **style.of(row)}
+            every = (i % 3, 3)  # so that equal lines both show
+            ax.plot(relative.index, relative[row], markevery=every, **look)
         ax.set_title(ABLATIONS[ablation], fontsize=11)
         ax.set_xlabel("timestep t (noise grows to the right)")
-    axes[0, 0].set_ylabel(f"test loss minus that of\n{records.titles[base]}, % (below 0: better)")
+    axes[0, 0].set_ylabel("test loss minus that of\npretrained, % (below 0: better)")
     legend(figure, axes.flat, 3)
     return captioned(figure, _tested(records))
 
 
+def _ranges(ax: plt.Axes, records: Records) -> None:
+    """Every second of the N ranges of [0, T) shaded, all numbered."""
+    n, t = records.parameters["n_ranges"], records.parameters["num_train_timesteps"]
+    place = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+    for k in range(n):
+        ax.axvspan(k * t / n, (k + 1) * t / n, color="0.95" if k % 2 else "white", lw=0, zorder=0)
+        name = f"range {k + 1}" if n <= 4 else k + 1
+        ax.text((k + 0.5) * t / n, 0.015, name, fontsize=9.5, color="0.35", **place)
+    ax.set_xlim(0, t)
+
+
 def _tested(records: Records) -> str:
-    p, seeds = records.parameters, tables.named("training seed", records.training_seeds)
+    p = records.parameters
+    seeds = tables.seeds("training", records.training_seeds)
     return f"{p['dataset']}: n = {p['test_images']:,} test images, {seeds}."
 
 
 def gate(records: Records) -> Figure:
     """Test loss of every arm minus that of one model of all timesteps, in %, per range."""
-    d, titles, n = 100 * intervals.gate(records), records.titles, records.parameters["n_ranges"]
-    level, t = records.parameters["confidence"], records.parameters["num_train_timesteps"]
+    d, titles, p = 100 * intervals.gate(records), records.titles, records.parameters
     figure, axes = subplots(1, 1, 5)
-    ax = axes[0, 0]
+    ax, control = axes[0, 0], titles[intervals.CONTROL]
+    ranges = d.index.unique("range")
     for i, row in enumerate(d):
-        for k in range(n):
-            x, values = k + (i + 0.5) * 0.84 / d.shape[1] - 0.44, d.xs(k + 1, level="range")[row]
-            low, high, _ = t_interval(values, level)
-            look = {"label": titles[row] if k == 0 else None, "lw": 2.5, **style(row)}
-            mean = values.mean()
-            ax.errorbar(x, mean, [[mean - low], [high - mean]], **look)
-            points = {"color": look["color"], "ms": 3.5, "mew": 0, "alpha": 0.6}
-            ax.plot(np.full(len(values), x + 0.055), values, "o", **points)
-    symlog(ax, "y", 1, (d.min(axis=None), d.max(axis=None)))
-    ax.axhline(0, color=STYLES[CONTROL][0], lw=1.5, zorder=1, label=titles[CONTROL])
-    for k in range(1, n, 2):
+        for k in ranges:
+            x, values = k + 0.84 * (i + 0.5) / d.shape[1] - 0.44, d.xs(k, level="range")[row]
+            look = {"upright": True, "beside": 0.055, "label": titles[row]}
+            _seeds(ax, x, values, p["confidence"], row, **look)
+    symlog(ax.yaxis, 1, d)
+    ax.axhline(0, lw=1.5, zorder=1, color=style.of(intervals.CONTROL)["color"], label=control)
+    for k in ranges[1::2]:
         ax.axvspan(k - 0.5, k + 0.5, color="0.95", lw=0, zorder=0)
-    edges = [-(-k * t // n) for k in range(n + 1)]
-    ax.set_xticks(range(n), [f"range {k + 1}\n[{edges[k]}, {edges[k + 1]})" for k in range(n)])
-    ax.set_xlim(-0.5, n - 0.5)
+    ax.set_xticks(ranges, [f"range {k}" for k in ranges])
+    ax.set_xlim(0.5, len(ranges) + 0.5)
     ax.tick_params(axis="x", length=0)
-    what = f"test loss minus that of\n{titles[CONTROL]}, %"
-    ax.set_ylabel(f"{what}\n(below 0: better; symmetric log scale)")
+    ax.set_xlabel(f"equal ranges of [0, {p['num_train_timesteps']}) (noise grows to the right)")
+    ax.set_ylabel(f"test loss minus that of\n{control}, %\n(below 0: better; symmetric log scale)")
     legend(figure, [ax], 3)
-    said = f"Small: training seeds; large: mean and {100 * level:g} % t interval. "
+    said = f"Small: training seeds; large: mean and {_level(records)}. "
     return captioned(figure, said + _tested(records))
-
-
-def cost(records: Records) -> Figure:
-    """FID minus the base's against parameters held and denoiser calls an image, as multiples."""
-    df = tables.table(records).loc[list(records.titles)].fillna({"difference": 0})
-    half, base = (df["high"] - df["low"]) / 2, df.loc[records.base]
-    names = {"parameters": "parameters held", "calls_per_image": "denoiser calls an image"}
-    figure, axes = subplots(1, 2, 4.8, sharey=True)
-    for ax, (column, name) in zip(axes.flat, names.items(), strict=True):
-        ax.axhline(0, color=GREY, lw=1, zorder=0)
-        ax.grid(axis="y", color="0.92")
-        multiples = df[column] / base[column]
-        for _, group in multiples.groupby((np.log(multiples) / 0.1).round()):  # nearly equal ones
-            for i, row in enumerate(group.index):
-                x = group[row] * 1.06 ** (i - (len(group) - 1) / 2)
-                look = {"label": df.loc[row, "title"], "lw": 2, **style(row)}
-                ax.errorbar(x, df.loc[row, "difference"], half[row], **look)
-        most = int(np.ceil(np.log2(multiples.max() / 1.2)))
-        ax.set_xscale("log")
-        ax.set_xlim(0.75, 1.4 * 2**most)
-        ax.set_xticks([2**k for k in range(most + 1)], [f"{2**k}×" for k in range(most + 1)])
-        ax.set_xticks([], minor=True)
-        ax.set_xlabel(f"{name}\n1× = {decimals(base[column], 0)}")
-    what = f"FID minus that of {base['title']} ({decimals(base['fid'])})"
-    axes[0, 0].set_ylabel(f"{what}\n(below 0: better)")
-    legend(figure, axes.flat, 3)
-    level = f"{100 * records.parameters['confidence']:g} %"
-    steps = " or ".join(f"{x:,.0f}" for x in sorted(set(df["training_steps"]) - {0}))
-    said = (
-        f"Each finetuned arm took {steps} optimiser steps in all. Arms of nearly equal cost stand "
-    )
-    said += f"side by side. Bars: {level} t interval, uncorrected. "
-    return captioned(figure, said + tables.setting(records))
 
 
 def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str = "") -> Figure:
@@ -221,24 +211,23 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
         images: row -> [K, C, H, W] uint8; "real" is training data.
         titles: row -> title as printed.
     """
-    order = [row for row in SHOWN if row in titles] + [row for row in titles if row not in SHOWN]
-    rows = [(titles[row], images[row][:8]) for row in order if row in images][:6]
+    order = [row for row in (*SHOWN, *titles) if row in titles and row in images]
+    rows = {titles[row]: images[row][:8] for row in list(dict.fromkeys(order))[:6]}
     if set(DIFFER) <= images.keys():
         a, b = (images[row][:8].astype(int) for row in DIFFER)
         gain = 2 ** int(np.log2(255 / max(1, np.quantile(abs(a - b), 0.99))))
-        differ = np.minimum(gain * abs(a - b), 255).astype(np.uint8)
-        rows.append((f"|{titles[DIFFER[0]]} −\n{titles[DIFFER[1]]}| × {gain}", differ))
+        name = f"|{titles[DIFFER[0]]} −\n{titles[DIFFER[1]]}| × {gain}"
+        rows[name] = np.minimum(gain * abs(a - b), 255).astype(np.uint8)
     if "real" in images:
-        rows.append(("training images", images["real"][:8]))
-    sheet = np.stack([row for _, row in rows])  # [rows, 8, C, H, W]
+        rows["training images"] = images["real"][:8]
+    sheet = np.stack(list(rows.values()))  # [rows, 8, C, H, W]
     gap = [(0, max(1, sheet.shape[-1] // 12))] * 2
     sheet = np.pad(sheet, [(0, 0)] * 3 + gap, constant_values=255)
     r, k, c, h, w = sheet.shape
-    sheet = sheet.transpose(0, 3, 1, 4, 2).reshape(r * h, k * w, c)
     figure, axes = subplots(1, 1, 0.4 + 6.9 * r * h / (k * w), layout="compressed")
-    ax = axes[0, 0]
+    ax, sheet = axes[0, 0], sheet.transpose(0, 3, 1, 4, 2).reshape(r * h, k * w, c)
     ax.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    ax.set_yticks((np.arange(r) + 0.5) * h - 0.5, [name for name, _ in rows])
+    ax.set_yticks((np.arange(r) + 0.5) * h - 0.5, rows)
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -256,13 +245,13 @@ def history(df: pd.DataFrame, caption: str = "") -> Figure:
     left.set(title="pretraining", xlabel="step", ylabel="denoising loss")
     change = 100 * (finetuned["held_out_loss"] / baseline["held_out_loss"].iloc[-1] - 1)
     for (_, run), part in finetuned.groupby(["cell", "run"], sort=False):
-        family = re.sub(r"[-_ ]\d+of\d+$", "", run).replace("-", "_")
-        arm, title = FAMILIES.get(family, ("", family))
-        look = {"color": style(arm)["color"], "label": title, "lw": 1.8}
+        family = re.sub(r"-\d+of\d+$", "", run)
+        arm = f"{family}_routed" if family in ("plain", "deme") else family.replace("-", "_")
+        look = {"color": style.of(arm)["color"], "label": FAMILIES.get(family, family), "lw": 1.8}
         right.plot(part["step"], change[part.index], **look)
     right.axhline(0, color=GREY, lw=1, zorder=0)
     right.set(title="finetuning", xlabel="step")
-    symlog(right, "y", 0.3, (change.min(), change.max()))
+    symlog(right.yaxis, 0.3, change)
     right.set_ylabel("held-out loss minus that of the\npretrained model, % (symmetric log)")
     legend(figure, axes.flat, 3)
     return captioned(figure, caption)

@@ -20,39 +20,41 @@ from deme_lib.report.plots.style import (
 )
 
 STAR = {"marker": "*", "ls": "", "color": COLOURS[3], "mec": "white", "clip_on": False, "zorder": 5}
-LEVELS = [1.2, 2, 5, 20, 100, 500]
+LEVELS = (1.2, 2, 5, 20, 100, 500)
+"""Lines of equal loss, over the pretrained model's."""
 
 
-def gradient_similarity(
-    df: pd.DataFrame, caption: str = "", num_train_timesteps: int = 1000
-) -> Figure:
+def gradient_similarity(df: pd.DataFrame, caption: str = "") -> Figure:
     """Fig. 1a: cosines of the gradients at two timesteps, as a map (the mean over noise draws) and
-    as histograms (of all draws), of all pairs and of those in the first quarter of [0, T)."""
-    models = list(df["model"].unique())
-    figure, axes = subplots(len(models), 2, 0.5 + 3.6 * len(models), width_ratios=[1.2, 1])
-    tables = {
+    as histograms (all draws), of all pairs and of those in the lowest quarter of timesteps."""
+    maps = {
         model: part.pivot_table(index="timestep2", columns="timestep1", values="cosine")
         for model, part in df.groupby("model", sort=False)
     }
-    apart = np.concatenate([t.to_numpy()[~np.eye(len(t), dtype=bool)] for t in tables.values()])
-    reach = np.abs(apart).max()  # the diagonal is 1
-    for (model, table), (left, right) in zip(tables.items(), axes, strict=True):
+    apart = np.concatenate(
+        [table.to_numpy()[~np.eye(len(table), dtype=bool)] for table in maps.values()]
+    )
+    reach, pairs = np.abs(apart).max(), df[df["timestep1"] < df["timestep2"]]
+    quarter = np.quantile(df["timestep1"].unique(), 0.25)
+    figure, axes = subplots(len(maps), 2, 0.5 + 3.6 * len(maps), width_ratios=[1.2, 1])
+    for (model, table), (left, right) in zip(maps.items(), axes, strict=True):
         look = {"cmap": "vlag", "vmin": -reach, "vmax": reach}
         drawn = left.pcolormesh(table.columns, table.index, table, **look)
-        scale = f"cosine; apart from the diagonal\n{apart.min():.2f} to {apart.max():.2f}"
-        figure.colorbar(drawn, ax=left, label=scale)
-        left.set(title=f"{model} model", xlabel="timestep", ylabel="timestep")
-        left.set_box_aspect(1)
-        pairs = df[(df["model"] == model) & (df["timestep1"] < df["timestep2"])]
-        for stop, colour in ((num_train_timesteps, GREY), (num_train_timesteps / 4, COLOURS[0])):
-            inside = pairs.loc[pairs["timestep2"] < stop, "cosine"]
-            label = f"t below {stop:g}, mean {inside.mean():.2f}"
-            bars = {"stat": "probability", "binwidth": 0.1, "binrange": (-1, 1), "ax": right}
-            sns.histplot(inside, color=colour, label=label, element="step", alpha=0.35, **bars)
+        scale = f"cosine; off the diagonal\n{apart.min():.2f} to {apart.max():.2f}"
+        figure.colorbar(drawn, ax=left, label=scale.replace("-", "−"))
+        left.set(title=f"{model} model", xlabel="timestep", ylabel="timestep", box_aspect=1)
+        mine = pairs[pairs["model"] == model]
+        low = mine[mine["timestep2"] <= quarter]
+        for name, part, colour in (("all t", mine, GREY), ("lowest quarter of t", low, COLOURS[0])):
+            label = f"{name}, mean {part['cosine'].mean():.2f}"
+            bars = {"stat": "probability", "binwidth": 0.1, "binrange": (-1, 1), "alpha": 0.35}
+            sns.histplot(
+                part["cosine"], ax=right, color=colour, label=label, element="step", **bars
+            )
         right.set(xlabel="cosine of two different timesteps", ylabel="share of pairs")
-        right.set_xlim(min(-0.1, pairs["cosine"].min()), 1)
-        right.legend(loc="upper left", frameon=False, fontsize=9.5)
+        right.set_xlim(min(-0.1, mine["cosine"].min()), 1)
         right.set_ylim(0, 1.3 * right.get_ylim()[1])
+        right.legend(loc="upper left", frameon=False, fontsize=9.5)
     return captioned(figure, caption)
 
 
@@ -80,20 +82,19 @@ def activations(df: pd.DataFrame, caption: str = "") -> Figure:
 
 
 def _by_range(df: pd.DataFrame) -> tuple[pd.DataFrame, dict]:
-    """With named ranges, and how seaborn groups by block and range."""
-    palette = shades(df["range"].nunique())
-    return df.assign(range=df["range"].map("range {}".format)), {
-        "x": "block",
-        "hue": "range",
-        "palette": palette,
+    """With named ranges and broken names of blocks, and how seaborn groups by both."""
+    look = {"x": "block", "hue": "range", "palette": shades(df["range"].nunique())}
+    named = {
+        "range": df["range"].map("range {}".format),
+        "block": df["block"].str.replace("_", "\n"),
     }
+    return df.assign(**named), look
 
 
 def task_vectors(df: pd.DataFrame, caption: str = "") -> Figure:
     """Fig. 6b: values of the task vectors per block and range: quartiles, and 5 to 95 %."""
     figure, axes = subplots(1, 1, 4.6)
-    ax = axes[0, 0]
-    df, look = _by_range(df.assign(block=df["block"].str.replace("_", "\n")))
+    ax, (df, look) = axes[0, 0], _by_range(df)
     boxes(df, y="value", ax=ax, **look)
     ax.axhline(0, color=GREY, lw=0.8, zorder=0)
     ax.set(xlabel="", ylabel="value of the task vector")
@@ -107,64 +108,52 @@ def landscape(df: pd.DataFrame, caption: str = "") -> Figure:
 
     At 1 every filter has changed by its own norm. All panels have one colour scale.
     """
-    ratios = {k: p.pivot(index="b", columns="a", values="loss") for k, p in df.groupby("range")}
-    ratios = {k: table / table.loc[0, 0] for k, table in ratios.items()}
+    ratios = {}
+    for place, part in df.groupby(["range", "start", "stop"]):
+        table = part.pivot(index="b", columns="a", values="loss")
+        ratios[place] = table / table.loc[0, 0]
     most, columns = max(table.max(axis=None) for table in ratios.values()), min(3, len(ratios))
     rows = -(-len(ratios) // columns)
     figure, axes = subplots(rows, columns, 1.1 + 2.6 * rows, layout="compressed")
-    for ax, (k, ratio) in zip(axes.flat, ratios.items(), strict=False):
-        a, b, colours = ratio.columns, ratio.index, np.geomspace(1, most, 40)
-        look = {"norm": LogNorm(1, most), "cmap": "viridis_r", "extend": "min"}
-        drawn = ax.contourf(a, b, ratio, colours, **look)
-        ticks = [level for level in LEVELS if level < most]
+    ticks = [level for level in LEVELS if level < most]
+    for ax, ((k, start, stop), ratio) in zip(axes.flat, ratios.items(), strict=False):
+        a, b, look = ratio.columns, ratio.index, {"norm": LogNorm(1, most), "extend": "min"}
+        drawn = ax.contourf(a, b, ratio, np.geomspace(1, most, 40), cmap="viridis_r", **look)
         lines = ax.contour(a, b, ratio, ticks, colors="white", linewidths=0.8)
-        border = (
-            ratio.drop(index=b[1:-1]).min(axis=None),
-            ratio.drop(columns=a[1:-1]).min(axis=None),
-        )
-        ax.clabel(lines, [x for x in ticks if x < min(border)][-3:], fontsize=9, fmt="%g")
-        ax.plot(0, 0, "o", color="none", mec="black", mew=1.6, ms=14, label="pretrained")
-        ax.plot(*ratio.stack().idxmin()[::-1], ms=12, label="minimum of the grid", **STAR)
-        start, stop = df.loc[df["range"] == k, ["start", "stop"]].iloc[0]
-        where = f"range {k}: [{start}, {stop})" if k else f"all timesteps: [0, {stop})"
-        ax.set_title(where, fontsize=10.5)
+        border = min(ratio.iloc[[0, -1]].min(axis=None), ratio.iloc[:, [0, -1]].min(axis=None))
+        ax.clabel(lines, [x for x in ticks if x < border][-2:], fontsize=9, fmt="%g")
+        ax.plot(0, 0, "o", color="none", mec="black", mew=1.6, ms=10, label="pretrained")
+        ax.plot(*ratio.stack().idxmin()[::-1], ms=9, label="minimum of the grid", **STAR)
+        ax.set_title(f"range {k}: [{start}, {stop})" if k else "all timesteps", fontsize=10.5)
         ax.set(xlabel="first random direction", ylabel="second", box_aspect=1)
     bar = figure.colorbar(drawn, ax=axes, label="loss / loss of pretrained (log scale)", shrink=0.8)
+    bar.set_ticks(ticks, labels=[f"{x:g}" for x in ticks])
     for ax in axes.flat[len(ratios) :]:
         ax.remove()
-    bar.set_ticks(ticks, labels=[f"{x:g}" for x in ticks])
     legend(figure, axes.flat[:1], 2)
     return captioned(figure, caption)
 
 
 def plane(df: pd.DataFrame, caption: str = "") -> Figure:
-    """Fig. 6a: held-out loss, not FID, over the plane of two task vectors, relative to the
-    pretrained model's."""
+    """Fig. 6a: held-out loss, not FID, over the plane of two task vectors, minus the pretrained
+    model's."""
     table = df.pivot(index="w2", columns="w1", values="loss")
     w1, w2 = table.columns, table.index
-    ratio = table / interpn((w2, w1), table.to_numpy(), [[0, 0]])[0]
+    change = 100 * (table / interpn((w2, w1), table.to_numpy(), [[0, 0]])[0] - 1)
     figure, axes = subplots(1, 1, 6.2)
-    ax = axes[0, 0]
-    steps = MaxNLocator(10, steps=[1, 2, 5, 10])
-    filled = ax.contourf(w1, w2, 100 * (ratio - 1), locator=steps, cmap="viridis_r")
-    ax.contour(
-        w1, w2, 100 * (ratio - 1), filled.levels, colors="white", linewidths=0.5, linestyles="-"
-    )
+    ax, steps = axes[0, 0], MaxNLocator(10, steps=[1, 2, 5, 10])
+    filled = ax.contourf(w1, w2, change, locator=steps, cmap="viridis_r")
+    ax.contour(w1, w2, change, filled.levels, colors="white", linewidths=0.5, linestyles="-")
     figure.colorbar(filled, ax=ax, label="held-out loss (not FID) minus the pretrained model's, %")
     first, second = df["expert1"].iloc[0], df["expert2"].iloc[0]
     names = {(0, 0): "pretrained", (1, 0): f"expert {first}", (0, 1): f"expert {second}"}
     for place, name in names.items():
         ax.plot(*place, "o", color="black", mec="white", ms=8)
-        ax.annotate(
-            name, place, (0, 9), textcoords="offset points", ha="center", bbox=WHITE, fontsize=10
-        )
-    lowest = df.loc[df["loss"].idxmin()]
-    label = f"minimum of the grid, {100 * (ratio.min(axis=None) - 1):.2f} %".replace("-", "−")
-    ax.plot(lowest["w1"], lowest["w2"], ms=18, label=label, **STAR)
-    ax.set(
-        xlabel=f"weight of expert {first}'s task vector",
-        ylabel=f"weight of expert {second}'s task vector",
-    )
-    ax.set_box_aspect(1)
+        look = {"textcoords": "offset points", "ha": "center", "fontsize": 10, "bbox": WHITE}
+        ax.annotate(name, place, (0, 9), **look)
+    label = f"minimum of the grid, {change.min(axis=None):.2f} %".replace("-", "−")
+    ax.plot(*change.stack().idxmin()[::-1], ms=18, label=label, **STAR)
+    ax.set(xlabel=f"weight of expert {first}'s task vector", box_aspect=1)
+    ax.set_ylabel(f"weight of expert {second}'s task vector")
     legend(figure, [ax], 1)
     return captioned(figure, caption)

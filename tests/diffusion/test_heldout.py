@@ -5,7 +5,6 @@ import torch
 from diffusers import DDPMScheduler
 
 from deme_lib.diffusion.heldout import FixedNoise
-from deme_lib.diffusion.randomness import generator
 from deme_lib.diffusion.training import to_model_range
 
 SCHEDULER = DDPMScheduler(1000)
@@ -23,29 +22,19 @@ def test_timesteps_are_spread_evenly_and_all_is_a_function_of_the_seed(fixed, im
     assert not torch.equal(fixed.noise, other.noise)
 
 
-def test_errors_and_means_are_those_of_one_draw_at_a_time(tiny_unet, fixed):
-    unet = tiny_unet()
+def test_errors_and_means_are_those_of_one_draw_at_a_time(tiny_unet, fixed, images):
+    """Each draw noises its image by the closed form."""
+    unet, clean = tiny_unet(), to_model_range(images)
+    draws = list(zip(fixed.image, fixed.timesteps, fixed.noise, strict=True))
+    a = SCHEDULER.alphas_cumprod
+    noisy = [a[t].sqrt() * clean[i] + (1 - a[t]).sqrt() * e for i, t, e in draws]
     with torch.no_grad():
         expected = [
             (unet(x[None], t).sample - e).square().mean()
-            for x, t, e in zip(fixed.noisy, fixed.timesteps, fixed.noise, strict=True)
+            for x, (_, t, e) in zip(noisy, draws, strict=True)
         ]
     found = fixed.errors(unet)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-6)
     assert fixed.loss(unet) == pytest.approx(found.mean().item())
     inside = [e for e, t in zip(found.tolist(), fixed.timesteps.tolist(), strict=True) if t < 300]
     assert fixed.mean_in(found, range(300)) == pytest.approx(sum(inside) / len(inside))
-
-
-def test_every_draw_knows_its_image(fixed, images):
-    a = SCHEDULER.alphas_cumprod[fixed.timesteps].view(-1, 1, 1, 1)
-    clean = (fixed.noisy - (1 - a).sqrt() * fixed.noise) / a.sqrt()
-    expected = to_model_range(images)[fixed.image]
-    torch.testing.assert_close(clean * a.sqrt(), expected * a.sqrt(), rtol=1e-4, atol=1e-5)
-
-
-def test_the_standard_error_is_clustered(fixed):
-    """Where all draws of an image err alike, only images count: the spread of image means."""
-    per_image = torch.rand(6, generator=generator("errors"))
-    everywhere = fixed.standard_error_in(per_image[fixed.image], range(1000))
-    assert everywhere == pytest.approx(per_image.double().std().item() / 6**0.5)

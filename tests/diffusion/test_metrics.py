@@ -1,14 +1,20 @@
 """Metrics, against closed forms and scipy."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torch_fidelity
+from diffusers import DDPMScheduler
+from torch.utils.data import Dataset
 
 from deme_lib.diffusion import data, metrics
-from deme_lib.diffusion.metrics import Features, MetricError
+from deme_lib.diffusion.metrics import Features, MetricError, evaluate
+from deme_lib.diffusion.sampling import sample
+from deme_lib.method.ensembles import AveragedEnsemble
 
 
 @pytest.fixture(scope="module")
@@ -89,33 +95,6 @@ def test_of_many_references_an_evenly_spaced_part_counts(monkeypatch):
     assert metrics.precision_recall(generated, reference) == expected
 
 
-@pytest.mark.parametrize("block", [metrics.BLOCK, 64 * 7])
-def test_nearest_distances_are_exactly_those_of_brute_force(digits, monkeypatch, block):
-    monkeypatch.setattr(metrics, "BLOCK", block)
-    monkeypatch.setattr(metrics, "BATCH", min(metrics.BATCH, block // 64))
-    few, train = digits[0][:40], torch.cat([digits[1], digits[0][:20]])
-    a, b = (images.flatten(1).long() for images in (few, train))
-    squares = (a[:, None] - b[None]).square().sum(-1).amin(dim=1)
-    found = metrics.nearest_distances(few, train)
-    assert torch.equal((found * 127.5).square().round().long(), squares)
-    assert (found[:20] == 0).all() and (found[20:] > 0.1).all()  # copies are seen as copies
-
-
-def test_halves_difference():
-    """Nothing to tell apart: 0. Halves that differ only by chance: more images, less of it."""
-    reference = gaussian(2000, 2, 0)
-    constant = Features(torch.full((20, 2), 3.0).double(), torch.empty(20, 0))
-    assert metrics.halves_difference(constant, reference, 3, seed=0) == pytest.approx(0, abs=1e-9)
-    few, many = (
-        metrics.halves_difference(gaussian(n, 2, 1, mean=1), reference, 20, seed=0)
-        for n in (40, 4000)
-    )
-    assert 0 < many < few / 3
-
-
-# the floor
-
-
 @pytest.mark.parametrize(("count", "n", "draws"), [(100, 30, 3), (100, 30, 7), (100, 100, 2)])
 def test_fresh_draws_are_disjoint_while_they_can_be(count, n, draws):
     found = metrics.fresh_draws(count, n, draws, seed=0)
@@ -124,16 +103,6 @@ def test_fresh_draws_are_disjoint_while_they_can_be(count, n, draws):
     assert len(torch.cat(found[: count // n]).unique()) == count // n * n
     again = metrics.fresh_draws(count, n, draws, seed=0)
     assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
-
-
-def test_the_floor_falls_as_one_over_the_number_of_images():
-    """Of real images in 4 dimensions, extrapolated from 1,000 and measured on many more."""
-    reference = gaussian(4000, 4, 0)
-    measured = [metrics.frechet(gaussian(1000, 4, 1 + k), reference) for k in range(30)]
-    extrapolated = metrics.extrapolated_floor(gaussian(1000, 4, 99), 1000, 4000, 30, seed=0)
-    assert extrapolated == pytest.approx(np.mean(measured), rel=0.25)
-    twice = metrics.extrapolated_floor(gaussian(1000, 4, 99), 2000, 8000, 30, seed=0)
-    assert twice == pytest.approx(extrapolated / 2)
 
 
 # features
@@ -148,21 +117,62 @@ def test_pixels_are_the_images_and_large_ones_are_averaged(digits):
         torch.testing.assert_close(metrics.extract(larger, "pixels").values, found.values)
 
 
-def test_inception_from_a_local_file_takes_grey_and_colour(inception_weights):
-    grey = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-    found = metrics.extract(grey, "inception", inception_weights)
-    assert found.values.shape == (3, 2048) and found.logits.shape == (3, 1008)
-    colour = metrics.extract(grey.expand(-1, 3, -1, -1), "inception", inception_weights)
-    torch.testing.assert_close(found.values, colour.values)
-    assert metrics.inception_score(found, 1) >= 1
+class Stack(Dataset):
+    """What torch-fidelity takes; a TensorDataset it does not."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i].expand(3, -1, -1)
+
+
+def test_inception_from_a_local_file_agrees_with_torch_fidelity(digits, inception_weights):
+    few = [images[:6] for images in digits]
+    found = [metrics.extract(images, "inception", inception_weights) for images in few]
+    assert found[0].values.shape == (6, 2048) and found[0].logits.shape == (6, 1008)
+    expected = torch_fidelity.calculate_metrics(
+        input1=Stack(few[0]),
+        input2=Stack(few[1]),
+        kid=True,
+        isc=True,
+        kid_subset_size=6,
+        isc_splits=2,
+        save_cpu_ram=True,  # no further processes
+        feature_extractor_weights_path=inception_weights,
+        cuda=False,
+        cache=False,
+        verbose=False,
+    )
+    kid, score = metrics.kid(*found, 6, 1), metrics.inception_score(found[0], 2)
+    assert kid == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
+    assert score == pytest.approx(expected["inception_score_mean"], rel=1e-5)
+    colour = metrics.extract(few[0].expand(-1, 3, -1, -1), "inception", inception_weights)
+    torch.testing.assert_close(found[0].values, colour.values)
 
 
 # refusals
 
 
-def test_kid_of_single_images_is_refused(features):
-    with pytest.raises(MetricError, match="at least 2 images, not 1"):
+def test_too_few_images_are_refused_with_their_number(features):
+    with pytest.raises(MetricError, match="subsets of 1 images: give 2 to 300"):
         metrics.kid(*features, 1, 2)
+    with pytest.raises(MetricError, match="subsets of 301 images: give 2 to 300"):
+        metrics.kid(*features, 301, 2)
+    with pytest.raises(MetricError, match="151 splits needs 302 images or more, not 300"):
+        metrics.inception_score(features[0], 151)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_singular_covariance_is_warned_of():
+    images = metrics.extract(torch.from_numpy(data.digits()["train"].images[:65]), "digits-a")
+    with pytest.warns(UserWarning, match="of 64 images in 64 features: .* singular"):
+        metrics.frechet(images[:64], images)
+    with warnings.catch_warnings(action="error"):
+        metrics.frechet(images, images)
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
@@ -175,10 +185,33 @@ def test_what_is_not_finite_has_no_frechet_distance(features, wrong):
             metrics.frechet(*pair)
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (0, 1, 8, 8)])
-def test_what_are_no_images_is_refused(shape):
-    with pytest.raises(MetricError, match="uint8 images"):
-        metrics.extract(torch.zeros(*shape, dtype=torch.uint8), "digits-a")
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(3, 8, 8).byte(), r"not torch.uint8 \[3, 8, 8\]"),
+        (torch.zeros(0, 1, 8, 8).byte(), r"not torch.uint8 \[0, 1, 8, 8\]"),
+        (torch.zeros(2, 1, 8, 8), r"not torch.float32 .*to_uint8 of samples"),
+        (np.zeros((2, 1, 8, 8), np.uint8), "not a ndarray: .*torch.from_numpy of an array"),
+        ([torch.zeros(1, 8, 8).byte()], "not a list"),
+    ],
+)
+def test_what_are_no_images_is_refused(images, said):
+    for given in ((images, "digits-a"), (images, "pixels")):
+        with pytest.raises(MetricError, match=rf"must be a torch.uint8 tensor .*{said}"):
+            metrics.extract(*given)
+
+
+@pytest.mark.parametrize(
+    ("shape", "name", "said"),
+    [
+        ((3, 8, 8), "digits-a", r"digits-a takes images \(1, 8, 8\), not \(3, 8, 8\)"),
+        ((1, 8, 8), "digits", "no features 'digits': take inception, pixels, digits-a"),
+        ((4, 8, 8), "inception", "grey or colour, not 4 channels"),
+    ],
+)
+def test_features_that_do_not_fit_the_images_are_refused(shape, name, said):
+    with pytest.raises(MetricError, match=said):
+        metrics.extract(torch.zeros(2, *shape).byte(), name)
 
 
 def test_inception_weights_that_are_none_or_would_run_code_are_refused(tmp_path):
@@ -193,3 +226,30 @@ def test_inception_weights_that_are_none_or_would_run_code_are_refused(tmp_path)
         with pytest.raises(MetricError, match="inception_weights"):
             metrics.extract(torch.zeros(2, 3, 8, 8).byte(), "inception", str(tmp_path / name))
     assert not (tmp_path / "pwned").exists()
+
+
+# all at once
+
+
+def test_evaluate_takes_a_denoiser_and_leaves_it_as_it_was(digits, tiny_unet):
+    ensemble, scheduler = AveragedEnsemble([tiny_unet(0), tiny_unet(1)]).train(), DDPMScheduler()
+    how = {"features": "digits-a", "device": "cpu"}
+    found = evaluate(ensemble, digits[0], scheduler=scheduler, n=80, steps=2, seed=3, **how)
+    assert ensemble.training
+    images = sample(ensemble.eval(), scheduler, 80, steps=2, purpose=("sample", 3))
+    assert found == evaluate(images, digits[0], **how)
+    pair = [metrics.extract(some, "digits-a") for some in (images, digits[0])]
+    expected = metrics.frechet(*pair), metrics.kid(*pair, 80, 100)
+    assert found[:3] == (*expected, metrics.inception_score(pair[0], 10))
+    assert (found.n, found.n_real, found.features) == (80, 300, "digits-a")
+    assert evaluate(ensemble, digits[0][:70], scheduler=scheduler, steps=1, **how).n == 70
+    with pytest.raises(MetricError, match=r"pass scheduler=pipeline\.scheduler"):
+        evaluate(ensemble, digits[0], **how)
+    with pytest.raises(MetricError, match="class probabilities, which pixels have not"):
+        evaluate(images, digits[0], features="pixels", device="cpu")
+
+
+def test_scores_can_be_read():
+    scores = metrics.Scores(12.3, 0.0041, 5.61, 5000, 5000, "inception")
+    expected = "FID 12.3, KID 0.0041, IS 5.61 (n = 5,000 to 5,000 real images, inception features)"
+    assert str(scores) == expected

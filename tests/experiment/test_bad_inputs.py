@@ -1,11 +1,10 @@
 """Wrong inputs, one of a kind: refused with culprit and remedy.
 
-Those of a file are here; of models, images, sweeps and records beside what reads them.
+Those of a file are here; of models, images and records beside what reads them.
 """
 
 import pytest
 
-from deme_lib.__main__ import main
 from deme_lib.experiment.parameters import ParameterError, load
 
 FILES = {
@@ -26,9 +25,26 @@ FILES = {
         "named twice",
         "name it once",
     ),
-    "an EMA too long": ("finetune_steps: 40\nema_decay: 0.95", "ema_decay=0.95", "at most 0.9"),
+    "an EMA too long": ("total_steps: 160\nema_decay: 0.95", "ema_decay=0.95", "at most 0.9"),
+    "steps that N does not divide": ("n_ranges: 3", "total_steps=4000", "give a multiple"),
+    "an unknown arm": ("arms: [deme_merge]", "did you mean 'deme_merged'?"),
+    "a cell's typo": ("cells: [{cell: a, n_rangs: 2}]", "cell 'a'", "did you mean 'n_ranges'?"),
+    "a cell that trains longer": (
+        "cells: [{cell: a, total_steps: 8}]",
+        "unknown parameter",
+        "cell",
+    ),
+    "a cell without a name": ("cells: [{n_ranges: 2}]", "needs a name"),
+    "two cells of one name": ("cells: [{cell: a}, {cell: a}]", "give a name twice"),
+    "a cell that does not fit": (
+        "cells: [{cell: a, n_ranges: 3}]",
+        "a cell does not fit",
+        "multiple",
+    ),
+    "another arm's number": ("cells: [{cell: a, paper: {ties: 3.5}}]", "paper of cell 'a'"),
+    "an unknown base": ("base: plain", "unknown row in base 'plain'", "'all_plain'"),
     "too few for curves": ("loss_images: 20000", "as many search_images (10000)", "lower it"),
-    "a list": ("- 1", "bad.yaml", "flat list of `name: value` lines"),
+    "a list": ("- 1", "bad.yaml", "list of `name: value` lines"),
     "twice": ("n_ranges: 2\nn_ranges: 4", "'n_ranges' twice", "delete one"),
     "an octal in a list": ("seeds: [1, 010]", "seeds: YAML reads 010 as 8", "write it in digits"),
     "no text": (b"\xff\xfe", "bad.yaml", "not valid YAML"),
@@ -45,16 +61,3 @@ def test_a_wrong_file_is_named_with_its_remedy(name, tmp_path):
         load(tmp_path / "bad.yaml" if text else "")
     message = " ".join(str(caught.value).split())
     assert not [word for word in words if word not in message], message
-
-
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("sweep -f params/smoke.yaml", ("smoke.yaml is no sweep", "params/sweeps")),
-        ("make expert-9of2 -f params/smoke.yaml", ("expert-9of2", "jobs are")),
-    ],
-)
-def test_a_wrong_command_is_explained_with_an_exit_code(command, words, capsys):
-    assert main(command.split()) == 1
-    said = capsys.readouterr().err
-    assert not [word for word in words if word not in said]

@@ -1,6 +1,7 @@
 """Killed anywhere, a run started again ends with the bytes of one that nobody killed."""
 
 import importlib
+import json
 import os
 import signal
 
@@ -8,12 +9,18 @@ import pytest
 from tiny import FORK, SIZES, experiment
 
 from deme_lib.diffusion.training import Training
-from deme_lib.experiment import recipes, stages
-from deme_lib.experiment.store import Store
+from deme_lib.experiment import graph
+from deme_lib.experiment.arms import ALL_PLAIN, ARMS
+from deme_lib.experiment.store import make
+
+
+def wanted(runs):
+    p = experiment(runs).per_seed()[0]
+    return [*graph.copies(p, ALL_PLAIN), graph.images(p, ARMS["all_plain"])]
 
 
 def run(runs, module=None, name=None, call=0, when="before"):
-    """A child's work: pretrain, finetune, note each step; die at one call of a function."""
+    """A child's work: pretrain, finetune, sample, note each step; die at one call of a function."""
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1), os.dup2(quiet, 2)
     noted(Training, "_step", lambda number: log(runs, number))
@@ -27,8 +34,7 @@ def run(runs, module=None, name=None, call=0, when="before"):
         where, *inside = module.split(":")
         where = importlib.import_module(where)
         noted(getattr(where, inside[0]) if inside else where, name, die, when)
-    p = experiment(runs)
-    stages.make_all(recipes.finetuned(p, "all_plain"), p)  # keeps checkpoints along 16 steps
+    make(wanted(runs))
 
 
 def noted(owner, name, note, when="before"):
@@ -59,10 +65,10 @@ def child(*arguments):
 
 
 def contents(runs):
-    """Every artefact by name, checked: its files' hashes and its results."""
-    p, store = experiment(runs), Store(runs)
-    made = [store.load(r) for r in recipes.everything(p).values() if store.holds(r)]
-    return {a.path.name: (a.record["files"], a.results) for a in made}
+    """The content hash of every artefact that is there, checked, by name."""
+    every = [u for a in wanted(runs) for u in (*a.upstream(), a)]
+    there = [a for a in every if a.record.is_file()]
+    return {make(a).name: json.loads(a.record.read_text())["content"] for a in there}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,7 @@ def whole(tmp_path_factory):
     """What a run that nobody killed makes."""
     runs = tmp_path_factory.mktemp("whole") / "runs"
     assert child(runs) == 0
-    assert len(contents(runs)) == 3  # with the data
+    assert len(contents(runs)) == 4  # data, baseline, copy, images
     return contents(runs)
 
 
@@ -80,8 +86,9 @@ MOMENTS = [
     ("deme_lib.diffusion.training", "save_file", 1, "after"),  # written, not yet renamed
     ("deme_lib.diffusion.training", "save_file", 6, "before"),
     ("deme_lib.diffusion.heldout:FixedNoise", "loss", 9, "before"),  # in a look at the losses
-    ("deme_lib.experiment.stages.train", "write_text", 3, "before"),  # a look, not yet kept
     ("deme_lib.diffusion.models", "save_pipeline", 0, "after"),
+    ("deme_lib.experiment.stages.judge", "save_file", 0, "after"),  # images, not yet renamed
+    ("os", "link", 0, "after"),
     ("os", "rename", 1, "before"),
     ("os", "rename", 1, "after"),
     ("os", "rename", 2, "before"),
@@ -95,6 +102,5 @@ def test_killed_at_a_chosen_moment(tmp_path, whole, module, name, call, when):
     contents(runs)  # whatever the store holds is whole
     assert child(runs) == 0
     assert contents(runs) == whole
-    assert not list(Store(runs).root.glob(".partial/*"))
     steps = [int(line) for line in (tmp_path / "runs.steps").read_text().split()]
     assert len(steps) <= 8 + 16 + SIZES["checkpoint_every"]  # no more is done twice

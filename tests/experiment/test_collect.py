@@ -1,0 +1,127 @@
+"""An experiment of seconds from its parameters to its records; committed rows; the command line."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from tiny import experiment
+
+from deme_lib import ROOT
+from deme_lib.__main__ import main
+from deme_lib.experiment import collect, graph, parameters
+from deme_lib.experiment.arms import ARMS
+from deme_lib.experiment.parameters import ParameterError
+from deme_lib.report import render
+from deme_lib.report.records import read
+
+ARMS_TRIED = ["all_plain", "deme_routed", "deme_merged", "averaged"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Parameters and folder of an experiment of two trainings and two cells, collected."""
+    cells = [{"cell": "default"}, {"cell": "p = 1", "probability": 1.0, "arms": ["deme_merged"]}]
+    cells += [{"cell": "searched", "merge_weights": "search", "arms": ["deme_merged"]}]
+    runs = tmp_path_factory.mktemp("made") / "runs"
+    p = experiment(runs, seeds=[0, 1], sampling_seeds=[0, 1], arms=ARMS_TRIED, cells=cells)
+    return p, collect.collect(p)
+
+
+def test_every_row_is_recorded_for_every_training_and_sampling_seed(made):
+    p, folder = made
+    found = read(folder / "records")
+    rows = [(cell, arm) for cell, arm in p.rows()]
+    assert len(rows) == 1 + 4 + 2
+    metrics = found.metrics
+    assert len(metrics) == len(rows) * 2 * 2
+    assert set(metrics.groupby(["cell", "arm"], sort=False).groups) == set(rows)
+    assert (metrics["n"] == p.samples).all() and (metrics["features"] == "digits-a").all()
+    arms = pd.read_csv(folder / "records" / "arms.csv").query("training_seed == 0")
+    cost = arms.set_index(["cell", "arm"])[["parameters", "calls_per_image", "training_steps"]]
+    one = cost.loc[("default", "pretrained")]
+    merged, routed, averaged = (
+        cost.loc[("default", f)] for f in ("deme_merged", "deme_routed", "averaged")
+    )
+    assert one.tolist()[1:] == [2, 0] and merged.tolist()[1:] == [2, 16]
+    assert routed["parameters"] == averaged["parameters"] == 2 * merged["parameters"]
+    assert routed["calls_per_image"] == 2 and averaged["calls_per_image"] == 4
+
+
+def test_a_search_s_weights_are_those_of_its_best_trial(made):
+    records = made[1] / "records"
+    search = pd.read_csv(records / "search.csv").query("training_seed == 0")
+    arms = pd.read_csv(records / "arms.csv").query("training_seed == 0 and cell == 'searched'")
+    best = search.loc[search["fid"].idxmin()]
+    assert best["chosen"] == 1 and search["chosen"].sum() == 1 and len(search) == 3
+    assert json.loads(best["weights"]) == json.loads(arms["weights"].item())
+
+
+def test_looks_are_of_the_first_training_seed_and_everything_draws(made):
+    folder = made[1]
+    for kind in ("gradients", "landscape", "plane", "task_vectors", "activations", "history"):
+        assert pd.read_csv(folder / "records" / f"{kind}.csv")["training_seed"].unique() == [0]
+    render.render(folder)
+    assert (folder / "table.md").is_file() and (folder / "cells.png").is_file()
+
+
+def test_collecting_again_changes_nothing(made):
+    p, folder = made
+    before = {path: path.read_bytes() for path in (folder / "records").iterdir()}
+    assert collect.missing(p) == []
+    collect.collect(p.model_copy(update={"again": [1]}))
+    assert {path: path.read_bytes() for path in (folder / "records").iterdir()} == before
+
+
+def test_records_of_other_parameters_are_refused(made):
+    p, folder = made
+    run = json.loads((folder / "records" / "run.json").read_text())
+    run["parameters"]["samples"] = 9
+    (folder / "records" / "run.json").write_text(json.dumps(run))
+    with pytest.raises(ParameterError, match=r"recorded with other samples: delete"):
+        collect.collect(p)
+    run["parameters"]["samples"] = p.samples
+    (folder / "records" / "run.json").write_text(json.dumps(run))
+
+
+def test_committed_trainings_are_taken_over_and_not_made_again(tmp_path):
+    places = {"runs_dir": str(tmp_path), "figures_dir": str(tmp_path / "figures")}
+    p = parameters.load("params/fashion8.yaml", **places)
+    folder = collect.collect(p)
+    committed = ROOT / "figures" / "fashion8" / "records"
+    assert {f.name for f in (folder / "records").iterdir()} == {f.name for f in committed.iterdir()}
+    for path in committed.iterdir():
+        assert (folder / "records" / path.name).read_bytes() == path.read_bytes()
+    assert not (tmp_path / "store" / graph.data(p.per_seed()[0]).name).exists()
+    assert [q.seed for q in collect.missing(p.model_copy(update={"again": [3]}))] == [3]
+    more = parameters.load("params/fashion8.yaml", seeds=[0, 99], **places)
+    assert [q.seed for q in collect.missing(more)] == [99]
+
+
+def test_make_by_name_label_and_job(tmp_path, preset, capsys):
+    file = str(preset(**{**experiment(tmp_path).model_dump(include={"total_steps"}), "seeds": [0]}))
+    p = parameters.load(file).per_seed()[0]
+    assert main(["make", "data", "-f", file]) == 0
+    assert str(graph.data(p).folder) in capsys.readouterr().out
+    assert main(["make", graph.reference(p).name, "-f", file]) == 0
+    assert not graph.floor(p).folder.exists()
+    assert main(["make", "prepare", "-f", file]) == 0
+    assert graph.floor(p).folder.exists()
+    assert main(["make", "expert-9of2", "-f", file]) == 1
+    said = capsys.readouterr().err
+    assert "no job or artefact 'expert-9of2'" in said and "deme-1of4" in said
+
+
+def test_render_gives_the_committed_tables_again(tmp_path):
+    committed = ROOT / "figures" / "fashion8"
+    shutil.copytree(committed / "records", tmp_path / "records")
+    assert main(["render", str(tmp_path)]) == 0
+    for path in [*committed.glob("*.csv"), committed / "table.md", committed / "comparisons.md"]:
+        assert (tmp_path / path.name).read_text() == path.read_text(), path.name
+
+
+def test_every_arm_is_judged_by_the_same_noise():
+    p = parameters.load("params/fashion8.yaml").per_seed()[0]
+    given = [graph.images(p, arm).arguments for arm in ARMS.values() if arm.name != "reweighted"]
+    streams = [(a["seed"], a["sampling_seeds"], a["samples"], a["sampling_steps"]) for a in given]
+    assert len(given) == 10 and all(stream == streams[0] for stream in streams)

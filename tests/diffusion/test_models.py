@@ -9,8 +9,9 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, U
 from safetensors.torch import load_file, save_file
 
 from deme_lib.diffusion import models
-from deme_lib.diffusion.data import SHIPPED, content_hash, split
+from deme_lib.diffusion.data import PRETRAINED, content_hash, split
 from deme_lib.diffusion.models import ModelError
+from deme_lib.method.ensembles import AveragedEnsemble
 from deme_lib.method.projection import ProjectedUNet2DModel
 
 
@@ -109,7 +110,7 @@ def test_any_scheduler_of_ddpm_s_noise_becomes_ddpm_s(tiny_unet, tmp_path):
         ("unet/diffusion_pytorch_model.safetensors", None, "save or copy"),
         ("model_index.json", b"{", "save or copy"),
         ("model_index.json", None, "save or copy"),
-        ("scheduler/scheduler.py", b"raise SystemExit", "delete it"),
+        ("scheduler/scheduler_config.json", b"{", "save or copy"),
     ],
 )
 def test_a_damaged_folder_is_named(folder, name, content, words):
@@ -130,9 +131,16 @@ def test_a_pickle_is_not_opened(folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_hub_that_is_not_reached_is_said():
-    with pytest.raises(ModelError, match=r"(?s)nobody/nothing.*parameter `pretrained`"):
-        models.load_pipeline("nobody/nothing")
+@pytest.mark.parametrize("name", ["nobody/nothing", "./mine", "runs/no/folder"])
+def test_a_name_of_nothing_is_said_to_be_no_folder(name):
+    with pytest.raises(ModelError, match=rf"{name}: there is no such folder, and .*`pretrained`"):
+        models.load_pipeline(name)
+
+
+def test_weights_that_were_saved_in_16_bits_alone_load_in_32(tiny_unet, tmp_path):
+    half = DDPMPipeline(tiny_unet().half(), DDPMScheduler(100))
+    half.save_pretrained(tmp_path, variant="fp16")
+    assert equal(models.load_pipeline(tmp_path).unet, tiny_unet().half().float())
 
 
 @pytest.mark.parametrize(
@@ -181,12 +189,38 @@ def test_latent_and_transformer_pipelines_are_named(tiny_unet, tmp_path):
         (None, {}, "sample_size is null"),
         (8, {"num_train_timesteps": 100}, "100 timesteps.*set num_train_timesteps to 100"),
         (8, {"prediction_type": "v_prediction"}, "v_prediction.*take an epsilon"),
+        (8, {"rescale_betas_zero_snr": True}, "last timestep is noise alone"),
     ],
 )
 def test_a_model_that_does_not_fit_the_experiment_is_refused(tiny_unet, size, scheduler, words):
     made = DDPMPipeline(tiny_unet(sample_size=size), DDPMScheduler(**scheduler))
     with pytest.raises(ModelError, match=words):
         models.check_pipeline(made, 1000, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"sample_size": 9}, r"fails on an image \(1, 9, 9\) .*levels halve the image evenly"),
+        (
+            {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2},
+            "no K",
+        ),
+        ({"out_channels": 2}, "1 channels in and 2 out"),
+        ({"num_class_embeds": 3}, "class-conditional"),
+    ],
+)
+def test_a_unet_that_would_fail_in_training_is_refused_before(tiny_unet, config, words):
+    unet = tiny_unet(**{"block_out_channels": (32, 64), "norm_num_groups": 32} | config)
+    with pytest.raises(ModelError, match=words):
+        models.check_pipeline(DDPMPipeline(unet, DDPMScheduler()), 1000, models.shape_of(unet))
+
+
+def test_an_ensemble_is_not_saved_as_if_it_were_a_unet(tiny_unet, tmp_path):
+    both = AveragedEnsemble([tiny_unet(0), tiny_unet(1)])
+    with pytest.raises(ModelError, match=r"AveragedEnsemble cannot be saved .*merge_experts first"):
+        models.save_pipeline(both, DDPMScheduler(), tmp_path / "p")
+    assert not (tmp_path / "p").exists()
 
 
 # shipped models
@@ -201,18 +235,16 @@ def test_a_shipped_model_fits_its_data_and_seed(tmp_path):
             models.check_card(tmp_path, train_hash, seed)
 
 
-@pytest.mark.parametrize(
-    "folder", sorted(SHIPPED.glob("pretrained/fashion8/*")), ids=lambda f: f.name
-)
-def test_what_ships_fits_the_built_in_data(folder):
-    card = json.loads((folder / "card.json").read_text())
-    train = split("fashion8", 50_000, 10_000, 10_000, seed=0)["train"].images
-    models.check_card(folder, content_hash(train), int(folder.name.removeprefix("seed-")))
-    models.check_pipeline(models.load_pipeline(folder / "pipeline"), 1000, (1, 8, 8))
-    for name in ("snapshot-4", "snapshot-2"):
-        assert models.shape_of(models.load_unet(folder / name)) == (1, 8, 8)
-    history = (folder / "history.csv").read_text()
-    assert card["command"] and f"\nbaseline,{card['steps']}," in history
+def test_what_ships_fits_the_built_in_data():
+    train_hash = content_hash(split("fashion8", 50_000, 10_000, 10_000, seed=0)["train"].images)
+    folders = sorted(PRETRAINED.glob("fashion8/seed-*"))
+    assert len(folders) >= 8
+    for folder in folders:
+        card = json.loads((folder / "card.json").read_text())
+        models.check_card(folder, train_hash, int(folder.name.removeprefix("seed-")))
+        models.check_pipeline(models.load_pipeline(folder / "pipeline"), 1000, (1, 8, 8))
+        history = (folder / "history.csv").read_text()
+        assert card["command"] and f"\nbaseline,{card['steps']}," in history
 
 
 def test_an_unknown_device_is_refused():

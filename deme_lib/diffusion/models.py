@@ -198,39 +198,39 @@ def check_pipeline(
     """Refuse, before any training starts, a pipeline that the experiment cannot use."""
     unet, schedule = pipeline.unet, pipeline.scheduler.config
     config, shape, timesteps = unet.config, shape_of(unet), schedule.num_train_timesteps
-    checks = [
-        (
-            schedule.prediction_type != "epsilon",
-            f"the scheduler predicts {schedule.prediction_type}, not noise: take an epsilon model",
-        ),
-        (
-            schedule.get("rescale_betas_zero_snr") or pipeline.scheduler.alphas_cumprod[-1] == 0,
-            "the last timestep is noise alone (rescale_betas_zero_snr), whose prediction says "
-            "nothing of the image: take a model of a schedule that ends above zero",
-        ),
-        (
-            timesteps != num_train_timesteps,
-            f"the pretrained model has {timesteps} timesteps and num_train_timesteps is "
-            f"{num_train_timesteps}: set num_train_timesteps to {timesteps}",
-        ),
-        (
-            config.out_channels != config.in_channels,
-            f"the UNet has {config.in_channels} channels in and {config.out_channels} out (a "
-            "learned variance?): take a model with as many out as in",
-        ),
-        (
-            config.class_embed_type is not None or config.num_class_embeds is not None,
-            "the UNet is class-conditional: take an unconditional one",
-        ),
-        (
-            shape != image_shape,
-            f"the model makes images {shape}, the data set has {image_shape}: take a model or a "
-            "data set of the other's shape",
-        ),
-    ]
-    for wrong, reason in checks:
+
+    def refuse(wrong: bool, reason: str) -> None:
         if wrong:
             raise ModelError(reason)
+
+    refuse(
+        schedule.prediction_type != "epsilon",
+        f"the scheduler predicts {schedule.prediction_type}, not noise: take an epsilon model",
+    )
+    refuse(
+        schedule.get("rescale_betas_zero_snr") or pipeline.scheduler.alphas_cumprod[-1] == 0,
+        "the last timestep is noise alone (rescale_betas_zero_snr), whose prediction says nothing "
+        "of the image: take a model of a schedule that ends above zero",
+    )
+    refuse(
+        timesteps != num_train_timesteps,
+        f"the pretrained model has {timesteps} timesteps and num_train_timesteps is "
+        f"{num_train_timesteps}: set num_train_timesteps to {timesteps}",
+    )
+    refuse(
+        config.out_channels != config.in_channels,
+        f"the UNet has {config.in_channels} channels in and {config.out_channels} out (a learned "
+        "variance?): take a model with as many out as in",
+    )
+    refuse(
+        config.class_embed_type is not None or config.num_class_embeds is not None,
+        "the UNet is class-conditional: take an unconditional one",
+    )
+    refuse(
+        shape != image_shape,
+        f"the model makes images {shape}, the data set has {image_shape}: take a model or a data "
+        "set of the other's shape",
+    )
     try:
         one = torch.zeros(1, *shape, dtype=unet.dtype, device=unet.device)
         with torch.inference_mode():

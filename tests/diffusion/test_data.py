@@ -1,6 +1,5 @@
 """Images: built in, from folders, and from nowhere."""
 
-import gzip
 import os
 from io import BytesIO
 from pathlib import Path
@@ -31,6 +30,13 @@ def picture(i, size=8, mode="RGB"):
     return Image.fromarray(pixels).convert(mode)
 
 
+def encoded(image):
+    """A picture as the bytes of a PNG file, an array as those of a TIFF file."""
+    file, array = BytesIO(), isinstance(image, np.ndarray)
+    (Image.fromarray(image) if array else image).save(file, "TIFF" if array else "PNG")
+    return file.getvalue()
+
+
 def image_folder(root, parts=("train/0", "train/1", "test/0", "test/1"), **how):
     """Ten images in each of the folders: 0 to 9 in the first, and so on."""
     for i in range(10 * len(parts)):
@@ -58,23 +64,17 @@ def numbers(images):
 # roles
 
 
-def test_each_digit_has_one_role_and_keeps_its_label():
+def test_each_digit_has_one_role_by_a_stratified_split_that_its_seed_decides():
     """No two of the 1,797 digits are alike, so their bytes tell them apart."""
     digits = data.digits()["train"]
     labels = dict(zip(map(bytes, digits.images), digits.labels, strict=True))
-    roles = split("digits", **SIZES, seed=0)
+    roles, again, other = (split("digits", **SIZES, seed=s) for s in (3, 3, 1))
     found = [bytes(image) for role in ROLES for image in roles[role].images]
     assert len(found) == 1797 and set(found) == set(labels)
-    for role, count in zip(ROLES, SIZES.values(), strict=True):
-        assert roles[role].images.shape == (count, 1, 8, 8)
-        assert [labels[bytes(image)] for image in roles[role].images] == roles[role].labels.tolist()
-
-
-def test_the_split_is_stratified_and_a_function_of_its_seed():
-    first, again, other = (split("digits", **SIZES, seed=s) for s in (3, 3, 1))
-    shares = np.bincount(data.digits()["train"].labels) / 1797
-    for name, role in first.items():
-        assert abs(np.bincount(role.labels) - shares * len(role.labels)).max() < 2
+    for (name, role), count in zip(roles.items(), SIZES.values(), strict=True):
+        assert role.images.shape == (count, 1, 8, 8)
+        assert [labels[bytes(image)] for image in role.images] == role.labels.tolist()
+        assert abs(np.bincount(role.labels) - np.bincount(digits.labels) / 1797 * count).max() < 2
         assert (role.images == again[name].images).all()
         assert (role.images != other[name].images).any()
 
@@ -122,15 +122,6 @@ def test_the_four_files_and_a_parquet_copy_give_the_same_images(idx_folder, tmp_
         assert (first[role].images[:, 0, 2, 2] % 2 == first[role].labels).all()
 
 
-def test_damaged_files_of_it_are_refused(idx_folder):
-    folder = idx_folder()
-    file = folder / "train-images-idx3-ubyte.gz"
-    for content in (file.read_bytes()[:-20], gzip.compress(b""), b"no gzip"):
-        file.write_bytes(content)
-        with pytest.raises(DataError, match=rf"{folder}: it cannot be loaded .*parameter `datas"):
-            load_images(folder)
-
-
 # what is taken, and what is said of it
 
 
@@ -162,13 +153,6 @@ def test_linked_folders_count_and_captions_and_hidden_files_do_not(tmp_path, cap
     assert fingerprint(str(tmp_path / "photos")) != before
 
 
-def test_conversions_are_said(tmp_path, capsys):
-    image_folder(tmp_path, ["a"], mode="LA")
-    images = load_images(tmp_path, size=4)
-    assert images.shape == (10, 3, 4, 4)
-    assert "10 images [3, 4, 4] of 10 files; 10 converted from LA to RGB" in capsys.readouterr().out
-
-
 def test_of_two_image_columns_the_one_called_image_is_taken(tmp_path, capsys):
     masks, images = ([picture(i + k) for i in range(4)] for k in (0, 100))
     folder = parquet(tmp_path / "x", mask=masks, image=images)
@@ -194,30 +178,27 @@ def test_a_name_of_nothing_is_said_to_be_no_folder(tmp_path, monkeypatch, name):
         load_images(name)
 
 
-@pytest.mark.parametrize("name", ["images.zip", "train.csv"])
-def test_neither_an_archive_nor_a_table_is_a_data_set(tmp_path, name):
-    (tmp_path / name).write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"neither parquet files nor images; unpack archives"):
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("images.zip", b"", "neither parquet files nor images; unpack archives"),
+        ("train.csv", b"a,b", "neither parquet files nor images"),
+        ("train-images-idx3-ubyte.gz", b"no gzip", "it cannot be loaded .*Fashion-MNIST's four"),
+        ("1.png", encoded(picture(0, 32))[:-30], r"1.png cannot be read \(.*truncated.*replace or"),
+        ("1.tiff", encoded(np.ones((8, 8), np.float32)), "1.tiff .* 32 bits and no known range"),
+        ("1.tiff", encoded(np.ones((8, 8), np.int32)), "1.tiff .* 32 bits and no known range"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
         load_images(tmp_path)
 
 
-def test_images_that_cannot_be_read_are_named(tmp_path):
-    path = Path(image_folder(tmp_path / "cut", ["a"], size=32), "a", "003.png")
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(DataError, match=r"003\.png cannot be read \(.*truncated.*replace or del"):
-        load_images(tmp_path / "cut")
-    folder = parquet(tmp_path / "null", image=[picture(0), None])
+def test_a_null_image_is_named(tmp_path):
+    folder = parquet(tmp_path, image=[picture(0), None])
     with pytest.raises(DataError, match=r"image 1 cannot be read \(it is null\)"):
         load_images(folder)
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.int32])
-def test_pixels_of_no_known_range_are_refused(tmp_path, kind):
-    file = BytesIO()
-    Image.fromarray(np.ones((8, 8), kind)).save(file, "TIFF")
-    (tmp_path / "1.tiff").write_bytes(file.getvalue())
-    with pytest.raises(DataError, match=r"1.tiff cannot be read \(.*32 bits.*8 or 16"):
-        load_images(tmp_path)
 
 
 def test_images_of_different_kinds_are_refused(tmp_path):
@@ -236,20 +217,35 @@ def test_images_of_different_kinds_are_refused(tmp_path):
 # pixels and labels
 
 
-@pytest.mark.parametrize("order", ["<u2", ">u2"])
-def test_sixteen_bit_images_keep_their_greys(tmp_path, capsys, order):
-    """PIL clips 16 bits to 8; a scan of 0..65535 would come out white."""
-    greys = np.linspace(0, 65535, 64).astype(order).reshape(8, 8)
-    Image.fromarray(greys).save(tmp_path / "scan.tiff")
-    assert abs(load_images(tmp_path)[0, 0].numpy() - greys / 257).max() <= 1
-    assert "1 converted from 16 bits to their upper 8" in capsys.readouterr().out
+SCAN = np.linspace(0, 65535, 64).astype("<u2").reshape(8, 8)
+BITS = "; 1 converted from 16 bits to their upper 8"
+UPSIDE_DOWN = Image.Exif()
+UPSIDE_DOWN[0x0112] = 3
 
 
-def test_a_photo_is_turned_as_its_camera_says(tmp_path):
-    tags = Image.Exif()
-    tags[0x0112] = 3  # upside down
-    picture(0).save(tmp_path / "photo.png", exif=tags)
-    assert load_images(tmp_path)[0, :, -1, -1].tolist() == [0, 0, 0]
+@pytest.mark.parametrize(
+    ("image", "how", "expected", "said"),
+    [  # PIL would clip 16 bits to 8: a scan of 0..65535 would come out white
+        (Image.fromarray(SCAN), {}, SCAN[None] >> 8, BITS),
+        (Image.fromarray(SCAN.astype(">u2")), {}, SCAN[None] >> 8, BITS),
+        (
+            picture(7, mode="L"),
+            {"exif": UPSIDE_DOWN},
+            np.asarray(picture(7))[None, ::-1, ::-1, 0],
+            "",
+        ),
+        (
+            picture(7, mode="LA"),
+            {},
+            np.asarray(picture(7)).transpose(2, 0, 1),
+            "; 1 converted from LA to RGB",
+        ),
+    ],
+)
+def test_pixels_are_kept_and_conversions_said(tmp_path, capsys, image, how, expected, said):
+    image.save(tmp_path / "1.tiff", **how)
+    assert (load_images(tmp_path)[0].numpy() == expected).all()
+    assert capsys.readouterr().out.endswith(f"8] of 1 files{said}\n")
 
 
 @pytest.mark.parametrize("labels", [[-1] * 6, [None] * 6, [0, 1, 0, 1, 0, None]])
@@ -260,27 +256,16 @@ def test_labels_that_are_kept_back_count_as_none(tmp_path, labels):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("height", "width", "top", "left"), [(27, 29, 3, 2), (32, 20, 0, 6)])
-def test_small_images_are_padded_evenly_with_black(channels, height, width, top, left):
-    """An odd margin has its extra pixel above and to the left."""
-    image = np.random.default_rng(0).integers(1, 256, (channels, height, width), np.uint8)
-    found = data.fit(image, 32)
-    assert found.shape == (channels, 32, 32) and found.dtype == np.uint8
-    assert (found[:, top : top + height, left : left + width] == image).all()
-    assert found.astype(int).sum() == image.astype(int).sum()
-    assert data.fit(image, 0) is image
-
-
-def test_large_images_are_shrunk_to_the_shorter_side_and_cut_in_the_middle():
-    """Without aliasing: stripes finer than the pixels become grey."""
-    ramp = np.broadcast_to(np.linspace(50, 250, 128).astype(np.uint8), (3, 64, 128)).copy()
-    found = data.fit(ramp, 32)
-    expected = ramp[:, :32, 32:96].reshape(3, 32, 32, 2).mean(-1)
-    assert found.shape == (3, 32, 32) and abs(found - expected).max() < 2
-    assert (data.fit(ramp.transpose(0, 2, 1), 32) == found.transpose(0, 2, 1)).all()
-    stripes = np.zeros((1, 256, 256), np.uint8)
-    stripes[..., ::2] = 255
-    assert abs(data.fit(stripes, 64)[0, :, 4:-4].astype(int) - 127).max() < 12
+def test_images_are_padded_evenly_with_black_or_shrunk_and_cut_in_the_middle(channels):
+    """An odd margin has its extra pixel above and to the left; stripes too fine become grey."""
+    image = np.random.default_rng(0).integers(1, 256, (channels, 27, 20), np.uint8)
+    expected = np.pad(image, ((0, 0), (3, 2), (6, 6)))
+    assert (data.fit(image, 32) == expected).all() and data.fit(image, 0) is image
+    ramp = np.broadcast_to(np.linspace(50, 250, 128).astype(np.uint8), (channels, 64, 128)).copy()
+    expected = ramp[:, :32, 32:96].reshape(channels, 32, 32, 2).mean(-1)
+    assert abs(data.fit(ramp, 32) - expected).max() < 2
+    ramp[..., ::2], ramp[..., 1::2] = 0, 255
+    assert abs(data.fit(ramp, 16)[..., 2:-2].astype(int) - 127).max() < 12
 
 
 # what a name stands for
@@ -302,8 +287,3 @@ def test_fingerprints_follow_the_content_and_the_names_in_a_folder(tmp_path):
     assert files["one/a"] == files["two/a"] != files["one/b"]
     assert fingerprint("owner/name") == "hub:owner/name"
     assert fingerprint("digits") != fingerprint("fashion8")
-
-
-def test_a_seed_that_does_not_ship_is_named():
-    with pytest.raises(DataError, match=r"no pretrained model of fashion8 ships for seed 99"):
-        data.shipped_pretrained("fashion8", 99)

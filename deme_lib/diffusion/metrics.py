@@ -89,19 +89,17 @@ def evaluate(
         SamplingError: the denoiser's images are not finite.
     """
     where = device_of(device)
-    _check_images(real)
+    how = features, inception_weights, where.type == "cuda"
+    reference = extract(real, *how)
     if isinstance(generated, nn.Module):
         if scheduler is None:
             raise MetricError("a denoiser needs its scheduler: pass scheduler=pipeline.scheduler")
         denoiser, n = copy.deepcopy(generated).eval().to(where), n or min(len(real), 5000)
-        how = {"steps": steps, "purpose": ("sample", seed), "batch_size": batch_size}
+        drawn = {"steps": steps, "purpose": ("sample", seed), "batch_size": batch_size}
         with bar(n, "sampling", "image") as progress:
-            how |= {"device": where, "on_batch": progress.update}
-            generated = sample(denoiser, scheduler, n, **how)
-    found, reference = (
-        extract(images, features, inception_weights, where.type == "cuda")
-        for images in (generated, real)
-    )
+            drawn |= {"device": where, "on_batch": progress.update}
+            generated = sample(denoiser, scheduler, n, **drawn)
+    found = extract(generated, *how)
     subset = min(1000, len(found), len(reference))
     return Scores(
         fid=frechet(found, reference),

@@ -196,41 +196,26 @@ def check_pipeline(
     pipeline: DDPMPipeline, num_train_timesteps: int, image_shape: tuple[int, int, int]
 ) -> None:
     """Refuse, before any training starts, a pipeline that the experiment cannot use."""
-    unet, schedule = pipeline.unet, pipeline.scheduler.config
-    config, shape, timesteps = unet.config, shape_of(unet), schedule.num_train_timesteps
-
-    def refuse(wrong: bool, reason: str) -> None:
-        if wrong:
-            raise ModelError(reason)
-
-    refuse(
-        schedule.prediction_type != "epsilon",
-        f"the scheduler predicts {schedule.prediction_type}, not noise: take an epsilon model",
-    )
-    refuse(
-        schedule.get("rescale_betas_zero_snr") or pipeline.scheduler.alphas_cumprod[-1] == 0,
-        "the last timestep is noise alone (rescale_betas_zero_snr), whose prediction says nothing "
-        "of the image: take a model of a schedule that ends above zero",
-    )
-    refuse(
-        timesteps != num_train_timesteps,
-        f"the pretrained model has {timesteps} timesteps and num_train_timesteps is "
-        f"{num_train_timesteps}: set num_train_timesteps to {timesteps}",
-    )
-    refuse(
-        config.out_channels != config.in_channels,
-        f"the UNet has {config.in_channels} channels in and {config.out_channels} out (a learned "
-        "variance?): take a model with as many out as in",
-    )
-    refuse(
-        config.class_embed_type is not None or config.num_class_embeds is not None,
-        "the UNet is class-conditional: take an unconditional one",
-    )
-    refuse(
-        shape != image_shape,
-        f"the model makes images {shape}, the data set has {image_shape}: take a model or a data "
-        "set of the other's shape",
-    )
+    unet, schedule, shape = pipeline.unet, pipeline.scheduler.config, shape_of(pipeline.unet)
+    timesteps, channels = schedule.num_train_timesteps, unet.config.in_channels
+    conditional = unet.config.class_embed_type or unet.config.num_class_embeds
+    no_signal = "at the last timestep all is noise, whose prediction says nothing of the image"
+    needed = [  # what, found, needed, what to do
+        (
+            "prediction_type",
+            schedule.prediction_type,
+            "epsilon",
+            "take a model that predicts noise",
+        ),
+        ("rescale_betas_zero_snr", schedule.get("rescale_betas_zero_snr", False), False, no_signal),
+        ("timesteps", timesteps, num_train_timesteps, f"set num_train_timesteps to {timesteps}"),
+        ("out_channels", unet.config.out_channels, channels, "take one of no learned variance"),
+        ("classes", conditional, None, "take an unconditional one"),
+        ("image shape", shape, image_shape, "take another model, or data of this shape"),
+    ]
+    for what, found, right, remedy in needed:
+        if found != right:
+            raise ModelError(f"the model's {what}: {found}, where {right} is needed: {remedy}")
     try:
         one = torch.zeros(1, *shape, dtype=unet.dtype, device=unet.device)
         with torch.inference_mode():

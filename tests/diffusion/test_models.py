@@ -188,14 +188,14 @@ K_BLOCKS = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBl
 @pytest.mark.parametrize(
     ("config", "scheduler", "words"),
     [
-        ({"sample_size": (8, 12)}, {}, r"makes images \(1, 8, 12\), the data set has \(1, 8, 8\)"),
+        ({"sample_size": (8, 12)}, {}, r"shape: \(1, 8, 12\), where \(1, 8, 8\) is needed"),
         ({"sample_size": None}, {}, "sample_size is null"),
-        ({"out_channels": 2}, {}, "1 channels in and 2 out"),
-        ({"num_class_embeds": 3}, {}, "class-conditional"),
+        ({"out_channels": 2}, {}, "out_channels: 2, where 1 is needed"),
+        ({"num_class_embeds": 3}, {}, "classes: 3, where None is needed: take an unconditional"),
         (K_BLOCKS, {}, "projections .* fails on an image .* no K blocks"),
-        ({}, {"num_train_timesteps": 100}, "100 timesteps.*set num_train_timesteps to 100"),
-        ({}, {"prediction_type": "v_prediction"}, r"v_prediction.*take an epsilon"),
-        ({}, {"rescale_betas_zero_snr": True}, "last timestep is noise alone"),
+        ({}, {"num_train_timesteps": 100}, "timesteps: 100, .*set num_train_timesteps to 100"),
+        ({}, {"prediction_type": "v_prediction"}, r"v_prediction, where epsilon is needed"),
+        ({}, {"rescale_betas_zero_snr": True}, "zero_snr: True, .*last timestep"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_before_training(tiny_unet, config, scheduler, words):

@@ -15,27 +15,13 @@ def decimals(x: float, places: int = 3) -> str:
     return UNKNOWN if pd.isna(x) else f"{x:,.{places}f}".replace("-", "−")
 
 
-def _places(spread: float) -> int:
-    """Decimals that show a spread's first two digits."""
-    return int(np.clip(1 - np.floor(np.log10(spread)), 0, 8)) if spread > 0 else 3
-
-
 def plus_minus(mean: float, half: float) -> str:
     """Signed ``mean ± half`` with the first two digits of ``half``; without it where unknown."""
     if pd.isna(mean):
         return UNKNOWN
-    signed = f"{'+' if mean > 0 else ''}{decimals(mean, _places(half))}"
-    return signed if pd.isna(half) else f"{signed} ± {decimals(half, _places(half))}"
-
-
-def interval(effect: float, low: float, high: float) -> str:
-    """``effect [low, high]`` with two digits of the half-width, more where an end would seem 0."""
-    if pd.isna(low):
-        return decimals(effect, 4)
-    places = _places((high - low) / 2)
-    while low * high > 0 and places < 8 and not round(min(abs(low), abs(high)), places):
-        places += 1
-    return f"{decimals(effect, places)} [{decimals(low, places)}, {decimals(high, places)}]"
+    places = int(np.clip(1 - np.floor(np.log10(half)), 0, 8)) if half > 0 else 3
+    signed = f"{'+' if mean > 0 else ''}{decimals(mean, places)}"
+    return signed if pd.isna(half) else f"{signed} ± {decimals(half, places)}"
 
 
 def markdown(table: pd.DataFrame) -> str:

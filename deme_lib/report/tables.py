@@ -3,7 +3,7 @@
 import pandas as pd
 
 from deme_lib.report import intervals
-from deme_lib.report.formats import UNKNOWN, decimals, interval, markdown, plus_minus
+from deme_lib.report.formats import UNKNOWN, decimals, markdown, plus_minus
 from deme_lib.report.records import MEASURES, Records, label
 
 COSTS = ["parameters", "calls_per_image", "training_steps"]
@@ -88,12 +88,13 @@ def caption(records: Records) -> str:
 def compared(records: Records) -> str:
     """The comparisons as markdown, and what they were judged by."""
     found, share = intervals.comparisons(records), 100 * records.parameters["margin"]
+    half = (found["high"] - found["low"]) / 2
     columns = {
         "a − b": found["a"] + " − " + found["b"],
         "ablation": found["ablation"].map(str),
         "kind": found["kind"],
         "measure": found["measure"],
-        "effect [interval]": [*map(interval, found["effect"], found["low"], found["high"])],
+        "effect ± half its interval": [*map(plus_minus, found["effect"], half)],
         "level": found["level"].map(lambda x: f"{100 * x:.4g} %"),
         "verdict": found["verdict"],
     }

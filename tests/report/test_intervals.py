@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import scipy.stats
-from evidence import ALL, SWEEPS, change, write
 
-from deme_lib.report import intervals, records, searches
+from deme_lib.report import intervals, records
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.975])
@@ -45,6 +44,7 @@ def test_holm_by_hand(p, steps):
         (0.0, 0.1, "undecided"),
         (1.0, np.nan, "different"),
         (0.0, np.nan, "undecided"),
+        (np.nan, 0.3, "no verdict"),
     ],
 )
 def test_verdicts(mean, margin, words):
@@ -91,22 +91,7 @@ def row(found, a, b, measure="fid"):
     return rows.iloc[0]
 
 
-def test_a_row_is_the_paired_interval_over_training_seeds(known):
-    found = intervals.comparisons(known)
-    means = known.metrics.groupby(["training_seed", "arm"])["fid"].mean().unstack()
-    d = means["soup"] - means["pretrained"]
-    expected = scipy.stats.ttest_1samp(d, 0).confidence_interval(0.95)
-    excess = means["pretrained"].mean() - known.floor("fid")
-    r = row(found, "soup", "pretrained")
-    assert (r["kind"], r["units"], r["n_units"]) == ("exploratory", "training seeds", 8)
-    assert (r["effect"], r["low"], r["high"]) == pytest.approx((d.mean(), *expected))
-    assert r["relative"] == pytest.approx(d.mean() / means["pretrained"].mean())
-    shares = (d.mean() / excess, expected[0] / excess, expected[1] / excess)
-    assert (r["share"], r["share_low"], r["share_high"]) == pytest.approx(shares)
-    assert r["margin"] == pytest.approx(0.05 * excess)
-
-
-def test_primaries_are_a_family_and_everything_else_is_not(known):
+def test_named_comparisons_are_corrected_within_their_ablation_alone(known):
     found = intervals.comparisons(known)
     primary = found[found["kind"] == "primary"]
     named = known.parameters["primary_decoupling"] + known.parameters["primary_merging"]
@@ -115,88 +100,78 @@ def test_primaries_are_a_family_and_everything_else_is_not(known):
     for _, part in primary.groupby("ablation"):
         alphas = intervals.holm(part["p"].to_numpy(), 0.05)
         assert part["level"].to_numpy() == pytest.approx(1 - alphas)
-    assert set(found.loc[found["kind"] != "primary", "level"]) == {0.95}
-    secondary = row(found, "deme_merged", "soup", "inception_score")
-    scores = known.metrics.groupby("arm")["inception_score"].mean()
-    reach = known.floor("inception_score") - scores["pretrained"]
-    assert secondary["kind"] == "secondary"
-    assert secondary["margin"] == pytest.approx(0.05 * reach)
+    secondary = found[found["kind"] == "secondary"]
+    assert len(secondary) == 5 * len(intervals.SECONDARY) and set(secondary["level"]) == {0.95}
+    exploratory = found[found["kind"] == "exploratory"]
+    assert list(exploratory["a"] + " - " + exploratory["b"]) == known.parameters["exploratory"]
+    assert set(exploratory["level"]) == {0.95} and set(exploratory["measure"]) == {"fid"}
 
 
-def test_every_pair_is_there_once(known):
+def test_a_comparison_is_the_paired_interval_over_training_seeds(known):
     found = intervals.comparisons(known)
-    fid = found[found["measure"] == "fid"]
-    pairs = [frozenset(pair) for pair in zip(fid["a"], fid["b"], strict=True)]
-    assert len(pairs) == len(set(pairs))
-    arms = {arm for arm in ALL if "@" not in arm}
-    assert {frozenset((arm, "pretrained")) for arm in arms - {"pretrained"}} <= set(pairs)
-    assert {frozenset((arm, "deme_merged")) for arm in arms - {"deme_merged"}} <= set(pairs)
-    assert frozenset(("deme_merged@0.98", "soup@0.98")) in pairs
+    fid = known.metrics.pivot(index="training_seed", columns="arm", values="fid")
+    d = fid["plain_routed"] - fid["soup"]
+    expected = scipy.stats.ttest_1samp(d, 0).confidence_interval(0.95)
+    r = row(found, "plain_routed", "soup")
+    assert r["n_units"] == 8
+    assert (r["effect"], r["low"], r["high"]) == pytest.approx((d.mean(), *expected))
+    assert r["margin"] == pytest.approx(0.05 * (fid["pretrained"].mean() - known.floor_of("fid")))
+    score = known.metrics.groupby("arm")["inception_score"].mean()["pretrained"]
+    r = row(found, "deme_merged", "soup", "inception_score")  # higher is better
+    assert r["margin"] == pytest.approx(0.05 * (known.floor_of("inception_score") - score))
 
 
-@pytest.mark.parametrize(("seeds", "interval"), [((0,), False), ((0, 1, 2), True)])
-def test_few_units_give_no_verdict(tmp_path, seeds, interval):
-    folder = write(tmp_path / "records", training_seeds=seeds, seeds=(0,))
+def test_known_effects_are_found(folder, change):
+    """FIDs planted: like pretrained's, far off, a little off, and scattered."""
+    planted = {"all_plain": 0, "soup": 0.2, "plain_routed": 0.005, "averaged": np.nan}
+
+    def how(frame):
+        rng = np.random.default_rng(0)
+        base = frame[frame["arm"] == "pretrained"].set_index("training_seed")["fid"]
+        base = frame["training_seed"].map(base)
+        noise = rng.normal(0, 1e-3, len(frame))
+        for arm, effect in planted.items():
+            mine = frame["arm"] == arm
+            away = rng.normal(0, 0.1, len(frame)) if np.isnan(effect) else effect
+            frame.loc[mine, "fid"] = (base + away + noise)[mine]
+        return frame
+
+    change(folder, "metrics.csv", how)
+    pairs = [f"{arm} - pretrained" for arm in planted]
+    change(folder, "run.json", lambda run: run["parameters"].update(exploratory=pairs))
+    found = intervals.comparisons(records.read(folder))
+    verdicts = [row(found, arm, "pretrained")["verdict"] for arm in planted]
+    assert verdicts == ["equivalent", "different", "different, below the margin", "undecided"]
+    assert row(found, "soup", "pretrained")["effect"] == pytest.approx(0.2, abs=2e-3)
+
+
+@pytest.mark.parametrize(("seeds", "interval"), [([0], False), ([0, 1, 2], True)])
+def test_few_units_give_no_verdict(folder, change, seeds, interval):
+    change(folder, "run.json", lambda run: run.update(trainings={str(s): {} for s in seeds}))
     found = intervals.comparisons(records.read(folder))
     assert set(found["verdict"]) == {"no verdict"}
     assert found["low"].notna().all() == interval and found["effect"].notna().all()
 
 
-def test_without_a_floor_nothing_is_equivalent(tmp_path):
-    folder = write(tmp_path / "records", range(8), optional=False)
+def test_without_a_floor_nothing_is_equivalent(folder):
+    (folder / "floor.csv").unlink()
     found = intervals.comparisons(records.read(folder))
-    assert found["share"].isna().all() and found["margin"].isna().all()
-    assert set(found["verdict"]) <= {"different", "undecided"}
+    assert found["margin"].isna().all() and set(found["verdict"]) == {"different", "undecided"}
 
 
-def test_a_sweep_s_cells_are_compared_with_what_its_file_names():
-    """With the plain copy, and the merged row with the cell of one technique less."""
-    found = intervals.comparisons(records.read(SWEEPS / "techniques" / "records"))
-    assert set(found["kind"]) == {"exploratory"} and set(found["units"]) == {"sampling seeds"}
-    mine = found[found["a"] == "N=8, PS + CL / deme_merged"]["b"].tolist()
-    assert mine == ["pretrained", "N=1, none / deme_routed", "N=8, PS / deme_merged"]
+def test_pairs_without_their_rows_do_not_count(cells):
+    found = intervals.comparisons(records.read(cells))
+    assert list(found["a"]) == ["N = 2 / deme_merged"] and list(found["b"]) == ["pretrained"]
+    assert found["effect"].item() == pytest.approx(0.98854, abs=1e-5)
 
 
-def test_the_gate_is_relative_to_the_model_of_all_timesteps(known, tmp_path):
-    found = intervals.gate(known).set_index(["model", "range"])
-    losses = known.gate.set_index(["training_seed", "model", "range"])["loss"].unstack("model")
-    relative = (losses["plain_routed"] / losses["all_plain"] - 1).unstack("range")[4]
-    expected = scipy.stats.ttest_1samp(relative, 0).confidence_interval(0.95)
-    r = found.loc[("plain_routed", 4)]
-    assert (r["relative"], r["low"], r["high"]) == pytest.approx((relative.mean(), *expected))
-    assert set(found["units"]) == {"training seeds"} and "all_plain" not in found.index
-    one = records.read(write(tmp_path / "records", training_seeds=(0,)))
-    r = intervals.gate(one).set_index(["model", "range"]).loc[("deme_routed", 1)]
-    losses = one.gate.set_index(["model", "range"])
-    half = scipy.stats.t.ppf(0.975, 9999) * losses.loc[("deme_routed", 1), "se"]
-    assert (r["units"], r["n_units"]) == ("images", 10_000)
-    assert r["high"] - r["relative"] == pytest.approx(half / losses.loc[("all_plain", 1), "loss"])
-
-
-def test_searches_show_what_luck_was_worth(known):
-    """A gain over the unsearched weights, in evaluation less what the search promised."""
-    found = searches.table(known).set_index("arm")
-    assert found.index.tolist() == ["merged_searched", "soup_searched", "all_scaled"]
-    fid = known.metrics.set_index(["training_seed", "arm"])["fid"].unstack()
-    tried = known.search.set_index("training_seed")
-    tried = tried[tried["search"] == "soup"]
-    chosen = tried[tried["chosen"] == 1]
-    kept, none = (sum(chosen["weights"] == str([w] * 4)) for w in (0.25, 0.0))
-    row = found.loc["soup_searched"]
-    assert (row["kept"], row["none"], row["other"]) == (kept, none, 8 - kept - none)
-    score = chosen["fid"] - tried.loc[tried["weights"] == str([0.25] * 4), "fid"]
-    curse = fid["soup_searched"] - fid["soup"] - score
-    expected = scipy.stats.ttest_1samp(curse, 0).confidence_interval(0.95)
-    assert (row["in_search"], row["curse"]) == pytest.approx((score.mean(), curse.mean()))
-    assert (row["low"], row["high"]) == pytest.approx(tuple(expected))
-
-
-def test_weights_of_a_file_are_no_search_s(tmp_path):
-    def given(arms):
-        return arms.assign(weights=arms["weights"].mask(arms["arm"] == "deme_merged", "[1, 2, 3]"))
-
-    folder = write(tmp_path / "records", arms=ALL)
-    for path in folder.glob("*/arms.csv"):
-        change(path, given)
-    found = searches.table(records.read(folder))
-    assert found["arm"].tolist() == ["soup_searched", "all_scaled"]
+def test_the_gate_is_relative_to_one_model_of_all_timesteps(known, folder, change):
+    found = intervals.gate(known)
+    mine = known.losses[(known.losses["training_seed"] == 5) & (known.losses["bin_start"] >= 750)]
+    means = mine.groupby("arm")["loss"].mean()
+    expected = means["plain_routed"] / means["all_plain"] - 1
+    assert found.loc[(5, 4), "plain_routed"] == pytest.approx(expected)
+    assert found.index.get_level_values("range").unique().tolist() == [1, 2, 3, 4]
+    assert intervals.CONTROL not in found
+    change(folder, "run.json", lambda run: run["parameters"].update(n_ranges=3))
+    assert intervals.gate(records.read(folder)).empty  # [0, 334) cuts the bin [300, 350)

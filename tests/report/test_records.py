@@ -1,77 +1,91 @@
-"""One reader for an experiment and a sweep, which refuses what cannot be compared."""
+"""The reader is strict: what is missing, incomplete or unknown is an error that says so."""
 
-import json
-
+import numpy as np
 import pandas as pd
 import pytest
-from evidence import SWEEPS, change, write
 
-from deme_lib.experiment.arms import DEFAULT_ARMS
 from deme_lib.report import records
+from deme_lib.report.records import RecordsError
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return write(tmp_path / "records", training_seeds=(0, 1, 10))
+def test_committed_records_are_read_whole(known):
+    assert known.training_seeds == list(range(8))
+    assert list(known.titles) == known.parameters["arms"] and known.base == "pretrained"
+    assert known.titles["deme_merged"] == "DeMe merged"
+    fid = known.of("fid")
+    assert fid.shape == (8, 7) and not fid.isna().any(axis=None)
+    for name, columns in records.COLUMNS.items():
+        if name != "search":
+            assert len(known.frames[name]) and set(columns.split()) <= set(known.frames[name])
+    assert known.search.empty and known.samples["real"].dtype == np.uint8
+    assert known.floor_of("fid") == pytest.approx(known.floor["fid"].mean())
+    assert np.isnan(known.floor_of("precision"))
+    assert not hasattr(known, "gate")
 
 
-def test_training_seeds_are_read_as_one(folder):
+def test_rows_of_a_cell_are_named_after_it(cells):
+    known = records.read(cells)
+    assert list(known.titles) == ["pretrained", "all_plain", "N = 2 / deme_merged"]
+    assert known.titles["N = 2 / deme_merged"] == "N = 2 / DeMe merged"
+
+
+def test_the_mean_over_sampling_seeds_hides_no_missing_number(folder, change):
+    change(folder, "metrics.csv", lambda f: pd.concat([f, f.assign(seed=1, fid=f["fid"] + 2)]))
     known = records.read(folder)
-    assert known.training_seeds == known.parameters["seeds"] == [0, 1, 10]
-    assert known.unit == "training_seed" and known.name == "fashion8-full"
-    assert len(known.metrics) == 3 * 2 * len(DEFAULT_ARMS)
-    assert known.rows == [("base", arm) for arm in DEFAULT_ARMS]
-    assert known.arms_of(2) == ["pretrained", "deme_routed", "deme_merged", "averaged"]
-    assert set(known.history["training_seed"]) == {0}
-    assert known.floor("fid") == pytest.approx(known.frames["floor"]["fid"].mean())
-    assert pd.isna(known.floor("fid_train"))
+    before = known.metrics.query("seed == 0 and training_seed == 3 and arm == 'soup'")["fid"].item()
+    assert known.of("fid").loc[3, "soup"] == pytest.approx(before + 1)
+    change(folder, "metrics.csv", lambda f: f.assign(fid=f["fid"].where(f.index > 0)))
+    assert np.isnan(records.read(folder).of("fid").loc[0, "pretrained"])
 
 
-def test_only_metrics_arms_and_the_run_are_needed(tmp_path):
-    known = records.read(write(tmp_path / "records", optional=False))
-    assert known.gate.empty and known.samples == {}
-    assert pd.isna(known.floor("fid"))
-
-
-def test_a_sweep_is_the_same_with_cells():
-    known = records.read(SWEEPS / "probability" / "records")
-    assert known.name == "probability" and known.unit == "seed"
-    assert list(known.metrics["cell"].unique()) == ["base", "0", "0.15", "0.3", "0.5", "0.75", "1"]
-    assert records.label(*known.rows[0]) == "pretrained"
-    assert records.label(*known.rows[-1]) == "1 / deme_merged"
-
-
-@pytest.mark.parametrize("name", ["metrics.csv", "arms.csv", "run.json", ""])
+@pytest.mark.parametrize("name", ["metrics.csv", "arms.csv", "losses.csv", "run.json"])
 def test_a_missing_record_is_named_with_its_remedy(folder, name):
-    if name:
-        (folder / "seed-1" / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name}.*make reproduce"):
-        records.read(folder if name else folder.parent / "nowhere")
+    (folder / name).unlink()
+    with pytest.raises(RecordsError, match=f"{name} is missing: notebooks/05_evaluation.ipynb"):
+        records.read(folder)
+
+
+def test_looks_at_weights_are_optional(folder):
+    for name in ("gradients", "landscape", "floor", "history"):
+        (folder / f"{name}.csv").unlink()
+    known = records.read(folder)
+    assert known.gradients.empty and np.isnan(known.floor_of("fid"))
 
 
 @pytest.mark.parametrize(
     ("name", "how", "message"),
     [
-        ("plane", lambda f: f.drop(columns="w2"), r"plane\.csv lacks the columns \['w2'\]"),
-        ("metrics", lambda f: f[1:], "pretrained needs exactly one row"),
-        ("metrics", lambda f: pd.concat([f, f[-1:]]), "averaged needs exactly one row"),
-        ("metrics", lambda f: f.assign(training_seed=7), "holds training seeds .7."),
+        ("plane.csv", lambda f: f.drop(columns="w2"), r"plane\.csv .*'w2'"),
+        ("metrics.csv", lambda f: f.rename(columns={"fid": "FID"}), r"metrics\.csv .*'FID', 'fid'"),
+        ("metrics.csv", lambda f: f.assign(colour=1), r"metrics\.csv .*'colour'"),
+        ("metrics.csv", lambda f: f[1:], r"metrics\.csv: missing .*\(0, 'pretrained', 0\)"),
+        ("losses.csv", lambda f: f[:-1], r"losses\.csv: missing .*\(7, 'averaged', 950\)"),
+        (
+            "metrics.csv",
+            lambda f: f.loc[[*f.index, 3]],
+            r"metrics\.csv: .*\(0, 'plain_routed', 0\)",
+        ),
+        ("arms.csv", lambda f: f[f["training_seed"] != 5], r"arms\.csv: missing .*\(5, "),
     ],
 )
-def test_what_cannot_be_compared_is_refused(folder, name, how, message):
-    change(folder / "seed-0" / f"{name}.csv", how)
-    with pytest.raises(ValueError, match=message):
+def test_incomplete_records_are_refused(folder, change, name, how, message):
+    change(folder, name, how)
+    with pytest.raises(RecordsError, match=message):
         records.read(folder)
 
 
-@pytest.mark.parametrize(("name", "refused"), [("margin", True), ("threads", False)])
-def test_seeds_have_equal_parameters_but_for_how_they_were_computed(folder, name, refused):
-    path = folder / "seed-1" / "run.json"
-    run = json.loads(path.read_text())
-    run["parameters"][name] = 9
-    path.write_text(json.dumps(run))
-    if not refused:
-        assert records.read(folder)
-        return
-    with pytest.raises(ValueError, match="unequal margin"):
+def test_rows_count_once_run_json_names_their_training_seed(folder, change):
+    change(folder, "run.json", lambda run: run["trainings"].pop("7"))
+    known = records.read(folder)
+    assert known.training_seeds == list(range(7)) and set(known.losses["training_seed"]) == {
+        *range(7)
+    }
+    change(folder, "run.json", lambda run: run["trainings"].update({"9": {}}))
+    with pytest.raises(RecordsError, match=r"metrics\.csv: missing .*9, 'all_plain', 0"):
+        records.read(folder)
+
+
+def test_the_base_must_be_a_row(folder, change):
+    change(folder, "run.json", lambda run: run["parameters"].update(base="nothing"))
+    with pytest.raises(RecordsError, match="needs the rows pretrained and 'nothing'; it has pretr"):
         records.read(folder)

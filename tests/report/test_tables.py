@@ -1,76 +1,120 @@
-"""One table for experiments and sweeps, with the floor on top; numbers as printed."""
+"""Every number of the tables again with plain pandas, for one cell and for several."""
 
+import numpy as np
 import pandas as pd
 import pytest
-from evidence import ALL, SWEEPS, write
+import scipy.stats
 
-from deme_lib.report import formats, records, tables
+from deme_lib import ROOT
+from deme_lib.errors import Explained
+from deme_lib.report import formats, records, render, tables
+
+COMMITTED = ROOT / "figures" / "fashion8"
+
+
+def plain(name):
+    return pd.read_csv(COMMITTED / "records" / f"{name}.csv")
 
 
 def test_every_number_is_of_the_records(known):
-    rows = tables.table(known).set_index("arm")
-    assert list(rows.index) == ["real", *ALL]
-    means = known.metrics.groupby(["training_seed", "arm"])[["fid", "kid"]].mean()
-    for arm in ALL:
-        mine = means.xs(arm, level="arm")
-        assert rows.loc[arm, "fid_mean"] == pytest.approx(mine["fid"].mean())
-        assert rows.loc[arm, "fid_sd"] == pytest.approx(mine["fid"].std(ddof=1))
-        assert rows.loc[arm, "kid_mean"] == pytest.approx(mine["kid"].mean())
-        assert rows.loc[arm, "excess"] == pytest.approx(mine["fid"].mean() - known.floor("fid"))
+    rows, metrics, floor = tables.table(known), plain("metrics"), plain("floor")
+    assert list(rows.index) == ["real", *known.titles] and rows["paper"].isna().all()
+    assert rows.loc["real", "fid"] == pytest.approx(floor["fid"].mean())
+    assert rows.loc["real", "kid"] == pytest.approx(floor["kid"].mean())
+    losses, costs = plain("losses"), plain("arms").set_index(["training_seed", "arm"])
+    fid = metrics.pivot(index="training_seed", columns="arm", values="fid")
+    for arm in known.titles:
+        mine, row = metrics[metrics["arm"] == arm], rows.loc[arm]
+        for measure in ("fid", "fid_second", "pixel", "kid", "inception_score", "recall"):
+            assert row[measure] == pytest.approx(mine[measure].mean())
+        assert row["fid_sd"] == pytest.approx(mine["fid"].std(ddof=1))
+        assert row["test_loss"] == pytest.approx(losses.loc[losses["arm"] == arm, "loss"].mean())
+        assert row["parameters"] == costs.loc[(0, arm), "parameters"]
+        assert row["calls_per_image"] == (80 if arm == "averaged" else 20)
+        assert row["training_steps"] == (0 if arm == "pretrained" else 4000)
+        test = scipy.stats.ttest_1samp(fid[arm] - fid["pretrained"], 0)
+        expected = (fid[arm].mean() - fid["pretrained"].mean(), *test.confidence_interval(0.95))
         if arm != "pretrained":
-            d = mine["fid"].mean() - rows.loc["pretrained", "fid_mean"]
-            assert rows.loc[arm, "difference"] == pytest.approx(d)
-    assert rows.loc["real", "fid_mean"] == known.floor("fid") and rows.loc["real", "excess"] == 0
-    assert pd.isna(rows.loc["pretrained", "difference"])
-    assert rows.loc["averaged", "calls_per_image"] == 80
+            assert tuple(row[["difference", "low", "high"]]) == pytest.approx(expected)
+    assert rows.loc["pretrained", ["difference", "low"]].isna().all()
 
 
-def test_one_printed_table_serves_both_ablations(known):
-    shown = tables.printed(known)
+def test_the_table_is_printed_with_costs_and_half_widths(known):
+    shown, rows = tables.printed(known), tables.table(known)
     assert list(shown) == [
-        "arm", "FID ↓", "excess over the floor", "difference to pretrained", "IS ↑",
-        "test loss ↓", "calls", "parameters",
+        "arm", "FID ↓", "difference to pretrained", "IS ↑", "test loss ↓", "parameters held",
+        "calls an image", "training steps",
     ]  # fmt: skip
-    assert shown["arm"].iloc[0] == "real images, the floor"
-    assert not shown["arm"].str.contains("EMA").any() and len(shown) == 15
-    row = tables.table(known).set_index("arm").loc["soup"]
-    printed = shown.set_index("arm").loc[known.titles["soup"]]
-    assert printed["FID ↓"] == f"{row['fid_mean']:.3f}"
-    half = (row["difference_high"] - row["difference_low"]) / 2
-    assert printed["difference to pretrained"] == formats.plus_minus(row["difference"], half)
+    assert list(shown["arm"][:2]) == ["real images, the floor", "pretrained"]
+    half = (rows.loc["soup", "high"] - rows.loc["soup", "low"]) / 2
+    assert shown.loc["soup", "difference to pretrained"].endswith(f"± {half:.3f}")
+    assert shown.loc["soup", "FID ↓"] == f"{rows.loc['soup', 'fid']:.3f}"
+    assert shown.loc["averaged", "parameters held"] == "165,540"
+    assert tables.caption(known) == (
+        "fashion8: n = 5,000 images an arm and training, fashion8-a features, FID to test images, "
+        "20 sampler steps, training seeds 0 to 7, sampling seed 0; ±: half the 95 % t interval "
+        "over training seeds, uncorrected."
+    )
 
 
-def test_without_a_floor_there_is_no_row_of_it(tmp_path):
-    known = records.read(write(tmp_path / "records", optional=False))
-    shown = tables.printed(known)
-    assert shown["arm"].iloc[0] == "pretrained" and "excess over the floor" not in shown
+def test_several_cells_are_the_same_table(cells):
+    found = records.read(cells)
+    rows, shown = tables.table(found), tables.printed(found)
+    assert list(rows.index) == ["real", "pretrained", "all_plain", "N = 2 / deme_merged"]
+    fid = plain("metrics").groupby("arm")["fid"].mean()
+    expected = fid["deme_merged"] + 1 - fid["all_plain"]  # the base is no longer pretrained
+    assert rows.loc["N = 2 / deme_merged", "difference"] == pytest.approx(expected)
+    assert rows.loc["pretrained", "difference"] == pytest.approx(
+        fid["pretrained"] - fid["all_plain"]
+    )
+    assert list(shown[tables.PAPER]) == ["–", "–", "–", "3.51"]
+    assert list(shown["arm"][1:]) == [
+        "pretrained",
+        "one model, all timesteps",
+        "N = 2 / DeMe merged",
+    ]
+    assert "difference to one model, all timesteps" in shown
 
 
-def test_a_sweep_has_cells_weights_and_the_paper_s_number():
-    known = records.read(SWEEPS / "techniques" / "records")
-    shown = tables.printed(known)
-    assert list(shown["ranges and techniques"][:3]) == ["the base", "N=1, none", "N=1, none"]
-    assert list(shown[tables.PAPER][:4]) == ["–", "4.40", "4.40", "–"]
-    assert shown["weights"].iloc[-1] == ", ".join(["0.125"] * 8)
-    fid = known.metrics.groupby(["cell", "arm"])["fid"].mean()
-    row = tables.table(known).set_index(["cell", "arm"]).loc[("N=8, PS", "deme_merged")]
-    expected = fid["N=8, PS", "deme_merged"] - fid["base", "pretrained"]
-    assert row["difference"] == pytest.approx(expected)
-    assert tables.note(known).startswith("With N=1 the routed row is")
-    assert tables.PAPER not in tables.printed(records.read(SWEEPS / "cuts" / "records"))
+def test_one_training_seed_and_no_floor(folder, change):
+    change(folder, "run.json", lambda run: run.update(trainings={"3": {}}))
+    (folder / "floor.csv").unlink()
+    found = records.read(folder)
+    shown = tables.printed(found)
+    assert shown["arm"].iloc[0] == "pretrained" and not shown.isin(["nan"]).any(axis=None)
+    d = tables.table(found).loc["soup", "difference"]
+    assert shown.loc["soup", "difference to pretrained"] == f"{d:+.3f}"
+    assert "training seed 3, sampling seed 0" in tables.caption(found)
+    assert "margin of FID –" in tables.compared(found)
+
+
+def test_committed_tables_are_those_of_the_records(folder):
+    render.render(folder.parent)
+    for name in ("table.csv", "table.md", "comparisons.csv", "comparisons.md"):
+        assert (folder.parent / name).read_bytes() == (COMMITTED / name).read_bytes(), name
+
+
+def test_the_readme_is_filled_between_its_markers(folder, known):
+    path = folder.parent / "README.md"
+    path.write_text("before\n<!-- table -->\nold\n<!-- /table -->\nafter\n")
+    for _ in range(2):
+        render.fill_readme(path, folder.parent)
+    assert path.read_text() == (
+        f"before\n<!-- table -->\n{tables.readme(known)}\n<!-- /table -->\nafter\n"
+    )
+    first = tables.readme(known).split("\n")[0]
+    assert first == (
+        "| arm | FID ↓ | difference to pretrained | IS ↑ | parameters held | calls an image |"
+    )
+    path.write_text("no markers")
+    with pytest.raises(Explained, match=r"README\.md needs each of <!-- table -->"):
+        render.fill_readme(path, folder.parent)
 
 
 def test_numbers_as_printed():
-    assert formats.number(-0.059712) == "−0.0597" and formats.number(1234.5) == "1,234"
-    assert formats.number(0.0) == "0.000" and formats.number(float("nan")) == "–"
-    assert formats.percent(-0.1623) == "−16.2 %" and formats.percent(1.2) == "120.0 %"
+    assert formats.decimals(-0.0596) == "−0.060" and formats.decimals(40000, 0) == "40,000"
+    assert formats.decimals(np.nan) == "–" and formats.plus_minus(np.nan, 1.0) == "–"
     assert formats.plus_minus(-0.1234, 0.0456) == "−0.123 ± 0.046"
     assert formats.plus_minus(3.5, 12.3) == "+4 ± 12"
-    assert formats.interval(-0.0601, -0.0672, -0.0529) == "−0.0601 [−0.0672, −0.0529]"
-    assert formats.interval(0.019, 0.0004, 0.0372) == "0.0190 [0.0004, 0.0372]"  # not 0.000
-    assert formats.decimals(40000, 0) == "40,000"
-
-
-def test_latex_needs_no_unicode(known):
-    text = formats.latex(tables.printed(known), tables.caption(known), "table")
-    assert not set("±×−–↓↑") & set(text) and r"95 \% t" in text
+    table = pd.DataFrame({"a": ["x"], "b": ["1"]})
+    assert formats.markdown(table) == "| a | b |\n| :-- | --: |\n| x | 1 |"

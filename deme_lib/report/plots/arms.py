@@ -213,7 +213,7 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
     """
     order = [row for row in (*SHOWN, *titles) if row in titles and row in images]
     rows = {titles[row]: images[row][:8] for row in list(dict.fromkeys(order))[:6]}
-    if set(DIFFER) <= images.keys():
+    if set(DIFFER) <= images.keys() & titles.keys():
         a, b = (images[row][:8].astype(int) for row in DIFFER)
         gain = 2 ** int(np.log2(255 / max(1, np.quantile(abs(a - b), 0.99))))
         name = f"|{titles[DIFFER[0]]} −\n{titles[DIFFER[1]]}| × {gain}"

@@ -84,10 +84,11 @@ def boxes(df: pd.DataFrame, **options) -> plt.Axes:
 
 def symlog(axis: Axis, linear: float, shown: pd.DataFrame | pd.Series) -> None:
     """A symmetric logarithmic axis, linear up to ``linear``, whose ticks are plain numbers."""
+    axis.axes.autoscale(axis=axis.axis_name)
     getattr(axis.axes, f"set_{axis.axis_name}scale")("symlog", linthresh=linear, linscale=0.7)
     sizes = np.outer(10.0 ** np.arange(-6, 7), [1, 3]).ravel()
     ticks = np.array([*-sizes[::-1], 0, *sizes])
-    seen = (ticks == 0) | (abs(ticks) >= 0.99 * linear)
+    seen = (ticks == 0) | (abs(ticks) >= 0.3 * linear)
     ticks = ticks[seen & (ticks >= np.min(shown)) & (ticks <= np.max(shown))]
     axis.set_ticks(ticks, [f"{x:g}".replace("-", "−") for x in ticks])
     axis.set_ticks([], minor=True)

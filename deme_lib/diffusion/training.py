@@ -39,7 +39,6 @@ LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hard
 LEAST_SCALE = 1e-3  # fp16 skips a step whose gradients overflow, halves its scale and goes on
 
 Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -82,7 +81,7 @@ class TrainingSpec:
     learning_rate: NotNegative
     final_learning_rate: NotNegative
     batch_size: Count
-    probability: Share = 0.0
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.0
     consistency_weight: NotNegative = 1.0
     adam_beta1: Decay = 0.9
     adam_beta2: Decay = 0.999
@@ -259,7 +258,7 @@ class Training:
         return TrainingError(
             f"{'-'.join(map(str, self.spec.purpose))}: {what} at step {step} (timesteps "
             f"{own.start} to {own.stop - 1}). The last good checkpoint is kept. Lower the "
-            "learning rate, or set precision to 'no'"
+            "learning rate (finetune_lr, or pretrain_lr in pretraining), or set precision to 'no'"
         )
 
     def _check_weights(self) -> None:
@@ -295,8 +294,8 @@ class Training:
             self.unet.load_state_dict(of("unet"))
             if self.uncertainty is not None:
                 self.uncertainty.load_state_dict(of("uncertainty"))
-            shadows = [of("ema")[str(i)] for i in range(len(self.parameters))]
-            self.ema.shadow_params = [shadow.to(self.accelerator.device) for shadow in shadows]
+            device, shadows = self.accelerator.device, of("ema")
+            self.ema.shadow_params = [shadows[str(i)].to(device) for i in range(len(shadows))]
             self.ema.optimization_step = self.position
             moments: dict[int, dict[str, torch.Tensor]] = {}
             for name, tensor in of("adam").items():
@@ -314,7 +313,7 @@ class Training:
 
 
 def _copy(unet: UNet2DModel) -> UNet2DModel:
-    """A float32 copy on the CPU, all that is trainable trained, free of hooks and wrappers."""
+    """A float32 copy on the CPU, unfrozen, free of hooks and of what accelerate wraps."""
     check_untied(unet)
     twin = type(unet).from_config(unet.config)
     twin.load_state_dict(unet.state_dict())

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn.init import dirac_
 
 from deme_lib.diffusion.models import ModelError, save_pipeline
@@ -46,12 +47,13 @@ class Merger:
         self.base = plain_or_projected(base, projected)
         self.start = self.base.state_dict()
         self.vectors = [task_vector(self.start, expert.state_dict()) for expert in experts]
-        weights = (w for model in (base, *experts) for w in model.parameters())
-        self.dtype = widest(*weights)
+        self.dtype = widest(*(w for model in (base, *experts) for w in model.parameters()))
 
     def merged(self, weights: Sequence[float], into: UNet2DModel | None = None) -> UNet2DModel:
         """theta + sum_i w_i tau_i: a new model, or one that this gave before, overwritten."""
-        unet = copy.deepcopy(self.base).to(self.dtype).eval() if into is None else into
+        unet = into
+        if unet is None:
+            unet = nn.Module.to(copy.deepcopy(self.base), self.dtype).eval()  # diffusers' own warns
         merge(self.start, self.vectors, weights, out=unet.state_dict())
         return unet
 

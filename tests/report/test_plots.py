@@ -1,6 +1,7 @@
 """Figures: everything recorded is drawn where it belongs, labels do not collide."""
 
 import itertools
+from dataclasses import replace
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -235,3 +236,19 @@ def test_finetuning_runs_have_the_colours_of_their_arms(known):
     assert colours["plain experts"] == style.STYLES["plain_routed"][0]
     assert colours["members of the soup"] == style.STYLES["soup"][0]
     assert colours["one model, all timesteps"] == style.STYLES["all_plain"][0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_small_or_flat_records_are_drawn(known):
+    """No pretraining known, a loss that hardly changes, four timesteps, no floor."""
+    only = known.history[known.history["run"] != "baseline"]
+    assert len(plots.history(only).axes) == 1
+    flat = known.landscape.assign(loss=lambda x: 1 + 1e-3 * x["a"] ** 2)
+    few = known.gradients[known.gradients[["timestep1", "timestep2"]].isin([24, 974]).all(axis=1)]
+    unknown = replace(known, frames=known.frames | {"floor": known.floor[:0]})
+    for figure in (
+        plots.landscape(flat),
+        plots.gradient_similarity(few),
+        plots.main(unknown),
+    ):
+        figure.canvas.draw()

@@ -235,15 +235,17 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
 
 
 def history(df: pd.DataFrame, caption: str = "") -> Figure:
-    """Losses of pretraining, and of the finetuning runs after it, over all timesteps."""
-    figure, axes = subplots(1, 2, 4.4)
-    left, right = axes.flat
-    baseline, finetuned = df[df["run"] == "baseline"], df[df["run"] != "baseline"]
-    later = baseline[baseline["step"] > 0]  # random weights dwarf the rest
-    left.plot(later["step"], later["train_loss"], lw=5, alpha=0.35, label="training images")
-    left.plot(later["step"], later["held_out_loss"], ".-k", label="held-out images")
-    left.set(title="pretraining", xlabel="step", ylabel="denoising loss")
-    change = 100 * (finetuned["held_out_loss"] / baseline["held_out_loss"].iloc[-1] - 1)
+    """Losses of pretraining, where it is known, and of the finetuning runs, over all timesteps."""
+    finetuned = df[df["run"] != "baseline"]
+    later = df[(df["run"] == "baseline") & (df["step"] > 0)]  # random weights dwarf the rest
+    figure, axes = subplots(1, 2 if len(later) else 1, 4.4)
+    left, right = axes[0, 0], axes[0, -1]
+    if len(later):
+        left.plot(later["step"], later["train_loss"], lw=5, alpha=0.35, label="training images")
+        left.plot(later["step"], later["held_out_loss"], ".-k", label="held-out images")
+        left.set(title="pretraining", xlabel="step", ylabel="denoising loss")
+    start = finetuned.loc[finetuned["step"] == 0, "held_out_loss"].mean()  # pretrained weights
+    change = 100 * (finetuned["held_out_loss"] / start - 1)
     for (_, run), part in finetuned.groupby(["cell", "run"], sort=False):
         family = re.sub(r"-\d+of\d+$", "", run)
         arm = f"{family}_routed" if family in ("plain", "deme") else family.replace("-", "_")

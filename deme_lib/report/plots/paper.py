@@ -110,18 +110,18 @@ def landscape(df: pd.DataFrame, caption: str = "") -> Figure:
     """
     ratios = {}
     for place, part in df.groupby(["range", "start", "stop"]):
-        table = part.pivot(index="b", columns="a", values="loss")
-        ratios[place] = table / table.loc[0, 0]
-    most, columns = max(table.max(axis=None) for table in ratios.values()), min(3, len(ratios))
+        ratios[place] = _over_centre(part.pivot(index="b", columns="a", values="loss"))
+    most, columns = max(1.5, *(x.max(axis=None) for x in ratios.values())), min(3, len(ratios))
     rows = -(-len(ratios) // columns)
     figure, axes = subplots(rows, columns, 1.1 + 2.6 * rows, layout="compressed")
     ticks = [level for level in LEVELS if level < most]
     for ax, ((k, start, stop), ratio) in zip(axes.flat, ratios.items(), strict=False):
         a, b, look = ratio.columns, ratio.index, {"norm": LogNorm(1, most), "extend": "min"}
         drawn = ax.contourf(a, b, ratio, np.geomspace(1, most, 40), cmap="viridis_r", **look)
-        lines = ax.contour(a, b, ratio, ticks, colors="white", linewidths=0.8)
+        inside = [level for level in ticks if level < ratio.max(axis=None)] or [most]
+        lines = ax.contour(a, b, ratio, inside, colors="white", linewidths=0.8)
         border = min(ratio.iloc[[0, -1]].min(axis=None), ratio.iloc[:, [0, -1]].min(axis=None))
-        ax.clabel(lines, [x for x in ticks if x < border][-2:], fontsize=9, fmt="%g")
+        ax.clabel(lines, [x for x in inside if x < border][-2:], fontsize=9, fmt="%g")
         ax.plot(0, 0, "o", color="none", mec="black", mew=1.6, ms=10, label="pretrained")
         ax.plot(*ratio.stack().idxmin()[::-1], ms=9, label="minimum of the grid", **STAR)
         ax.set_title(f"range {k}: [{start}, {stop})" if k else "all timesteps", fontsize=10.5)
@@ -134,12 +134,16 @@ def landscape(df: pd.DataFrame, caption: str = "") -> Figure:
     return captioned(figure, caption)
 
 
+def _over_centre(table: pd.DataFrame) -> pd.DataFrame:
+    """Losses on a grid over the loss at (0, 0), where no step of the grid needs to be."""
+    return table / interpn((table.index, table.columns), table.to_numpy(), [[0, 0]])[0]
+
+
 def plane(df: pd.DataFrame, caption: str = "") -> Figure:
     """Fig. 6a: held-out loss, not FID, over the plane of two task vectors, minus the pretrained
     model's."""
-    table = df.pivot(index="w2", columns="w1", values="loss")
-    w1, w2 = table.columns, table.index
-    change = 100 * (table / interpn((w2, w1), table.to_numpy(), [[0, 0]])[0] - 1)
+    change = 100 * (_over_centre(df.pivot(index="w2", columns="w1", values="loss")) - 1)
+    w1, w2 = change.columns, change.index
     figure, axes = subplots(1, 1, 6.2)
     ax, steps = axes[0, 0], MaxNLocator(10, steps=[1, 2, 5, 10])
     filled = ax.contourf(w1, w2, change, locator=steps, cmap="viridis_r")

@@ -89,6 +89,6 @@ def symlog(axis: Axis, linear: float, shown: pd.DataFrame | pd.Series) -> None:
     sizes = np.outer(10.0 ** np.arange(-6, 7), [1, 3]).ravel()
     ticks = np.array([*-sizes[::-1], 0, *sizes])
     seen = (ticks == 0) | (abs(ticks) >= 0.3 * linear)
-    ticks = ticks[seen & (ticks >= np.min(shown)) & (ticks <= np.max(shown))]
+    ticks = ticks[seen & (ticks >= np.nanmin(shown)) & (ticks <= np.nanmax(shown))]
     axis.set_ticks(ticks, [f"{x:g}".replace("-", "−") for x in ticks])
     axis.set_ticks([], minor=True)

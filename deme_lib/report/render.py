@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from deme_lib.report import intervals, plots, tables
-from deme_lib.report.formats import markdown, save, write, write_csv
+from deme_lib.report.formats import save, write, write_csv
 from deme_lib.report.records import Records, RecordsError, read
 
 MARKERS = ("<!-- table -->", "<!-- /table -->")
@@ -20,10 +20,9 @@ def render(folder: Path) -> None:
     """
     known = read(folder / "records")
     write_csv(folder / "table.csv", tables.table(known).reset_index())
-    shown = markdown(tables.printed(known))
-    write(folder / "table.md", f"{shown}\n\n{tables.caption(known)}\n")
+    write(folder / "table.md", f"{tables.markdown_of(known)}\n\n{tables.caption(known)}\n")
     write_csv(folder / "comparisons.csv", intervals.comparisons(known))
-    write(folder / "comparisons.md", f"{tables.compared(known)}\n")
+    write(folder / "comparisons.md", f"{tables.compared_markdown(known)}\n")
     for name, draw in figures(known).items():
         save(draw(), folder / f"{name}.png")
 
@@ -42,15 +41,15 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
     held = f"{one}: n = {p['loss_images']:,} search images."
     paper = {
         "history": (known.history, held),
-        "gradient_similarity": (known.gradients, one),
+        "gradient_similarity": (known.gradients, one, p["num_train_timesteps"]),
         "activations": (known.activations, one),
         "landscape": (known.landscape, held),
         "task_vectors": (known.task_vectors, one),
         "plane": (known.plane, held),
     }
-    for name, (frame, caption) in paper.items():
+    for name, (frame, *about) in paper.items():
         if (looked_at := frame["training_seed"] == seed).any():
-            drawn[name] = partial(getattr(plots, name), frame[looked_at], caption)
+            drawn[name] = partial(getattr(plots, name), frame[looked_at], *about)
     if known.samples:
         drawn["samples"] = partial(plots.samples, known.samples, known.titles, one)
     return drawn

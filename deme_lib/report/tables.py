@@ -56,6 +56,11 @@ def printed(records: Records) -> pd.DataFrame:
     return shown.loc[:, (shown != UNKNOWN).any()]
 
 
+def markdown_of(records: Records) -> str:
+    """``printed`` as markdown."""
+    return markdown(printed(records))
+
+
 def readme(records: Records) -> str:
     """The README's table as markdown, real images and at most nine arms, with its caption."""
     shown = printed(records).drop(columns=["test loss ↓", "training steps"]).head(10)
@@ -85,7 +90,7 @@ def caption(records: Records) -> str:
     return f"{setting(records)}; ±: half the {level} t interval over training seeds, uncorrected."
 
 
-def compared(records: Records) -> str:
+def compared_markdown(records: Records) -> str:
     """The comparisons as markdown, and what they were judged by."""
     found, share = intervals.comparisons(records), 100 * records.parameters["margin"]
     half = (found["high"] - found["low"]) / 2

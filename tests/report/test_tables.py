@@ -85,7 +85,7 @@ def test_one_training_seed_and_no_floor(folder, change):
     d = tables.table(found).loc["soup", "difference"]
     assert shown.loc["soup", "difference to pretrained"] == f"{d:+.3f}"
     assert "training seed 3, sampling seed 0" in tables.caption(found)
-    assert "margin of FID –" in tables.compared(found)
+    assert "margin of FID –" in tables.compared_markdown(found)
 
 
 def test_committed_tables_are_those_of_the_records(folder):

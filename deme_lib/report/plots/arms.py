@@ -11,7 +11,7 @@ from deme_lib.report import intervals, tables
 from deme_lib.report.formats import decimals
 from deme_lib.report.plots import style
 from deme_lib.report.plots.style import GREY, captioned, legend, subplots, symlog
-from deme_lib.report.records import Records
+from deme_lib.report.records import Records, RecordsError
 
 ABLATIONS = {1: "Ablation 1: remove decoupling", 2: "Ablation 2: replace merging"}
 FAMILIES = {"soup": "members of the soup", "plain": "plain experts", "deme": "DeMe experts"}
@@ -182,6 +182,8 @@ def _tested(records: Records) -> str:
 def gate(records: Records) -> Figure:
     """Test loss of every arm minus that of one model of all timesteps, in %, per range."""
     d, titles, p = 100 * intervals.gate(records), records.titles, records.parameters
+    if d.empty:
+        raise RecordsError(f"no row {intervals.CONTROL}, or bins of losses do not nest in ranges")
     figure, axes = subplots(1, 1, 5)
     ax, control = axes[0, 0], titles[intervals.CONTROL]
     ranges = d.index.unique("range")
@@ -211,7 +213,7 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
         images: row -> [K, C, H, W] uint8; "real" is training data.
         titles: row -> title as printed.
     """
-    order = [row for row in (*SHOWN, *titles) if row in titles and row in images]
+    order = [row for row in (*SHOWN, *titles) if row in images and row in titles and row != "real"]
     rows = {titles[row]: images[row][:8] for row in list(dict.fromkeys(order))[:6]}
     if set(DIFFER) <= images.keys() & titles.keys():
         a, b = (images[row][:8].astype(int) for row in DIFFER)
@@ -219,7 +221,7 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
         name = f"|{titles[DIFFER[0]]} −\n{titles[DIFFER[1]]}| × {gain}"
         rows[name] = np.minimum(gain * abs(a - b), 255).astype(np.uint8)
     if "real" in images:
-        rows["training images"] = images["real"][:8]
+        rows[titles.get("real", "training images")] = images["real"][:8]
     sheet = np.stack(list(rows.values()))  # [rows, 8, C, H, W]
     gap = [(0, max(1, sheet.shape[-1] // 12))] * 2
     sheet = np.pad(sheet, [(0, 0)] * 3 + gap, constant_values=255)
@@ -236,6 +238,7 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
 
 def history(df: pd.DataFrame, caption: str = "") -> Figure:
     """Losses of pretraining, where it is known, and of the finetuning runs, over all timesteps."""
+    df = df.reset_index(drop=True)
     finetuned = df[df["run"] != "baseline"]
     later = df[(df["run"] == "baseline") & (df["step"] > 0)]  # random weights dwarf the rest
     figure, axes = subplots(1, 2 if len(later) else 1, 4.4)
@@ -246,7 +249,8 @@ def history(df: pd.DataFrame, caption: str = "") -> Figure:
         left.set(title="pretraining", xlabel="step", ylabel="denoising loss")
     start = finetuned.loc[finetuned["step"] == 0, "held_out_loss"].mean()  # pretrained weights
     change = 100 * (finetuned["held_out_loss"] / start - 1)
-    for (_, run), part in finetuned.groupby(["cell", "run"], sort=False):
+    keys = [key for key in ("run", "cell") if key in df]
+    for (run, *_), part in finetuned.groupby(keys, sort=False):
         family = re.sub(r"-\d+of\d+$", "", run)
         arm = f"{family}_routed" if family in ("plain", "deme") else family.replace("-", "_")
         look = {"color": style.of(arm)["color"], "label": FAMILIES.get(family, family), "lw": 1.8}

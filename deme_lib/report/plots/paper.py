@@ -24,9 +24,11 @@ LEVELS = (1.2, 2, 5, 20, 100, 500)
 """Lines of equal loss, over the pretrained model's."""
 
 
-def gradient_similarity(df: pd.DataFrame, caption: str = "") -> Figure:
+def gradient_similarity(
+    df: pd.DataFrame, caption: str = "", num_train_timesteps: int = 1000
+) -> Figure:
     """Fig. 1a: cosines of the gradients at two timesteps, as a map (the mean over noise draws) and
-    as histograms (all draws), of all pairs and of those in the lowest quarter of timesteps."""
+    as histograms (all draws), of all pairs and of those in the first quarter of [0, T)."""
     maps = {
         model: part.pivot_table(index="timestep2", columns="timestep1", values="cosine")
         for model, part in df.groupby("model", sort=False)
@@ -35,7 +37,6 @@ def gradient_similarity(df: pd.DataFrame, caption: str = "") -> Figure:
         [table.to_numpy()[~np.eye(len(table), dtype=bool)] for table in maps.values()]
     )
     reach, pairs = np.abs(apart).max(), df[df["timestep1"] < df["timestep2"]]
-    quarter = np.quantile(df["timestep1"].unique(), 0.25)
     figure, axes = subplots(len(maps), 2, 0.5 + 3.6 * len(maps), width_ratios=[1.2, 1])
     for (model, table), (left, right) in zip(maps.items(), axes, strict=True):
         look = {"cmap": "vlag", "vmin": -reach, "vmax": reach}
@@ -44,13 +45,11 @@ def gradient_similarity(df: pd.DataFrame, caption: str = "") -> Figure:
         figure.colorbar(drawn, ax=left, label=scale.replace("-", "−"))
         left.set(title=f"{model} model", xlabel="timestep", ylabel="timestep", box_aspect=1)
         mine = pairs[pairs["model"] == model]
-        low = mine[mine["timestep2"] <= quarter]
-        for name, part, colour in (("all t", mine, GREY), ("lowest quarter of t", low, COLOURS[0])):
-            label = f"{name}, mean {part['cosine'].mean():.2f}"
+        for stop, colour in ((num_train_timesteps, GREY), (num_train_timesteps / 4, COLOURS[0])):
+            inside = mine.loc[mine["timestep2"] < stop, "cosine"]
+            label = f"t in [0, {stop:g}), mean {inside.mean():.2f}"
             bars = {"stat": "probability", "binwidth": 0.1, "binrange": (-1, 1), "alpha": 0.35}
-            sns.histplot(
-                part["cosine"], ax=right, color=colour, label=label, element="step", **bars
-            )
+            sns.histplot(inside, ax=right, color=colour, label=label, element="step", **bars)
         right.set(xlabel="cosine of two different timesteps", ylabel="share of pairs")
         right.set_xlim(min(-0.1, mine["cosine"].min()), 1)
         right.set_ylim(0, 1.3 * right.get_ylim()[1])

@@ -13,16 +13,17 @@ from pathlib import Path
 from deme_lib.experiment import collect, graph, parameters
 
 PARAMS = config.get("params", "params/fashion8.yaml")
-OVERRIDES = {"figures_dir": config.get("figures", "runs/figures")}
-OVERRIDES["again"] = [int(seed) for seed in str(config.get("seeds", "")).split()]
-P = parameters.load(PARAMS, **OVERRIDES)
+FIGURES = config.get("figures", "runs/figures")
+AGAIN = [int(seed) for seed in str(config.get("seeds", "")).split()]
+P = parameters.load(PARAMS, figures_dir=FIGURES, again=AGAIN)
 NAME = parameters.folder_name(P)
+SEEDS = ", ".join(map(str, AGAIN))
 OUT = f"{P.runs_dir}/{NAME}"
 PYTHON = f'"{sys.executable}"'
 NOTEBOOKS = [path.stem for path in sorted(Path("notebooks").glob("0*.ipynb"))]
 JOBS = {}
 for q in collect.missing(P):
-    JOBS |= graph.jobs(q, looked_at=q.seed == P.seed)
+    JOBS |= graph.jobs(q, looked_at=q.seed == P.seed, fine="fine" in config)
 MAKER = {a.name: job for job, made in JOBS.items() for a in made}
 
 
@@ -79,4 +80,4 @@ rule notebook:
     retries: 1  # parallel kernels can race for ports
     shell:
         "{PYTHON} -m papermill --no-progress-bar --log-level ERROR {input.notebook:q} {output:q} "
-        "-f {PARAMS:q} -p figures_dir {OVERRIDES[figures_dir]:q} -p again '{OVERRIDES[again]}'"
+        "-f {PARAMS:q} -p figures_dir {FIGURES:q} -p again '[{SEEDS}]'"

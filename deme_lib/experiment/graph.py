@@ -171,19 +171,25 @@ def looks(p: Parameters) -> list[Artefact]:
     return [*before, task_vectors(p), plane(p), activations(p), gradients(p, after_merging=True)]
 
 
-def jobs(p: Parameters, looked_at: bool) -> dict[str, list[Artefact]]:
+def jobs(p: Parameters, looked_at: bool, fine: bool = False) -> dict[str, list[Artefact]]:
     """One training seed's work in processes that may run side by side: name -> what each makes.
 
     Args:
         looked_at: with what the paper's figures look at, beside what arms are judged by.
+        fine: a process for each copy and each arm; otherwise one for a family and its arms, since
+            a process takes seconds to start.
     """
-    found = {"prepare": [data(p), reference(p), floor(p)]}
-    found[f"baseline-{p.seed}"] = [baseline(p)]
+    found = {f"prepare-{p.seed}": [data(p), reference(p), floor(p), baseline(p)]}
     for arm, q in p.rows().values():
-        trained = [search(q)] if arm.weighted and q.merge_weights == "search" else []
-        trained += copies(q, arm.family) if arm.family else []
-        made = {artefact.name: [artefact] for artefact in trained}
-        found |= made | {scores(q, arm).name: [images(q, arm), scores(q, arm)]}
+        copied = copies(q, arm.family) if arm.family else []
+        judged, job = [images(q, arm), scores(q, arm)], ""
+        if arm.weighted and q.merge_weights == "search":
+            judged.insert(0, search(q))
+        if not fine:
+            job = copied[0].name if copied else judged[-1].name
+        for made in (*([copy] for copy in copied), judged):
+            known = found.setdefault(job or made[-1].name, [])
+            known += [artefact for artefact in made if artefact not in known]
     if looked_at:
         found[f"looks-{p.seed}"] = [merged(p), *looks(p)]
     return found

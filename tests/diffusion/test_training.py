@@ -276,8 +276,10 @@ def test_a_folder_of_another_call_is_refused(call, tiny_unet, images, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_models_are_trained_and_returned_as_float32(tiny_unet, call, dtype):
+def test_narrow_models_are_trained_and_returned_as_float32(tiny_unet, images, call, dtype):
     """Steps of 1e-6 vanish in bfloat16; the masters take every one."""
+    next(iter(run := Training(tiny_unet().requires_grad_(True).to(dtype), SCHEDULER, images, SPEC)))
+    assert {w.dtype for w in (*run.parameters, *run.ema.shadow_params)} == {torch.float32}
     narrow, small = tiny_unet().to(dtype), {"learning_rate": 1e-6, "channel_projection": False}
     experts = call(narrow, **small)
     assert same(experts, call(copy.deepcopy(narrow).float(), **small))

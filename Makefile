@@ -29,7 +29,10 @@ reproduce: .venv/installed
 figures: .venv/installed
 	$(SNAKEMAKE) jobs --config params=$(PARAMS) figures=figures
 	$(BIN)/python -m deme_lib make -f $(PARAMS) -p figures_dir=figures
-	$(if $(filter fashion8,$(NAME)),$(BIN)/python -m deme_lib notebooks)
+ifeq ($(NAME),fashion8)
+	$(BIN)/python -m deme_lib render figures/fashion8 --page README.md
+	$(BIN)/python -m deme_lib notebooks
+endif
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n $(CORES) --dist worksteal

@@ -35,10 +35,12 @@ def make(options: argparse.Namespace) -> None:
 
 
 def render(options: argparse.Namespace) -> None:
-    """tables and figures again, from records alone"""
+    """tables and figures again, from records alone; with --page, the table between its markers"""
     from deme_lib.report import render
 
     render.render(options.folder)
+    if options.page:
+        render.fill_readme(options.page, options.folder)
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -92,7 +94,7 @@ FILE = ("-f", "--file"), {"default": PRESET, "help": f"parameter file ({PRESET})
 OVERRIDE = ("-p", "--parameter"), {"type": _override, "action": "append", "default": []}
 COMMANDS = {
     make: [(("names",), {"nargs": "*"}), FILE, OVERRIDE],
-    render: [(("folder",), {"type": Path})],
+    render: [(("folder",), {"type": Path}), (("--page",), {"type": Path})],
     compare: [
         (("committed",), {"type": Path}),
         (("other",), {"type": Path}),

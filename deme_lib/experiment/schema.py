@@ -111,8 +111,8 @@ class Parameters(BaseModel):
     merge_weights: Literal["uniform", "search"] | list[Weight] = _of(
         "uniform", "uniform (1/N), search (by FID to the search images), or one weight a range"
     )
-    search_low: float = _of(0.0, "smallest weight that a search tries")
-    search_high: float = _of(1.5, "largest weight that a search tries")
+    search_low: float = _of(0.0, "smallest weight that a search tries", le=0)
+    search_high: float = _of(1.5, "largest weight that a search tries", ge=0.5)
     search_trials: int = _of(40, "merges that a search scores", ge=3, le=10**4)
     search_samples: Images = _of(2000, "images of each")
 
@@ -153,7 +153,7 @@ class Parameters(BaseModel):
             "deme_routed - plain_routed",
             "deme_merged - plain_routed",
         ],
-        "further comparisons, without verdict",
+        "further comparisons, uncorrected",
     )
     margin: Positive = _of(0.05, "margin of interest, share of the pretrained model's excess", lt=1)
     confidence: float = _of(0.95, "level of the intervals", gt=0.5, lt=1)
@@ -161,7 +161,9 @@ class Parameters(BaseModel):
     # analysis
     loss_bins: Count = _of(20, "bins of [0, T) for losses per timestep")
     gradient_bins: int = _of(20, "timesteps of the gradient similarity map", ge=2)
-    plane_points: int = _of(11, "points per axis of the loss planes (Fig. 4, 6a)", ge=2, le=1001)
+    plane_points: int = _of(
+        11, "points per axis of the loss planes (Fig. 4, 6a), odd", ge=3, le=999
+    )
 
     # execution
     device: Literal["auto", "cpu", "cuda"] = _of("auto", "where to compute")
@@ -269,8 +271,10 @@ def _check_model(p: Parameters) -> None:
         raise ValueError(
             f"merge_weights has {len(weights)} weights for n_ranges={p.n_ranges}: one each"
         )
-    if p.search_high <= p.search_low:
-        raise ValueError("search_high must be above search_low: swap them")
+    if p.search_high < 1 / p.n_ranges:
+        raise ValueError(f"search_high must reach 1/N = {1 / p.n_ranges:.3g}: raise it")
+    if p.plane_points % 2 == 0:
+        raise ValueError("plane_points must be odd, so that the pretrained model is one: add 1")
 
 
 def _check_arms(p: Parameters) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from deme_lib.diffusion import metrics, models
 from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
-from deme_lib.diffusion.sampling import sample
+from deme_lib.diffusion.sampling import SamplingError, sample
 from deme_lib.diffusion.search import search_weights
 from deme_lib.experiment.stages import (
     device_of,
@@ -213,16 +214,19 @@ def search(
 
     def fid(weights: Sequence[float]) -> float:
         progress.update(1)
-        found = sample(
-            merger.merged(weights, into=model),
-            pipeline.scheduler,
-            search_samples,
-            steps=sampling_steps,
-            purpose=("search", seed),
-            spacing=timestep_spacing,
-            batch_size=on.sampling_batch,
-            device=device,
-        )
+        try:
+            found = sample(
+                merger.merged(weights, into=model),
+                pipeline.scheduler,
+                search_samples,
+                steps=sampling_steps,
+                purpose=("search", seed),
+                spacing=timestep_spacing,
+                batch_size=on.sampling_batch,
+                device=device,
+            )
+        except SamplingError:  # these weights make no images
+            return math.inf
         cuda = device.type == "cuda"
         return metrics.frechet(metrics.extract(found, features[0], inception_weights, cuda), real)
 

@@ -107,7 +107,7 @@ def landscape(
     loss_images: int,
 ) -> None:
     """Fig. 4: held-out loss around the pretrained weights, for all timesteps and per range."""
-    pipeline, points = pipeline_of(baseline), plane_points | 1  # odd: with the centre
+    pipeline, points = pipeline_of(baseline), plane_points
     noise = fixed_noise(data, "search", pipeline.scheduler, loss_images)
     with bar(points**2, "landscape", "point") as progress:
         rows = analysis.landscape(

@@ -8,21 +8,18 @@ import gzip
 import hashlib
 import os
 import re
-from collections import Counter
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from deme_lib import ROOT
 from deme_lib.errors import Explained
-
-if TYPE_CHECKING:  # artefacts get their keys without torch
-    import torch
 
 SHIPPED = ROOT / "deme_lib" / "shipped"
 CLASSIFIERS = SHIPPED / "classifiers"
@@ -34,43 +31,31 @@ PARTS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 
 
 class DataError(Explained, RuntimeError):
-    """Images cannot be had, or are not what the experiment needs."""
+    """Images cannot be had, or are not what is needed."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """uint8 images [n, C, H, W] and int64 labels [n] (all 0 where any is missing).
-
-    Before images are read they are a sequence of files or PIL pictures.
-    """
+    """uint8 images [n, C, H, W], or files or PIL pictures not yet read, and int64 labels [n]."""
 
     images: np.ndarray | Sequence
-    labels: np.ndarray
+    labels: np.ndarray  # 0 where there is none
 
 
-def load_images(source: str | Path, size: int = 0) -> "torch.Tensor":
-    """All images of a source, or of its train part; prints one line on what was taken.
+def load_images(source: str | Path, size: int = 0) -> torch.Tensor:
+    """All images of a source, or of its train part, as uint8 [n, C, H, W].
+
+    One printed line says what was found.
 
     Args:
         source: as for ``split``.
         size: height and width to ``fit`` the images to; 0: as they are, all of one shape.
 
-    Returns:
-        uint8 [n, C, H, W].
-
     Raises:
         DataError: the images cannot be found, read or stacked.
     """
-    import torch
-
-    parts, found = _load(str(source))
-    part = "train" if "train" in parts else next(iter(parts))
-    converted, n = Counter(), len(parts[part].labels)
-    images = _read(parts[part].images, np.arange(n), size, source, converted)
-    others = [f"{len(p.labels):,} of {name}" for name, p in parts.items() if name != part]
-    found += f", part {part} (left: {', '.join(others)})" if others else ""
-    _say(source, n, images.shape[1:], found, converted)
-    return torch.from_numpy(images)
+    pictures = next(iter(_load(str(source)).values())).images
+    return torch.from_numpy(_read(pictures, range(len(pictures)), size, source))
 
 
 def split(
@@ -96,20 +81,25 @@ def split(
     Raises:
         DataError: the data cannot be reached, cannot be read, or holds too few images.
     """
-    sizes = {"train": train_images, "search": search_images, "test": test_images}
-    (parts, found), roles, converted = _load(source), {}, Counter()
+    sizes, roles = {"train": train_images, "search": search_images, "test": test_images}, {}
+    parts = _load(source)
     for part, names in _parts_to_roles(parts, train_images + search_images).items():
         pictures, labels = parts[part].images, parts[part].labels
         chosen = _cut(labels, {name: sizes[name] for name in names}, seed, source)
         for name, rows in chosen.items():
-            images = _read(pictures, rows, image_size, source, converted)
-            roles[name] = Images(images, labels[rows])
-    shapes = {name: role.images.shape[1:] for name, role in roles.items()}
-    if len(set(shapes.values())) > 1:
-        raise DataError(f"{source}: the roles differ in shape: {shapes}; make them alike")
-    if source not in BUILT_IN:
-        _say(source, sum(sizes.values()), shapes["train"], found, converted)
+            roles[name] = Images(_read(pictures, rows, image_size, source), labels[rows])
     return roles
+
+
+def check_images(images: object) -> None:
+    """DataError: not a uint8 tensor [n, C, H, W] of one image or more."""
+    tensor = isinstance(images, torch.Tensor)
+    if not tensor or images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+        kind = f"{images.dtype} {list(images.shape)}" if tensor else f"a {type(images).__name__}"
+        raise DataError(
+            f"images must be a torch.uint8 tensor [n, C, H, W] of 0..255, not {kind}: "
+            "load_images makes one of a folder, torch.from_numpy of an array, to_uint8 of samples"
+        )
 
 
 # what a name stands for
@@ -122,14 +112,7 @@ def local_folder(source: str) -> Path | None:
 
 def is_local(source: str) -> bool:
     """Whether ``source`` is a folder or file of this machine, rather than a name."""
-    found = local_folder(source) is not None or Path(source).is_file()
-    return found and source not in BUILT_IN
-
-
-def is_lost(source: str) -> bool:
-    """Whether ``source`` is no folder, and by its form no hub id either."""
-    hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) and not Path(source).is_file()
-    return local_folder(source) is None and not hub_id
+    return source not in BUILT_IN and bool(local_folder(source) or Path(source).is_file())
 
 
 def fingerprint(source: str) -> str:
@@ -155,7 +138,7 @@ def _files(path: Path) -> list[Path]:
     """All files of a folder in order, those of linked folders too; a file is alone."""
     walked = os.walk(path, followlinks=True)
     files = [Path(folder, name) for folder, _, names in walked for name in names]
-    return [path] if path.is_file() else sorted(filter(Path.is_file, files), key=str)
+    return [path] if path.is_file() else sorted(files, key=str)
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -173,10 +156,9 @@ def shipped_pretrained(name: str, seed: int) -> Path:
     """The folder of a shipped model (``pipeline``, ``history.csv``, ``card.json``) of a seed."""
     folder = PRETRAINED / name / f"seed-{seed}"
     if not folder.is_dir():
-        seeds = sorted(int(f.name.removeprefix("seed-")) for f in PRETRAINED.glob(f"{name}/seed-*"))
         raise DataError(
-            f"no pretrained model of {name} ships for seed {seed}, only for seeds {seeds}: take "
-            'those, or set `pretrained: ""` to train anew'
+            f"no pretrained {name} of training seed {seed} ships: take seeds of "
+            f'{folder.parent}, or set `pretrained: ""` to train anew'
         )
     return folder
 
@@ -221,15 +203,13 @@ def read_idx(folder: Path) -> dict[str, Images]:
     return parts
 
 
-def _load(source: str) -> tuple[dict[str, Images], str]:
-    """A source's parts, unread, and words on where they were found."""
+def _load(source: str) -> dict[str, Images]:
+    """A source's parts, unread, the train part first; prints what they are."""
     if source in BUILT_IN:
-        return BUILT_IN[source](), "built-in data"
+        return BUILT_IN[source]()
     folder = local_folder(source)
     try:
-        if is_lost(source):
-            raise ValueError("a hub id is owner/name")
-        return _load_folder(folder) if folder else _load_dataset(source)
+        parts, found = _load_folder(folder) if folder else _load_dataset(source)
     except Exception as error:  # the datasets library raises dozens of types, its HTTP client's too
         taken = "" if folder else "there is no such folder, and as a hub id "
         raise DataError(
@@ -237,38 +217,42 @@ def _load(source: str) -> tuple[dict[str, Images], str]:
             "name in the parameter `dataset` a folder of images, of parquet files or of "
             "Fashion-MNIST's four files, or with a network a hub id"
         ) from error
+    counts = ", ".join(f"{len(part.labels):,} {name}" for name, part in parts.items())
+    print(f"{source}: {counts} images of {found}")
+    return dict(sorted(parts.items(), key=lambda part: part[0] != "train"))
 
 
 def _load_folder(folder: Path) -> tuple[dict[str, Images], str]:
-    """Of images, folders are classes; train/ and the like are parts if all lie in such folders."""
+    """Its parts and words on them. Folders of images are classes.
+
+    The names in a file's path say its part, where they do so for every file.
+    """
     files = [f for f in _files(folder) if not f.name.startswith(".")]
     if any(f.name.endswith("-ubyte.gz") for f in files):
         return read_idx(folder), "Fashion-MNIST's four files"
-    found: dict[str, list[Path]] = {}
-    if tables := [f for f in files if f.suffix == ".parquet"]:
-        for file in tables:
-            words = re.split("[^a-z]+", str(file.relative_to(folder)).lower())
-            part = next((PARTS[word] for word in words if word in PARTS), "train")
-            found.setdefault(part, []).append(file)
-        return _load_dataset(str(folder), found)
-    pictures = [f for f in files if f.suffix.lower() in SUFFIXES]
-    if not pictures:
+    tables = [f for f in files if f.suffix == ".parquet"]
+    taken = tables or [f for f in files if f.suffix.lower() in SUFFIXES]
+    if not taken:
         raise ValueError("it holds neither parquet files nor images; unpack archives")
-    tops = [f.relative_to(folder).parts[0].lower() for f in pictures]
-    for top, file in zip(tops, pictures, strict=True):
-        found.setdefault(PARTS[top] if PARTS.keys() >= set(tops) else "train", []).append(file)
+    words = (re.split("[^a-z]+", str(f.relative_to(folder)).lower()) for f in taken)
+    names = [next((PARTS[word] for word in some if word in PARTS), None) for some in words]
+    names = ["train"] * len(names) if None in names else names
+    groups: dict[str, list[Path]] = {}
+    for file, name in zip(taken, names, strict=True):
+        groups.setdefault(name, []).append(file)
+    if tables:
+        return _load_dataset(str(folder), groups)
     parts = {}
-    for part, mine in found.items():
-        classes, labels = np.unique([f.parent.name for f in mine], return_inverse=True)
-        parts[part] = Images(mine, labels.astype(np.int64))
-    said = f", classes {', '.join(classes[:10])}" if len(classes) > 1 else ""
-    return parts, f"{len(files):,} files{said}"
+    for part, mine in groups.items():
+        parts[part] = Images(mine, np.unique([f.parent.name for f in mine], return_inverse=True)[1])
+    classes = sorted({f.parent.name for f in taken})
+    return parts, f"{len(files):,} files, folders {', '.join(classes[:10])}"
 
 
 def _load_dataset(
     source: str, files: dict[str, list[Path]] | None = None
 ) -> tuple[dict[str, Images], str]:
-    """Parts of parquet files, or of a hub id, by the library ``datasets``."""
+    """Parts of parquet files, or of a hub id, by the library ``datasets``, and words on them."""
     import datasets
 
     if files:  # by content, where the library's own cache goes by time of change
@@ -277,29 +261,26 @@ def _load_dataset(
         loaded = datasets.load_dataset("parquet", data_files=names, cache_dir=cached)
     else:
         loaded = datasets.load_dataset(source)
-    features, parts = next(iter(loaded.values())).features, {}
+    features = next(iter(loaded.values())).features
     columns, classes = (
         [name for name, feature in features.items() if isinstance(feature, kind)]
         for kind in (datasets.Image, datasets.ClassLabel)
     )
     if not columns:
         raise ValueError(f"it has no image column, only {sorted(features)}")
-    column = "image" if "image" in columns else columns[0]
-    for part, data in loaded.items():
-        labels = list(data[classes[0]]) if classes else [None]
-        if any(x is None or x < 0 for x in labels):  # -1: how hubs mark labels that are kept back
-            labels = [0] * len(data)
+    column, parts = "image" if "image" in columns else columns[0], {}
+    for part, data in loaded.items():  # a label that is kept back is None, or -1
+        labels = [max(0, x or 0) for x in data[classes[0]]] if classes else [0] * len(data)
         parts[part] = Images(data[column], np.array(labels, np.int64))
-    place = f"{sum(map(len, files.values()))} parquet files" if files else "the hub"
-    return parts, f"{place}, column {column} of {', '.join(features)}"
+    return parts, f"column {column} of {', '.join(features)}"
 
 
 # roles
 
 
 def _parts_to_roles(parts: dict, train_and_search: int) -> dict[str, tuple[str, ...]]:
-    train = "train" if "train" in parts else next(iter(parts))
-    held_out = next((p for p in ("test", "validation") if p in parts and p != train), None)
+    train, *others = parts
+    held_out = next((p for p in ("test", "validation") if p in others), None)
     if held_out is None:
         return {train: ("train", "search", "test")}
     if train_and_search <= len(parts[train].labels):
@@ -312,11 +293,8 @@ def _cut(labels: np.ndarray, sizes: dict[str, int], seed: int, source: str) -> d
     from sklearn.model_selection import train_test_split
 
     if sum(sizes.values()) > len(labels):
-        asked = " + ".join(f"{size} {name}" for name, size in sizes.items())
-        lower = ", ".join(f"{name}_images" for name in sizes)
-        raise DataError(
-            f"{source} holds {len(labels)} images where {asked} are asked for: lower {lower}"
-        )
+        asked = " + ".join(f"{size} {name}_images" for name, size in sizes.items())
+        raise DataError(f"{source} has {len(labels)} images for {asked}: lower these parameters")
     left, subsets = np.arange(len(labels)), {}
     for name, size in sizes.items():
         subsets[name] = left
@@ -333,45 +311,40 @@ def _cut(labels: np.ndarray, sizes: dict[str, int], seed: int, source: str) -> d
 # pixels
 
 
-def _read(
-    pictures: Sequence, rows: np.ndarray, size: int, source: str | Path, converted: Counter
-) -> np.ndarray:
-    """uint8 images [n, C, H, W], each fitted to ``size``; conversions are counted."""
+def _read(pictures: Sequence, rows: Sequence[int], size: int, source: str | Path) -> np.ndarray:
+    """uint8 images [n, C, H, W], each fitted to ``size``."""
     images = None
-    for k, i in enumerate(rows.tolist()):
+    for k, i in enumerate(map(int, rows)):
         name = pictures[i] if isinstance(pictures, list) else f"{source}: image {i}"
         try:
-            image = fit(_pixels(pictures[i], converted), size)
+            image = fit(_pixels(pictures[i]), size)
         except Exception as error:  # whatever the image decoder raises
             raise DataError(f"{name} cannot be read ({error}): replace or delete it") from error
         if images is None:
             images = np.empty((len(rows), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
-            alike = len(image) == images.shape[1]
-            remedy = "make them alike, or set a size" if alike else "save all as grey or colour"
-            raise DataError(f"{name} is {image.shape}, the first is {images.shape[1:]}: {remedy}")
+            shapes = f"{image.shape}, not {images.shape[1:]} as the first"
+            raise DataError(f"{name} is {shapes}: give a size, and save all as grey or all as RGB")
         images[k] = image
     return images
 
 
-def _pixels(picture: np.ndarray | Path | Image.Image | None, converted: Counter) -> np.ndarray:
-    """uint8 [C, H, W]: grey stays grey, 16 bits keep their upper 8, all else becomes RGB."""
+def _pixels(picture: np.ndarray | Path | Image.Image) -> np.ndarray:
+    """uint8 [C, H, W]: grey stays grey, all else becomes RGB; warns where something is lost."""
     if isinstance(picture, np.ndarray):
         return picture
-    if picture is None:
-        raise ValueError("it is null")
     if isinstance(picture, Path):
         with Image.open(picture) as file:
             picture = ImageOps.exif_transpose(file)
     if picture.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits and no known range, 8 or 16 are taken")
     if picture.mode.startswith("I;16"):  # convert() would clip at 255
-        converted["16 bits to their upper 8"] += 1
+        warnings.warn("of 16 bits the upper 8 are taken", stacklevel=2)
         return (np.asarray(picture) >> 8).astype(np.uint8)[None]
-    mode = "L" if picture.mode in ("1", "L") else "RGB"
-    if picture.mode != mode:
-        converted[f"{picture.mode} to {mode}"] += 1
-    return _channels_first(picture.convert(mode))
+    if picture.has_transparency_data:
+        warnings.warn("transparent pixels show the colour beneath, in RGB", stacklevel=2)
+    picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    return np.atleast_3d(picture).transpose(2, 0, 1)
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -387,14 +360,5 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
         shape = [round(side / shrink) for side in picture.size]
         picture = picture.resize(shape, Image.Resampling.BICUBIC)  # antialiased
     left, top = ((side - size) // 2 for side in picture.size)
-    return _channels_first(picture.crop((left, top, left + size, top + size)))  # black outside
-
-
-def _channels_first(picture: Image.Image) -> np.ndarray:
-    array = np.asarray(picture)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def _say(source: str | Path, n: int, shape: tuple, found: str, converted: Counter) -> None:
-    counts = "".join(f"; {count:,} converted from {what}" for what, count in converted.items())
-    print(f"{source}: {n:,} images {list(shape)} of {found}{counts}")
+    square = picture.crop((left, top, left + size, top + size))  # black outside
+    return np.atleast_3d(square).transpose(2, 0, 1)

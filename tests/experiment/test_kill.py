@@ -88,7 +88,7 @@ MOMENTS = [
     ("deme_lib.diffusion.heldout:FixedNoise", "loss", 9, "before"),  # in a look at the losses
     ("deme_lib.diffusion.models", "save_pipeline", 0, "after"),
     ("deme_lib.experiment.stages.judge", "save_file", 0, "after"),  # images, not yet renamed
-    ("os", "link", 0, "after"),
+    ("shutil", "copy", 0, "after"),
     ("os", "rename", 1, "before"),
     ("os", "rename", 1, "after"),
     ("os", "rename", 2, "before"),

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -101,8 +101,8 @@ def images(
     row = {"parameters": sum(t.numel() for t in model.parameters())}
     row |= {"calls_per_image": sampling_steps * _unets_run(model, device)}
     table(out, "arms", [row | {"weights": None if weights is None else weights_of(weights)}])
-    for part in _parts(sampling_seeds, samples):  # a link: `work` keeps it until all is done
-        os.link(work / _file(*part), out / _file(*part))
+    for part in _parts(sampling_seeds, samples):  # `work` keeps them until all is done
+        shutil.copy(work / _file(*part), out)
 
 
 def _parts(sampling_seeds: list[int], samples: int) -> Iterator[tuple[int, int]]:

@@ -6,11 +6,9 @@ torch-fidelity's cache (it is keyed by name alone, and pickled).
 """
 
 import copy
-import urllib.error
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -25,7 +23,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
 from deme_lib.diffusion import classifier
-from deme_lib.diffusion.data import CLASSIFIERS
+from deme_lib.diffusion.data import CLASSIFIERS, check_images
 from deme_lib.diffusion.models import device_of
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.sampling import sample
@@ -85,7 +83,7 @@ def evaluate(
         seed: of the sampled noise.
 
     Raises:
-        MetricError: a metric cannot be had of these images.
+        DataError, MetricError: a metric cannot be had of these images.
         SamplingError: the denoiser's images are not finite.
     """
     where = device_of(device)
@@ -100,10 +98,9 @@ def evaluate(
             drawn |= {"device": where, "on_batch": progress.update}
             generated = sample(denoiser, scheduler, n, **drawn)
     found = extract(generated, *how)
-    subset = min(1000, len(found), len(reference))
     return Scores(
         fid=frechet(found, reference),
-        kid=kid(found, reference, subset, subsets=100),
+        kid=kid(found, reference, min(1000, len(found), len(reference)), subsets=100),
         inception_score=inception_score(found, splits=10),
         n=len(found),
         n_real=len(reference),
@@ -140,19 +137,17 @@ def extract(
         inception_weights: local file of torch-fidelity's Inception weights; empty: fetched.
 
     Raises:
-        MetricError: the images are of another kind, or the features cannot be had.
+        DataError: they are no such images.
+        MetricError: they are of another shape than the features take, or there are none such.
     """
-    _check_images(images)
+    check_images(images)
     device = "cuda" if cuda else "cpu"
     if name == PIXELS:
         network = _pixels
     elif name == INCEPTION:
-        if images.shape[1] not in (1, 3):
-            raise MetricError(f"Inception takes grey or colour, not {images.shape[1]} channels")
-        images = images.expand(-1, 3, -1, -1)
-        network = _inception(inception_weights, cuda)
+        images, network = images.expand(-1, 3, -1, -1), _inception(inception_weights, cuda)
     else:
-        network = _classifier(name, tuple(images.shape[1:])).to(device)
+        network = _classifier(name, images.shape[1:]).to(device)
     batches = [network(batch.to(device)) for batch in images.split(BATCH)]
     return Features(*(torch.cat(part).double().cpu() for part in zip(*batches, strict=True)))
 
@@ -170,15 +165,10 @@ def frechet(generated: Features, reference: Features) -> float:
             f"singular and the distance far too large; take many more than {dimension} images",
             stacklevel=2,
         )
-    first, second = (fid_features_to_statistics(f.values) for f in (generated, reference))
-    try:
-        found = fid_statistics_to_metric(first, second, verbose=False)
-        distance = found["frechet_inception_distance"]
-    except np.linalg.LinAlgError:  # of NaN or infinity
-        distance = np.nan
-    if not np.isfinite(distance):
+    if not all(f.values.square().isfinite().all() for f in (generated, reference)):
         raise MetricError("a Frechet distance needs features whose squares are finite numbers")
-    return distance
+    fitted = (fid_features_to_statistics(f.values) for f in (generated, reference))
+    return fid_statistics_to_metric(*fitted, verbose=False)["frechet_inception_distance"]
 
 
 def inception_score(generated: Features, splits: int) -> float:
@@ -188,10 +178,10 @@ def inception_score(generated: Features, splits: int) -> float:
     """
     if not generated.logits.shape[1]:
         raise MetricError("an Inception Score needs class probabilities, which pixels have not")
-    if 2 * splits > len(generated):
+    if 2 * splits > len(generated):  # of single images it is 1 whatever they show
         raise MetricError(
             f"an Inception Score of {splits} splits needs {2 * splits} images or more, not "
-            f"{len(generated)}: of single images it is 1 whatever they show"
+            f"{len(generated)}"
         )
     return isc_features_to_metric(generated.logits, splits=splits)["inception_score_mean"]
 
@@ -200,9 +190,7 @@ def kid(generated: Features, reference: Features, subset_size: int, subsets: int
     """Kernel inception distance (Binkowski et al. 2018), unbiased, mean over random subsets."""
     most = min(len(generated), len(reference))
     if not 2 <= subset_size <= most:
-        raise MetricError(
-            f"KID of subsets of {subset_size} images: give 2 to {most}, all there are"
-        )
+        raise MetricError(f"KID of subsets of {subset_size} images: give 2 to {most}, all of them")
     sizes = {"kid_subset_size": subset_size, "kid_subsets": subsets}
     found = kid_features_to_metric(generated.values, reference.values, **sizes, verbose=False)
     return found["kernel_inception_distance_mean"]
@@ -233,16 +221,6 @@ def fresh_draws(count: int, n: int, draws: int, seed: int) -> list[torch.Tensor]
     return [torch.from_numpy(rows) for rows in order[:draws]]
 
 
-def _check_images(images: object) -> None:
-    tensor = isinstance(images, torch.Tensor)
-    if not tensor or images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-        kind = f"{images.dtype} {list(images.shape)}" if tensor else f"a {type(images).__name__}"
-        raise MetricError(
-            f"images must be a torch.uint8 tensor [n, C, H, W] of 0..255, not {kind}: "
-            "load_images makes one of a folder, torch.from_numpy of an array, to_uint8 of samples"
-        )
-
-
 def _pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     small = images.double() / 127.5 - 1
     if max(small.shape[-2:]) > PIXEL_GRID:
@@ -250,29 +228,25 @@ def _pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return small.flatten(1), small.new_empty(len(images), 0)
 
 
-def _classifier(name: str, shape: tuple[int, ...]) -> classifier.Classifier:
+def _classifier(name: str, shape: Sequence[int]) -> nn.Module:
     names = sorted(file.stem for file in CLASSIFIERS.glob("*.json"))
     if name not in names:
         raise MetricError(f"no features {name!r}: take {INCEPTION}, {PIXELS}, {', '.join(names)}")
     card = classifier.card_of(name)
-    taken = (card["channels"], card["size"], card["size"])
-    if shape != taken:
-        raise MetricError(f"{name} takes images {taken}, not {shape}: take {INCEPTION}")
+    taken = [card["channels"], card["size"], card["size"]]
+    if list(shape) != taken:
+        raise MetricError(f"{name} takes images {taken}, not {list(shape)}: take {INCEPTION}")
     return classifier.load(name)
 
 
-def _inception(weights: str, cuda: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def _inception(weights: str, cuda: bool) -> nn.Module:
     try:
         if weights:  # torch-fidelity unpickles: have torch refuse anything but tensors first
             torch.load(weights, weights_only=True)
-        return create_feature_extractor(
-            "inception-v3-compat",
-            ["2048", "logits_unbiased"],
-            cuda=cuda,
-            feature_extractor_weights_path=weights or None,
-            verbose=False,
-        )
-    except (urllib.error.URLError, OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        names = "inception-v3-compat", ["2048", "logits_unbiased"]
+        file = {"feature_extractor_weights_path": weights or None}
+        return create_feature_extractor(*names, cuda=cuda, **file, verbose=False)
+    except Exception as error:  # of the network, of the file, of what is in it
         raise MetricError(
             f"cannot load Inception's weights ({error}). With a network torch-fidelity fetches "
             "weights-inception-2015-12-05-6726825d.pth from its GitHub releases; without, name a "

@@ -116,7 +116,8 @@ def test_inception_from_a_local_file_agrees_with_torch_fidelity(digits, inceptio
     how = {"kid": True, "kid_subset_size": 6, "isc": True, "isc_splits": 2, "cuda": False}
     how |= {"feature_extractor_weights_path": inception_weights, "cache": False, "verbose": False}
     how |= {"save_cpu_ram": True}  # no further processes
-    expected = torch_fidelity.calculate_metrics(*map(Stack, colour), **how)
+    first, second = map(Stack, colour)
+    expected = torch_fidelity.calculate_metrics(input1=first, input2=second, **how)
     kid, score = metrics.kid(*found, 6, 1), metrics.inception_score(found[0], 2)
     assert kid == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
     assert score == pytest.approx(expected["inception_score_mean"], rel=1e-5)

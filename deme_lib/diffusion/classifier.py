@@ -1,9 +1,8 @@
 """The small frozen classifiers whose features and class probabilities stand in for Inception.
 
-Raw ReLU features proved too heavy-tailed for a Frechet distance of a few thousand images. These
-features are the tanh of a spatial bottleneck (4 channels at 4x4 for images of 8, 16 or 32 pixels a
-side), so they are bounded, keep the place of a stroke, and the head reads the class from nothing
-else. The weights ship with the package; ``train`` makes them again.
+Their features are the tanh of a spatial bottleneck: bounded, since raw ReLU features proved too
+heavy-tailed for a Frechet distance of a few thousand images, they keep the place of a stroke, and
+the head reads the class from nothing else. ``train`` makes the shipped weights again.
 """
 
 import json
@@ -35,7 +34,10 @@ class Classifier(nn.Module):
         self.conv1 = nn.Conv2d(channels, WIDTH, 3, padding=1)
         self.norm1 = nn.GroupNorm(8, WIDTH)
         halvings = max(1, (size // 8).bit_length())
-        self.shrink = nn.Sequential(*(_halving() for _ in range(halvings - 1)))
+        self.shrink = nn.Sequential()
+        for _ in range(1, halvings):
+            convolution = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, stride=2)
+            self.shrink.append(nn.Sequential(convolution, nn.GroupNorm(8, WIDTH), nn.SiLU()))
         self.conv2 = nn.Conv2d(WIDTH, 2 * WIDTH, 3, padding=1, stride=2)
         self.norm2 = nn.GroupNorm(8, 2 * WIDTH)
         self.bottleneck = nn.Conv2d(2 * WIDTH, 4, 1)
@@ -48,11 +50,6 @@ class Classifier(nn.Module):
         x = F.silu(self.norm2(self.conv2(x)))
         features = torch.tanh(self.bottleneck(x).flatten(1))  # in (-1, 1)
         return features, self.head(features)
-
-
-def _halving() -> nn.Sequential:
-    convolution = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, stride=2)
-    return nn.Sequential(convolution, nn.GroupNorm(8, WIDTH), nn.SiLU())
 
 
 def load(name: str) -> Classifier:
@@ -98,9 +95,9 @@ def train(name: str, roles: dict[str, data.Images], split_seed: int, folder: Pat
             optimiser.step()
             optimiser.zero_grad()
             schedule.step()
-        card = {"dataset": name, "train_hash": data.content_hash(roles["train"].images)}
-        card |= {"split_seed": split_seed, **shape, "seed": seed, "steps": steps}
-        card |= {"train_images": len(labels), "test_images": len(roles["test"].labels)}
+        card = {"dataset": name, "train_hash": data.content_hash(roles["train"].images), **shape}
+        card |= {"split_seed": split_seed, "train_images": len(labels)}
+        card |= {"test_images": len(roles["test"].labels)}
         card["test_accuracy"] = accuracy(model.eval(), roles["test"])
         folder.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), folder / f"{name}-{letter}.safetensors")

@@ -18,7 +18,7 @@ from deme_lib import ROOT
 from deme_lib.experiment import graph, parameters
 from deme_lib.experiment.arms import DEFAULT, label
 from deme_lib.experiment.parameters import ParameterError
-from deme_lib.experiment.schema import Parameters
+from deme_lib.experiment.schema import ANALYSIS, Parameters
 from deme_lib.experiment.stages import images_of
 from deme_lib.experiment.stages.judge import read_images
 from deme_lib.experiment.store import Artefact, locked, make
@@ -43,9 +43,10 @@ def collect(p: Parameters) -> Path:
     """
     out = folder_of(p)
     with locked(ROOT / p.runs_dir / "store", f"records-{out.name}"):
-        committed = COMMITTED / out.name / "records"
-        if committed.is_dir() and not out.exists():
-            shutil.copytree(committed, out / "records")
+        if _committed(p) and not out.exists():
+            shutil.copytree(_committed(p), out / "records")
+            run = _read_run(out / "records") | {"parameters": p.results()}
+            _replace(out / "records" / "run.json", _as_json(run))
         for q in missing(p):
             _write(out / "records", q, *_made(q, looked_at=q.seed == p.seed))
     return out
@@ -53,26 +54,27 @@ def collect(p: Parameters) -> Path:
 
 def missing(p: Parameters) -> list[Parameters]:
     """The training seeds, each as an experiment, that ``collect`` has to make."""
-    places = [folder / "records" for folder in (folder_of(p), COMMITTED / folder_of(p).name)]
-    return [
-        q
-        for q in p.per_seed()
-        if q.seed in p.again or not any(_is_recorded(place, q) for place in places)
-    ]
-
-
-def _is_recorded(records: Path, q: Parameters) -> bool:
-    """Whether records hold a training seed, of these very parameters."""
-    run = _read_run(records)
-    if str(q.seed) not in run["trainings"]:
-        return False
-    there, now = run["parameters"], json.loads(json.dumps(q.results()))
-    if odd := sorted(name for name in now if there.get(name) != now[name]):
+    records = folder_of(p) / "records"
+    if odd := _differing(records, p):
         raise ParameterError(
             f"{records} was recorded with other {', '.join(odd)}: delete that folder to record it "
             "anew, or give the experiment another name"
         )
-    return True
+    there = {**_read_run(_committed(p) or records)["trainings"], **_read_run(records)["trainings"]}
+    return [q for q in p.per_seed() if q.seed in p.again or str(q.seed) not in there]
+
+
+def _committed(p: Parameters) -> Path | None:
+    """Committed records of the experiment's name, if they are of these very parameters."""
+    records = COMMITTED / p.experiment / "records"
+    return None if not records.is_dir() or _differing(records, p) else records
+
+
+def _differing(records: Path, p: Parameters) -> list[str]:
+    """Parameters that records were measured with otherwise."""
+    there = _read_run(records).get("parameters")
+    now = {k: v for k, v in p.results().items() if k not in ANALYSIS}
+    return sorted(k for k in now if there and there.get(k) != json.loads(json.dumps(now[k])))
 
 
 def _read_run(records: Path) -> dict[str, Any]:
@@ -108,20 +110,13 @@ def _made(q: Parameters, looked_at: bool) -> tuple[dict[str, pd.DataFrame], dict
         add(graph.baseline(q), cell=DEFAULT, run="baseline")
         for look in graph.looks(q):
             add(look)
-    told = [json.loads(artefact.record.read_text()) for artefact in _with_upstream(wanted)]
+    told = [json.loads(artefact.record.read_text()) for artefact in wanted]
     names = {"training_seed": q.seed, "artefact": "label", "seconds": "seconds", "device": "device"}
     parts["timing"] = [pd.DataFrame([{k: r.get(v, v) for k, v in names.items()} for r in told])]
     frames = {k: pd.concat(found).astype(str).drop_duplicates() for k, found in parts.items()}
     frames["floor"] = frames["floor"].drop(columns="training_seed")
     training = {k: told[-1][k] for k in ("commit", "dirty", "device", "versions")}
     return frames, training, _samples(q) if looked_at else None
-
-
-def _with_upstream(wanted: list[Artefact]) -> list[Artefact]:
-    found = {}
-    for artefact in wanted:
-        found |= {a.name: a for a in [*_with_upstream(artefact.upstream()), artefact]}
-    return list(found.values())
 
 
 def _samples(q: Parameters) -> bytes:
@@ -156,7 +151,11 @@ def _write(
         _replace(records / "samples.safetensors", samples)
     trainings = sorted({**run["trainings"], str(q.seed): training}.items(), key=lambda x: int(x[0]))
     run = {"experiment": q.experiment, "parameters": q.results(), "trainings": dict(trainings)}
-    _replace(records / "run.json", (json.dumps(run, indent=1) + "\n").encode())
+    _replace(records / "run.json", _as_json(run))
+
+
+def _as_json(content: dict[str, Any]) -> bytes:
+    return f"{json.dumps(content, indent=1)}\n".encode()
 
 
 def _read(path: Path) -> pd.DataFrame:

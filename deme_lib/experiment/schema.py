@@ -24,6 +24,9 @@ EXECUTION = {"device", "threads", "sampling_batch", "checkpoint_every"}
 EXECUTION |= {"runs_dir", "figures_dir", "seeds", "again"}
 """Parameters that change where, how fast and how many trainings, never what one of them gives."""
 
+ANALYSIS = {"base", "exploratory", "margin", "confidence"}
+"""Parameters that change how records are read, and not what is recorded."""
+
 OF_CELLS = {"n_ranges", "probability", "consistency_weight", "channel_projection", "finetune_lr"}
 OF_CELLS |= {"batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "ema_decay"}
 OF_CELLS |= {"loss_weighting", "min_snr_gamma", "p2_gamma", "precision", "merge_weights", "arms"}

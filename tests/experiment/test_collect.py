@@ -11,7 +11,7 @@ from deme_lib import ROOT
 from deme_lib.__main__ import main
 from deme_lib.experiment import collect, graph, parameters
 from deme_lib.experiment.arms import ARMS
-from deme_lib.experiment.parameters import ParameterError
+from deme_lib.experiment.parameters import ParameterError, folder_name
 from deme_lib.report import render
 from deme_lib.report.records import read
 
@@ -90,12 +90,22 @@ def test_committed_trainings_are_taken_over_and_not_made_again(tmp_path):
     folder = collect.collect(p)
     committed = ROOT / "figures" / "fashion8" / "records"
     assert {f.name for f in (folder / "records").iterdir()} == {f.name for f in committed.iterdir()}
-    for path in committed.iterdir():
+    for path in committed.glob("*.csv"):
         assert (folder / "records" / path.name).read_bytes() == path.read_bytes()
     assert not (tmp_path / "store" / graph.data(p.per_seed()[0]).name).exists()
     assert [q.seed for q in collect.missing(p.model_copy(update={"again": [3]}))] == [3]
     more = parameters.load("params/fashion8.yaml", seeds=[0, 99], **places)
     assert [q.seed for q in collect.missing(more)] == [99]
+
+
+def test_another_reading_of_committed_records_makes_nothing(tmp_path):
+    places = {"runs_dir": str(tmp_path), "figures_dir": str(tmp_path / "figures")}
+    p = parameters.load("params/fashion8.yaml", margin=0.1, base="soup", **places)
+    found = read(collect.collect(p) / "records")
+    assert found.parameters["margin"] == 0.1 and found.base == "soup"
+    assert folder_name(p) == f"fashion8-{p.digest()}" and not list(tmp_path.glob("store/*-*"))
+    other = parameters.load("params/fashion8.yaml", samples=6000, **places)
+    assert len(collect.missing(other)) == 8
 
 
 def test_make_by_name_label_and_job(tmp_path, preset, capsys):
@@ -105,7 +115,7 @@ def test_make_by_name_label_and_job(tmp_path, preset, capsys):
     assert str(graph.data(p).folder) in capsys.readouterr().out
     assert main(["make", graph.reference(p).name, "-f", file]) == 0
     assert not graph.floor(p).folder.exists()
-    assert main(["make", "prepare", "-f", file]) == 0
+    assert main(["make", "prepare-0", "-f", file]) == 0
     assert graph.floor(p).folder.exists()
     assert main(["make", "expert-9of2", "-f", file]) == 1
     said = capsys.readouterr().err

@@ -86,17 +86,18 @@ def test_cells_share_what_is_equal(tmp_path):
         ("default", "deme_merged"),
         ("p = 1", "deme_merged"),
     ]
-    jobs = graph.jobs(p, False)
+    jobs = graph.jobs(p, False, fine=True)
     assert len([name for name in jobs if name.startswith("soup-")]) == 2
     assert len([name for name in jobs if name.startswith("deme-")]) == 4
     assert len([name for name in jobs if name.startswith("scores-")]) == 4
 
 
-def test_jobs_hold_everything_and_every_upstream_artefact_has_a_maker():
-    jobs = graph.jobs(P, True)
-    made = {a.name for found in jobs.values() for a in found}
-    assert {u.name for found in jobs.values() for a in found for u in a.upstream()} <= made
-    assert graph.floor(P).name in made and len(jobs) == 2 + 13 + 7 + 1
+@pytest.mark.parametrize(("fine", "count"), [(True, 1 + 13 + 7 + 1), (False, 1 + 5 + 1)])
+def test_jobs_hold_everything_and_every_upstream_artefact_has_a_maker(fine, count):
+    jobs = graph.jobs(P, True, fine)
+    made = [a.name for found in jobs.values() for a in found]
+    assert {u.name for found in jobs.values() for a in found for u in a.upstream()} <= {*made}
+    assert graph.floor(P).name in made and len(made) == len({*made}) and len(jobs) == count
 
 
 def test_weights_are_given_to_the_arm_that_takes_them():

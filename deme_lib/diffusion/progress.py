@@ -13,14 +13,7 @@ def bar(total: int, label: str, unit: str, done: int = 0) -> tqdm:
     and logs, which store what is printed, get few lines.
     """
     browser = "JPY_SESSION_NAME" in os.environ
-    return tqdm(
-        total=total,
-        desc=label,
-        unit=unit,
-        initial=done,
-        mininterval=0.2 if browser or sys.stderr.isatty() else 5,  # seconds
-        file=sys.stdout if browser else sys.stderr,
-        leave=not browser,
-        ascii=True,
-        ncols=90,
-    )
+    file = sys.stdout if browser else sys.stderr
+    seconds = 0.2 if browser or file.isatty() else 5
+    how = {"mininterval": seconds, "file": file, "leave": not browser, "ascii": True, "ncols": 90}
+    return tqdm(total=total, desc=label, unit=unit, initial=done, **how)

@@ -12,7 +12,7 @@ from deme_lib.errors import Explained
 
 
 class SamplingError(Explained, RuntimeError):
-    """A model makes no images, or a schedule has no such steps."""
+    """A model makes no images, or a schedule has no such timestep."""
 
 
 def initial_noise(indices: range, shape: tuple[int, ...], *purpose: int | str) -> torch.Tensor:
@@ -26,16 +26,14 @@ def ddim_scheduler(scheduler: DDPMScheduler, steps: int, spacing: str) -> DDIMSc
     Args:
         spacing: ``leading``, ``trailing`` or ``linspace``; it moves FID, so it is recorded.
     """
-    most = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= most:
-        raise SamplingError(f"steps={steps}: give 1 to {most}, the model's timesteps")
     given = {"trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
     ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing, **given)
     ddim.set_timesteps(steps)
-    if ddim.timesteps.max() >= most:
+    first, end = ddim.timesteps.max(), ddim.config.num_train_timesteps
+    if first >= end:
         raise SamplingError(
             f"{steps} steps with steps_offset={ddim.config.steps_offset} of the scheduler's config "
-            f"begin at timestep {ddim.timesteps.max()} of [0, {most}): take fewer, or `trailing`"
+            f"begin at timestep {first} of [0, {end}): take fewer, or `trailing`"
         )
     return ddim
 
@@ -66,7 +64,7 @@ def sample(
         uint8 [count, C, H, W].
 
     Raises:
-        SamplingError: an image is not finite, or the schedule has no such steps.
+        SamplingError: an image is not finite.
     """
     ddim, shape = ddim_scheduler(scheduler, steps, spacing), shape_of(denoiser)
     indices, images = range(first, first + count), torch.zeros(count, *shape, dtype=torch.uint8)
@@ -84,8 +82,7 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """Float images in [-1, 1] (clipped) to uint8; SamplingError: NaN or infinity."""
     if not images.isfinite().all():
         raise SamplingError(
-            f"{(~images.isfinite()).float().mean():.0%} of the samples' pixels are NaN or infinite:"
-            " look for merge weights that are too large, weights of the model that are not finite, "
-            "or a schedule with a timestep without signal"
+            "some of the samples' pixels are NaN or infinite: look for merge weights that are too "
+            "large, weights of the model that are not finite, or a timestep without signal"
         )
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

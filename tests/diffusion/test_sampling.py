@@ -46,10 +46,8 @@ def sampled(denoiser, count=5, steps=4, purpose=PURPOSE, **options):
 
 def test_seeds_are_63_bit_and_differ_by_purpose():
     words = [("a", 0), ("a", 1), ("b", 0), (0, "a"), (1, "a"), ("a", "b"), ("b", "a"), (0, 1)]
-    seeds = [seed_of(*w) for w in words]
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= s < 2**63 for s in seeds)
-    assert seed_of("a", 1) == seeds[1]
+    seeds = {seed_of(*w) for w in words}
+    assert len(seeds) == len(words) and all(0 <= s < 2**63 for s in seeds)
 
 
 # against diffusers
@@ -77,19 +75,14 @@ def test_equals_diffusers_pipeline(tiny_unet, spacing):
 
 
 def test_an_image_does_not_depend_on_its_batch(tiny_unet):
-    unet, told = tiny_unet(), []
+    unet, told = tiny_unet(sample_size=(8, 16), in_channels=3, out_channels=3), []
     together = sampled(unet, count=7)
-    assert together.shape == (7, 1, 8, 8) and together.dtype == torch.uint8
-    for size in (1, 3):
-        apart = sampled(unet, count=7, batch_size=size, on_batch=told.append)
-        assert (apart.int() - together.int()).abs().max() <= 1
-    assert (sampled(unet, count=3).int() - together[:3].int()).abs().max() <= 1
-    assert told == [1] * 7 + [3, 3, 1]  # for a bar
-
-
-def test_rectangles_and_colours(tiny_unet):
-    unet = tiny_unet(sample_size=(8, 16), in_channels=3, out_channels=3)
-    assert sampled(unet, count=2, steps=1).shape == (2, 3, 8, 16)
+    assert together.shape == (7, 3, 8, 16) and together.dtype == torch.uint8
+    apart = sampled(unet, count=7, batch_size=3, on_batch=told.append)
+    later = sampled(unet, count=4, first=3)
+    for found, same in ((apart, together), (later, together[3:])):
+        assert (found.int() - same.int()).abs().max() <= 1
+    assert told == [3, 3, 1]  # for a bar
 
 
 def test_to_uint8_undoes_the_model_range_and_clips():
@@ -120,7 +113,7 @@ def test_no_denoiser_beats_the_optimal_one(images, tiny_unet):
 # schedules that are unlike
 
 
-@pytest.mark.parametrize("schedule", ["sigmoid", "squaredcos_cap_v2", "scaled_linear"])
+@pytest.mark.parametrize("schedule", ["sigmoid", "squaredcos_cap_v2"])
 def test_any_schedule_of_betas_is_kept(schedule):
     """DDIM of diffusers knows no sigmoid."""
     scheduler = DDPMScheduler(1000, beta_schedule=schedule)
@@ -128,9 +121,7 @@ def test_any_schedule_of_betas_is_kept(schedule):
     assert torch.equal(ddim.alphas_cumprod, scheduler.alphas_cumprod)
 
 
-def test_steps_that_the_schedule_has_not_are_refused(tiny_unet):
-    with pytest.raises(SamplingError, match="steps=1001: give 1 to 1000"):
-        sampled(tiny_unet(), steps=1001)
+def test_a_timestep_that_the_schedule_has_not_is_refused():
     offset = DDPMScheduler(1000, steps_offset=1)
     assert ddim_scheduler(offset, 50, "leading").timesteps[-1] == 1
     with pytest.raises(SamplingError, match=r"1000 steps with steps_offset=1 .* timestep 1000 of"):
@@ -142,5 +133,5 @@ def test_samples_that_are_not_finite_are_refused(tiny_unet, wrong):
     """They would be black images, which score like any others."""
     unet = tiny_unet()
     unet.conv_out.bias.fill_(wrong)
-    with pytest.raises(SamplingError, match=r"100% of the samples' pixels are NaN or inf.*weights"):
+    with pytest.raises(SamplingError, match=r"pixels are NaN or infinite: .*weights"):
         sampled(unet)

@@ -17,6 +17,7 @@ from deme_lib.method.objectives import squared_error
 from deme_lib.method.projection import is_projection
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+PARTS = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up", "conv_norm_out": "conv_out"}
 
 
 def gradient_similarity(
@@ -60,16 +61,10 @@ def task_vector_quantiles(vector: State) -> dict[str, dict[str, float]]:
     """Fig. 6b: quantiles of a task vector's values per part of the UNet."""
     parts: dict[str, list[torch.Tensor]] = {}
     for name, tensor in vector.items():
-        parts.setdefault(_part(name), []).append(tensor.flatten())
+        first = name.split(".")[0]
+        part = "projection" if is_projection(name) else PARTS.get(first, first)
+        parts.setdefault(part, []).append(tensor.flatten())
     return {part: quantiles(torch.cat(tensors)) for part, tensors in parts.items()}
-
-
-def _part(name: str) -> str:
-    if is_projection(name):
-        return "projection"
-    first = name.split(".")[0]
-    blocks = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
-    return blocks.get(first, "conv_out" if first.startswith("conv_norm") else first)
 
 
 @torch.inference_mode()
@@ -85,13 +80,10 @@ def activation_differences(
     """Fig. 2: where the blocks' outputs change by finetuning, per channel and per position.
 
     D [C, H, W] is expert minus base, averaged over ``images`` (uint8 [n, C, H, W]), each noised at
-    a timestep drawn from ``own_range``; both models see the same inputs.
-
-    Returns:
-        Two rows a block: quantiles of |mean of D| per channel ("channel") or position ("spatial")
-        over the root mean square of the base's output, and the share of D's variance that these
-        means explain. A convolution changes all positions alike, so compare that share with the
-        one of ``random_step``.
+    a timestep drawn from ``own_range``; both models see the same inputs. Two rows a block have the
+    quantiles of |mean of D| per channel ("channel") or position ("spatial") over the root mean
+    square of the base's output, and the share of D's variance that these means explain. A
+    convolution changes all positions alike: compare that share with the one of ``random_step``.
     """
     g = generator(seed, "activations")
     clean = to_model_range(images)
@@ -104,19 +96,18 @@ def activation_differences(
         for block, f in before.items():
             difference[block] = difference.get(block, 0) + (after[block] - f).sum(dim=0)
             square[block] = square.get(block, 0) + f.square().mean(dim=(1, 2, 3)).sum().item()
-    rows = []
-    for block, total in difference.items():
-        rms = (square[block] / len(images)) ** 0.5
-        rows += [{"block": block, **row} for row in _by_dimension(total / len(images), rms)]
-    return rows
+    return [
+        {"block": block, **row}
+        for block, total in difference.items()
+        for row in _by_dimension(total / len(images), (square[block] / len(images)) ** 0.5)
+    ]
 
 
 def _block_outputs(unet: UNet2DModel, x: torch.Tensor, timesteps: torch.Tensor) -> State:
     """The hidden state after every block, and its projection where it has one, in float64."""
-    outputs = {}
-    blocks = {f"down {i}": block for i, block in enumerate(unet.down_blocks, start=1)}
+    outputs, blocks = {}, {f"down {i}": b for i, b in enumerate(unet.down_blocks, start=1)}
     blocks |= {} if unet.mid_block is None else {"mid": unet.mid_block}
-    blocks |= {f"up {i}": block for i, block in enumerate(unet.up_blocks, start=1)}
+    blocks |= {f"up {i}": b for i, b in enumerate(unet.up_blocks, start=1)}
     with ExitStack() as hooks:
         for name, block in blocks.items():
 

@@ -77,23 +77,18 @@ def images():
 
 @pytest.fixture
 def idx_folder(tmp_path):
-    """A function: Fashion-MNIST's four files, of random images and two classes.
+    """A function: Fashion-MNIST's four files, of 20 and 12 random images of two classes."""
 
-    The first pixel of an image is its number, counted through both parts.
-    """
-
-    def make(train: int = 20, test: int = 12):
+    def make():
         folder, rng = tmp_path / "fashion-files", np.random.default_rng(0)
         folder.mkdir()
-        for part, numbers in (("train", range(train)), ("t10k", range(train, train + test))):
-            images = rng.integers(0, 256, (len(numbers), 28, 28), dtype=np.uint8)
-            images[:, 0, 0] = numbers
-            arrays = {"images": images, "labels": np.array(numbers, np.uint8) % 2}
-            for kind, array in arrays.items():
-                content = bytes([0, 0, 8, array.ndim])
-                content += np.array(array.shape, ">u4").tobytes() + array.tobytes()
-                path = folder / f"{part}-{kind}-idx{array.ndim}-ubyte.gz"
-                path.write_bytes(gzip.compress(content))
+        for part, n in (("train", 20), ("t10k", 12)):
+            images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+            labels = np.arange(n, dtype=np.uint8) % 2
+            for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+                content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+                content = gzip.compress(content + array.tobytes())
+                (folder / f"{part}-{kind}-ubyte.gz").write_bytes(content)
         return folder
 
     return make

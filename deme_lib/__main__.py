@@ -51,11 +51,14 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def merge(options: argparse.Namespace) -> None:
-    """Eq. 8 on folders: pretrained pipeline, experts, one weight each (1/N without)"""
+    """Eq. 8 on folders of models, pipelines or adapters: base, experts, one weight each (1/N)"""
+    import torch
+
     from deme_lib.diffusion.merged import merge_folders
 
-    n = len(options.experts)
-    merge_folders(options.base, options.experts, options.weights or [1 / n] * n, options.out)
+    weights = options.weights or [1 / len(options.experts)] * len(options.experts)
+    dtype = options.dtype and getattr(torch, options.dtype)
+    merge_folders(options.base, options.experts, weights, options.out, dtype)
 
 
 def parameters(options: argparse.Namespace) -> None:
@@ -105,6 +108,7 @@ COMMANDS = {
         (("experts",), {"type": Path, "nargs": "+"}),
         (("--weights",), {"type": float, "nargs": "+"}),
         (("-o", "--out"), {"type": Path, "required": True}),
+        (("--dtype",), {"choices": ["float64", "float32", "bfloat16", "float16"]}),
     ],
     parameters: [],
     notebooks: [(("--check",), {"action": "store_true"})],

@@ -15,16 +15,12 @@ State = Mapping[str, torch.Tensor]
 
 
 def task_vector(base: State, tuned: State) -> dict[str, torch.Tensor]:
-    """tau = theta_i - theta, one tensor for each tensor of ``base``, on its device.
-
-    Each is float32, or the wider of the two types where that is wider; zero for integers.
+    """tau = theta_i - theta, on ``base``'s device, in float32 or a wider type; of integers 0.
 
     Raises:
-        KeyError: the two have different tensor names.
-        ValueError: a tensor has different shapes in the two, or integers differ.
+        KeyError, ValueError: tensors' names or shapes differ, or integers do.
     """
-    check_same_architecture(base, tuned)
-    check_same_integers(base, tuned)
+    check_same(base, tuned)
     return {
         name: tuned[name].to(theta.device, wide(theta, tuned[name])) - theta
         if theta.is_floating_point()
@@ -45,24 +41,15 @@ def merge(
     W = I + sum_i w_i (W_i - I).
 
     Args:
-        base: state dict of the pretrained model.
-        task_vectors: one state dict of differences an expert.
         weights: one finite number a task vector; of weight 0 a vector is not looked at.
-        out: tensors to write into, in their types, such as a model's state dict; None makes new
-            ones.
+        out: tensors to write into, such as a model's state dict; None makes new ones.
 
     Raises:
-        ValueError: lengths differ, a weight is not finite, or shapes differ.
-        KeyError: tensor names differ.
+        KeyError, ValueError: weights, names or shapes do not fit.
     """
-    if len(weights) != len(task_vectors):
-        raise ValueError(
-            f"{len(weights)} merge weights for {len(task_vectors)} experts: give one an expert"
-        )
-    if not all(map(math.isfinite, weights)):
-        raise ValueError(f"merge weights must be finite, got {list(weights)}")
+    check_weights(weights, len(task_vectors))
     for state in task_vectors if out is None else (*task_vectors, out):
-        check_same_architecture(base, state)
+        check_same(base, state, integers=False)
     merged = {} if out is None else out
     for name, theta in base.items():
         taus = [vector[name] for vector in task_vectors]
@@ -89,24 +76,29 @@ def wide(*tensors: torch.Tensor) -> torch.dtype:
     return torch.promote_types(widest(*tensors), torch.float32)
 
 
-def check_same_architecture(base: State, other: State) -> None:
-    """Raise where two state dicts do not hold the same tensors."""
+def check_weights(weights: Sequence[float], experts: int) -> None:
+    """Raise where there is no expert, or not one finite weight for each."""
+    if not experts or len(weights) != experts or not all(map(math.isfinite, weights)):
+        raise ValueError(
+            f"merge weights {list(weights)} for {experts} experts: give one or more experts, and "
+            "one finite number for each"
+        )
+
+
+def check_same(base: State, other: State, integers: bool = True) -> None:
+    """Raise where names or shapes differ, or integers, of which there is no mean."""
     if missing := sorted(base.keys() - other.keys()):
         raise KeyError(f"an expert lacks {missing[:5]}: it is of another architecture")
     if extra := sorted(other.keys() - base.keys()):
         raise KeyError(f"an expert has tensors that the base lacks, {extra[:5]}")
-    for name, tensor in base.items():
-        if tensor.shape != other[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} in the base and "
-                f"{tuple(other[name].shape)} in an expert: they are of different architectures"
-            )
-
-
-def check_same_integers(base: State, tuned: State) -> None:
-    """Raise where tensors that are no weights differ: there is no mean of two counters."""
     for name, theta in base.items():
-        if not theta.is_floating_point() and (theta != tuned[name].to(theta.device)).any():
+        tuned = other[name]
+        if theta.shape != tuned.shape:
+            raise ValueError(
+                f"{name} is {tuple(theta.shape)} in the base and {tuple(tuned.shape)} in an "
+                "expert: they are of different architectures"
+            )
+        if integers and not theta.is_floating_point() and (theta != tuned.to(theta.device)).any():
             raise ValueError(
                 f"{name} ({theta.dtype}) differs between base and expert, and is no weight to "
                 "merge: copy the base's into the expert"

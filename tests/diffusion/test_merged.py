@@ -1,15 +1,29 @@
 """Merging models, in memory and from folders."""
 
+import json
+import re
+import threading
+from pathlib import Path
+
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    PNDMScheduler,
+    SD3Transformer2DModel,
+    UNet2DModel,
+)
+from safetensors.torch import load_file, save_file
 
+from deme_lib.__main__ import main
 from deme_lib.diffusion import merged
 from deme_lib.diffusion.merged import Merger, merge_experts, merge_folders
-from deme_lib.diffusion.models import ModelError, load_pipeline, save_pipeline
+from deme_lib.diffusion.models import ModelError, save_pipeline
 from deme_lib.method.projection import ProjectedUNet2DModel, is_projection
 
 WEIGHTS = [0.3, 0.6]
+CONFIG = {"_class_name": "UNet2DModel", "sample_size": 8}
 
 
 def projected(unet, seed):
@@ -56,23 +70,141 @@ def test_candidates_of_a_search_share_one_model(tiny_unet, experts):
 
 
 @pytest.mark.parametrize("with_projections", [True, False])
-def test_folders_merge_as_models_do(with_projections, tiny_unet, experts, tmp_path, monkeypatch):
+def test_pipelines_merge_as_models_do(with_projections, tiny_unet, experts, tmp_path, monkeypatch):
     monkeypatch.setattr(merged, "PIECE", 100)  # so that tensors are cut
     if not with_projections:
         experts = [tiny_unet(1), tiny_unet(2)]
-    save_pipeline(tiny_unet(), DDPMScheduler(100), tmp_path / "base")
+    scheduler = PNDMScheduler(100)
+    save_pipeline(tiny_unet(), scheduler, tmp_path / "base")
     folders = [tmp_path / "first", tmp_path / "second"]
-    for expert, folder in zip(experts, folders, strict=True):
-        expert.save_pretrained(folder)
+    experts[0].save_pretrained(folders[0])
+    save_pipeline(experts[1], scheduler, folders[1])  # either will do
+    (tmp_path / "base" / "unet" / "old.ckpt").touch()
     merge_folders(tmp_path / "base", folders, WEIGHTS, tmp_path / "merged")
-    pipeline = load_pipeline(tmp_path / "merged")
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "merged")
     assert_close(pipeline.unet, merge_experts(tiny_unet(), experts, WEIGHTS))
-    assert pipeline.scheduler.config.num_train_timesteps == 100
+    assert type(pipeline.unet) is type(experts[0]) and type(pipeline.scheduler) is PNDMScheduler
+    config = Path("scheduler", "scheduler_config.json")
+    kept, found = ((tmp_path / name / config).read_bytes() for name in ("base", "merged"))
+    assert kept == found and len(list((tmp_path / "merged" / "unet").iterdir())) == 2
 
-    tiny_unet(block_out_channels=(8, 8)).save_pretrained(folders[1])
-    with pytest.raises((KeyError, ValueError), match="architecture"):
-        merge_folders(tmp_path / "base", folders, WEIGHTS, tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+
+def saved(folder, tensors, shards=1, **changes):
+    """A model's folder of any tensors, by hand: nothing builds the model."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | changes))
+    names = [f"diffusion_pytorch_model-{k}.safetensors" for k in range(shards)]
+    names = names if shards > 1 else ["diffusion_pytorch_model.safetensors"]
+    places = {name: names[i % shards] for i, name in enumerate(tensors)}
+    for name in names:
+        own = {n: t for n, t in tensors.items() if places[n] == name}
+        save_file(own, folder / name, {"format": "pt"})
+    if shards > 1:
+        index = folder / "diffusion_pytorch_model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+def loaded(folder):
+    files = folder.glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def tensors(seed, dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"a.weight": (700, 500), "a.bias": (700,), "scale": ()}
+    floats = {n: torch.randn(s, generator=g).to(dtype) for n, s in shapes.items()}
+    return floats | {"ids": torch.arange(3), "mask": torch.tensor([True, False])}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_folders_are_merged_as_the_textbook_says(shards, dtype, tmp_path):
+    """Against float64. With unit roundoff u of float32 (float64), coefficients, products and sums
+    round: (N + 3) u of the terms' sizes, to first order; and the result to its type."""
+    weights, dtype = [0.7, 0.0, -1.3], getattr(torch, dtype)
+    states = [tensors(k, dtype) for k in range(4)]
+    base = saved(tmp_path / "base", states[0], shards)
+    experts = [saved(tmp_path / str(k), states[k], 4 - k) for k in (1, 2, 3)]
+    merge_folders(base, experts, weights, tmp_path / "merged")
+    names = sorted(path.name for path in (tmp_path / "merged").iterdir())
+    assert names == sorted(path.name for path in base.iterdir())
+    found, u = loaded(tmp_path / "merged"), torch.finfo(torch.promote_types(dtype, torch.float32))
+    assert found.keys() == states[0].keys()
+    for name, tensor in found.items():
+        theta, *tuned = (s[name].double() for s in states)
+        assert tensor.dtype == states[0][name].dtype
+        if name in ("ids", "mask"):
+            assert torch.equal(tensor, states[0][name])
+            continue
+        expected = theta + sum(w * (t - theta) for w, t in zip(weights, tuned, strict=True))
+        size = theta.abs() * 1.6 + sum(
+            abs(w) * t.abs() for w, t in zip(weights, tuned, strict=True)
+        )
+        bound = 6 * u.eps * size + torch.finfo(dtype).eps / 2 * expected.abs() * (dtype != u.dtype)
+        assert ((tensor.double() - expected).abs() <= bound).all()
+
+
+def test_zero_and_one_hot_weights_give_base_and_expert_to_the_bit(tmp_path):
+    folders = [saved(tmp_path / str(k), tensors(k)) for k in range(3)]
+    for out, (weights, k) in enumerate((([0.0, 0.0], 0), ([0.0, 1.0], 2))):
+        merge_folders(folders[0], folders[1:], weights, tmp_path / f"out{out}")
+        for name, tensor in loaded(tmp_path / f"out{out}").items():
+            assert torch.equal(tensor, tensors(k)[name])
+
+
+def test_the_shell_merges_a_transformer_s_pipeline_in_shards(tmp_path):
+    """Its other parts are the base's; a stock diffusers model loads in the type that was named."""
+    small = {"num_layers": 1, "attention_head_dim": 4, "num_attention_heads": 2, "sample_size": 8}
+    models = []
+    for k, folder in enumerate(("base", "first", "second")):
+        torch.manual_seed(k)
+        models.append(SD3Transformer2DModel(**small, caption_projection_dim=8))
+        models[-1].save_pretrained(tmp_path / folder / "transformer", max_shard_size="100KB")
+    parts = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3"]}
+    (tmp_path / "base" / "model_index.json").write_text(json.dumps(parts | {"vae": ["a", "b"]}))
+    for part in ("vae", "not-a-part"):
+        (tmp_path / "base" / part).mkdir()
+        (tmp_path / "base" / part / "weights.safetensors").write_text("whatever")
+    words = ["merge", *(str(tmp_path / n) for n in ("base", "first", "second"))]
+    words += ["-o", str(tmp_path / "out"), "--dtype", "bfloat16"]
+    assert main(words) == 0
+    assert (tmp_path / "out" / "vae" / "weights.safetensors").read_text() == "whatever"
+    assert not (tmp_path / "out" / "not-a-part").exists()
+    assert len(list((tmp_path / "out" / "transformer").glob("*.safetensors"))) > 1
+    found = SD3Transformer2DModel.from_pretrained(tmp_path / "out", subfolder="transformer")
+    stored = loaded(tmp_path / "out" / "transformer")
+    for name, weight in merge_experts(models[0], models[1:], [0.5, 0.5]).state_dict().items():
+        torch.testing.assert_close(stored[name], weight.bfloat16())
+        torch.testing.assert_close(found.state_dict()[name], stored[name].float())
+    assert main(words) == 1  # nothing is overwritten
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
+def test_a_merge_of_folders_holds_about_one_model(tmp_path):
+    """Memory that no file backs. Tensors of 33 MiB: smaller ones malloc may keep when freed."""
+    size = 33 * 2**20
+    base, expert = (
+        saved(tmp_path / str(k), {n: torch.full((size // 4,), float(k)) for n in "abc"})
+        for k in range(2)
+    )
+
+    def held():
+        found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024
+
+    before, seen, done = held(), [], threading.Event()
+
+    def watch():
+        while not done.wait(0.0005):
+            seen.append(held())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    merge_folders(base, [expert] * 4, [0.25] * 4, tmp_path / "merged")
+    done.set()
+    watcher.join()
+    assert 0.6 < (max(seen) - before) / (3 * size) < 1.3
 
 
 @pytest.mark.parametrize("types", [("bfloat16", "float32"), ("float32", "bfloat16")])
@@ -96,27 +228,53 @@ def test_a_merge_has_the_wider_of_its_types(tiny_unet, tmp_path, types):
     assert base.dtype == wide and merge_experts(base, [base], [0.5]).dtype == wide
 
 
-def test_folders_in_shards_merge_and_other_files_are_named(tiny_unet, tmp_path):
-    save_pipeline(tiny_unet(), DDPMScheduler(), tmp_path / "base")
-    whole, shards, half, pickled = (tmp_path / name for name in ("whole", "shards", "half", "bin"))
-    tiny_unet(1).save_pretrained(whole)
-    tiny_unet(1).save_pretrained(shards, max_shard_size="10KB")
+def test_what_differs_is_named(tmp_path):
+    base = saved(tmp_path / "base", tensors(0))
+    cases = {
+        r"differ: sample_size 8 and 16": (tensors(1), {"sample_size": 16}),
+        r"_class_name UNet2DModel and SD3": (tensors(1), {"_class_name": "SD3"}),
+        r"lacks.*scale": ({n: t for n, t in tensors(1).items() if n != "scale"}, {}),
+        r"base lacks.*more": (tensors(1) | {"more": torch.zeros(1)}, {}),
+        r"a\.bias is \(700,\).*\(7,\)": (tensors(1) | {"a.bias": torch.zeros(7)}, {}),
+        r"ids \(torch\.int64\) differs": (tensors(1) | {"ids": torch.arange(3) + 1}, {}),
+        r"mask \(torch\.bool\) differs": (tensors(1) | {"mask": torch.tensor([True, True])}, {}),
+    }
+    same = saved(tmp_path / "same", tensors(1), norm_eps=1e-05, _diffusers_version="0.1", _new="x")
+    for k, (words, (state, changes)) in enumerate(cases.items()):
+        other = saved(tmp_path / str(k), state, **changes)
+        with pytest.raises((ModelError, KeyError, ValueError), match=words):
+            merge_folders(base, [same, other], WEIGHTS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    merge_folders(base, [same], [1.0], tmp_path / "out")  # a default that only one of them states
+    with pytest.raises(ModelError, match="out is there already"):
+        merge_folders(base, [same], [1.0], tmp_path / "out")
+
+
+def test_folders_that_cannot_be_read_are_told(tiny_unet, tmp_path):
+    base, half, pickled, two = (tmp_path / name for name in ("base", "half", "bin", "two"))
+    tiny_unet().save_pretrained(base)
     tiny_unet(1).save_pretrained(half, variant="fp16")
     tiny_unet(1).save_pretrained(pickled, safe_serialization=False)
-    for folder in (whole, shards):
-        merge_folders(tmp_path / "base", [folder], [0.5], tmp_path / f"merged-{folder.name}")
-    assert len(list(shards.glob("*.safetensors"))) > 1
-    assert_close(*(load_pipeline(tmp_path / f"merged-{n}").unet for n in ("whole", "shards")))
-    for folder, words in ((half, r"fp16\.safetensors"), (pickled, r"model\.bin")):
-        with pytest.raises(ModelError, match=rf"{words}.*save_pretrained"):
-            merge_folders(tmp_path / "base", [folder], [0.5], tmp_path / "none")
+    for part in ("transformer", "transformer_2"):
+        (two / part).mkdir(parents=True)
+    cut = saved(tmp_path / "cut", tensors(0), 2)
+    next(cut.glob("*-1.safetensors")).unlink()
+    for folder, words in (
+        (half, r"fp16\.safetensors.*save it there again"),
+        (pickled, r"model\.bin.*save it there again"),
+        (cut, r"lacks diffusion_pytorch_model-1\.safetensors"),
+        (two, "has transformer and transformer_2"),
+        (tmp_path, "no config.json"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            merge_folders(base, [folder], [0.5], tmp_path / "out")
+    with pytest.raises(ValueError, match="give one or more experts"):
+        merge_folders(base, [], [], tmp_path / "out")
 
 
-def test_nothing_to_merge_and_other_architectures_are_refused(tiny_unet, tmp_path):
-    with pytest.raises(ValueError, match="nothing to merge"):
-        Merger(tiny_unet(), [])
-    with pytest.raises(ValueError, match="nothing to merge"):
-        merge_folders(tmp_path, [], [], tmp_path / "merged")
+def test_models_of_other_architectures_are_refused(tiny_unet):
+    with pytest.raises(ValueError, match="give one or more experts"):
+        merge_experts(tiny_unet(), [], [])
     with pytest.raises(KeyError, match=r"projection\.weight"):
         merge_experts(ProjectedUNet2DModel.from_stock(tiny_unet()), [tiny_unet(1)], [1.0])
     tied = tiny_unet()

@@ -108,7 +108,7 @@ def test_the_inputs_stay_and_the_result_shares_no_memory_with_them(weights):
 
 @pytest.mark.parametrize(
     ("weights", "words"),
-    [([1.0], "1 merge weights for 2 experts"), ([0.5, float("inf")], "must be finite")],
+    [([1.0], r"\[1\.0\] for 2 experts"), ([0.5, float("inf")], "one finite number for each")],
 )
 def test_there_is_one_finite_weight_an_expert(weights, words):
     base, _, vectors = family(2)

@@ -104,7 +104,6 @@ def test_the_shipped_data_are_fashion_mnist_s(fashion_mnist):
     [
         (["train", "cat"], 20, "20 train images of 20 files, folders cat, train"),
         (["Train/a", "Valid/a"], 10, "10 train, 10 validation images of 20 files, folders a"),
-        (["a", "b/c"], 20, "20 train images of 20 files, folders a, c"),
     ],
 )
 def test_a_class_may_be_called_train_and_parts_may_be_capital(
@@ -117,13 +116,12 @@ def test_a_class_may_be_called_train_and_parts_may_be_capital(
 
 def test_linked_folders_count_and_captions_and_hidden_files_do_not(tmp_path):
     image_folder(tmp_path / "far", ["b"])
-    image_folder(tmp_path / "photos", ["a"])
-    before = fingerprint(str(tmp_path / "photos"))
-    (tmp_path / "photos" / "b").symlink_to(tmp_path / "far" / "b")
+    photos = Path(image_folder(tmp_path / "photos", ["a"]))
+    before = fingerprint(str(photos))
+    (photos / "b").symlink_to(tmp_path / "far" / "b")
     for name in ("a/000.txt", "._1.png", "metadata.csv"):
-        (tmp_path / "photos" / name).write_text("a photo of a cat")
-    assert len(load_images(tmp_path / "photos")) == 20
-    assert fingerprint(str(tmp_path / "photos")) != before
+        (photos / name).write_text("a photo of a cat")
+    assert len(load_images(photos)) == 20 and fingerprint(str(photos)) != before
 
 
 def test_of_two_image_columns_the_one_called_image_is_taken_as_it_now_is(tmp_path, capsys):
@@ -146,7 +144,7 @@ def test_labels_that_are_kept_back_are_0(tmp_path, label):
 # refusals
 
 
-@pytest.mark.parametrize("name", ["my-images", "runs/my-images", "./mine", "a/b/c", "~/x"])
+@pytest.mark.parametrize("name", ["my-images", "runs/my-images", "./mine", "~/x"])
 def test_a_name_of_nothing_is_said_to_be_no_folder(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=rf"{name}: there is no such folder, and as a hub id"):
@@ -220,16 +218,13 @@ def test_images_are_padded_evenly_with_black_or_shrunk_and_cut_in_the_middle(cha
 
 
 def test_fingerprints_follow_the_content_and_the_names_in_a_folder(tmp_path):
-    def make(folder, **files):
+    folders, found = [{"a": 1, "b": 1}] * 2 + [{"a": 1, "c": 1}, {"a": 1, "b": 2}, {"x/a": 1}], []
+    for k, files in enumerate(folders):
         for name, content in files.items():
-            path = tmp_path / folder / name.replace("_", "/")
+            path = tmp_path / str(k) / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-        return fingerprint(str(tmp_path / folder))
-
-    first = make("one", a="1", b="1")
-    assert make("two", a="1", b="1") == first
-    others = [make("3", a="1", c="1"), make("4", a="1", b="2"), make("5", sub_a="1", b="1")]
-    assert len({first, *others}) == 4
-    assert fingerprint(str(tmp_path / "one" / "a")) == fingerprint(str(tmp_path / "two" / "a"))
+            path.write_text(str(content))
+        found.append(fingerprint(str(tmp_path / str(k))))
+    assert found[0] == found[1] and len(set(found)) == 4
+    assert fingerprint(str(tmp_path / "0" / "a")) == fingerprint(str(tmp_path / "1" / "a"))
     assert fingerprint("owner/name") == "hub:owner/name"

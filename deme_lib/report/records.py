@@ -18,19 +18,20 @@ COLUMNS = {
     "losses": "training_seed cell arm bin_start bin_stop loss",
     "floor": "draw n fid fid_second pixel kid inception_score",
     "history": "training_seed cell run step learning_rate held_out_loss train_loss",
-    "search": "training_seed cell trial weights fid chosen",
     "gradients": "training_seed model draw n timestep1 timestep2 cosine",
     "activations": "training_seed range n block dimension count "
     f"{' '.join(QUANTILES)} share share_at_random",
     "landscape": "training_seed range start stop a b loss",
     "task_vectors": f"training_seed range block {' '.join(QUANTILES)}",
     "plane": "training_seed w1 w2 expert1 expert2 loss",
-    "timing": "training_seed artefact seconds device",
 }
-"""CSV -> its columns."""
+"""CSV -> its columns. Others (timing, cosines, search) lie beside them and are not drawn."""
 
 KEYS = {"metrics": ["seed"], "arms": [], "losses": ["bin_start"]}
-"""CSVs that must be there: one row per training seed, row of the table, and value of these."""
+"""CSV -> what it has one row of, for each training seed and row of the table."""
+
+NEEDED = (*KEYS, "floor")
+"""CSVs that must be there, as the other ones need not."""
 
 MEASURES = COLUMNS["metrics"].split()[8:]
 
@@ -41,20 +42,19 @@ class RecordsError(Explained, ValueError):
 
 @dataclass(frozen=True)
 class Records:
-    """What an experiment recorded; every CSV is an attribute (``records.metrics``), maybe empty.
+    """What an experiment recorded.
 
     ``metrics``, ``arms`` and ``losses`` also have the column ``row``, the name of a row of the
     table: "arm" in the cell "default", otherwise "cell / arm".
     """
 
     run: dict
-    frames: dict[str, pd.DataFrame]
+    metrics: pd.DataFrame
+    arms: pd.DataFrame
+    losses: pd.DataFrame
+    floor: pd.DataFrame
+    looks: dict[str, pd.DataFrame]  # further CSVs that are there, of the first training seed
     samples: dict[str, np.ndarray]  # row -> [16, C, H, W] uint8; also "real", training images
-
-    def __getattr__(self, name: str) -> pd.DataFrame:
-        if name not in COLUMNS:
-            raise AttributeError(name)
-        return self.frames[name]
 
     @property
     def parameters(self) -> dict:
@@ -78,11 +78,11 @@ class Records:
     def of(self, measure: str) -> pd.DataFrame:
         """[training seeds, rows]: a measure, averaged over sampling seeds."""
         values = self.metrics.groupby(["training_seed", "row"])[measure]
-        return values.agg(lambda x: x.mean(skipna=False)).unstack()[list(self.titles)]
+        return values.mean().unstack()[list(self.titles)]
 
     def floor_of(self, measure: str) -> float:
         """What fresh real images score, on average over draws; NaN where that is not known."""
-        return float(self.floor[measure].mean()) if measure in self.floor else np.nan
+        return self.floor[measure].mean() if measure in self.floor else np.nan
 
 
 def label(cell: str, name: str) -> str:
@@ -95,50 +95,41 @@ def read(folder: Path) -> Records:
     Raises:
         RecordsError: a file, a column or a row is missing, or one too many.
     """
-    run = json.loads(_there(folder / "run.json").read_text())
-    frames = {name: _frame(folder / f"{name}.csv") for name in COLUMNS}
-    for name, frame in frames.items():
-        if "training_seed" in frame:
-            counts = frame["training_seed"].astype(str).isin(run["trainings"])
-            frames[name] = frame[counts].reset_index(drop=True)
+    for name in ("run.json", *(f"{kind}.csv" for kind in NEEDED)):
+        if not (folder / name).is_file():
+            raise RecordsError(
+                f"{folder / name} is missing: notebooks/05_evaluation.ipynb, run with the "
+                "parameter file of the experiment, writes it"
+            )
+    run = json.loads((folder / "run.json").read_text())
+    paths = {kind: folder / f"{kind}.csv" for kind in COLUMNS}
+    frames = {kind: _frame(path, run) for kind, path in paths.items() if path.is_file()}
+    needed = {kind: frames.pop(kind) for kind in NEEDED}
+    first = min(map(int, run["trainings"]))
+    looks = {kind: frame[frame["training_seed"] == first] for kind, frame in frames.items()}
+    looks = {kind: frame for kind, frame in looks.items() if len(frame)}
     samples = folder / "samples.safetensors"
-    found = Records(run, frames, load_file(samples) if samples.is_file() else {})
-    for name, keys in KEYS.items():
-        values = [
-            found.training_seeds,
-            list(found.titles),
-            *(frames[name][k].unique() for k in keys),
-        ]
-        wanted = pd.MultiIndex.from_product(values)
-        have = pd.MultiIndex.from_frame(frames[name][["training_seed", "row", *keys]])
+    images = load_file(samples) if samples.is_file() else {}
+    found = Records(run, **needed, looks=looks, samples=images)
+    for kind, keys in KEYS.items():
+        frame, there = needed[kind], [found.training_seeds, list(found.titles)]
+        wanted = pd.MultiIndex.from_product([*there, *(frame[key].unique() for key in keys)])
+        have = pd.MultiIndex.from_frame(frame[["training_seed", "row", *keys]])
         if odd := [*wanted.difference(have), *have[have.duplicated()]]:
             raise RecordsError(
-                f"{folder / name}.csv: missing or there twice: {odd[:3]}; each training seed needs "
+                f"{paths[kind]}: missing or there twice: {odd[:3]}; each training seed needs "
                 f"one row per {', '.join(['arm', *keys])}: collect the records again"
             )
-    if not {"pretrained", found.base} <= found.titles.keys():
-        rows = ", ".join(found.titles)
-        raise RecordsError(f"{folder} needs the rows pretrained and {found.base!r}; it has {rows}")
     return found
 
 
-def _there(path: Path) -> Path:
-    if not path.is_file():
-        raise RecordsError(
-            f"{path} is missing: notebooks/05_evaluation.ipynb, run with the parameter file of the "
-            "experiment, writes it"
-        )
-    return path
-
-
-def _frame(path: Path) -> pd.DataFrame:
-    name, columns = path.stem, COLUMNS[path.stem].split()
-    if name not in KEYS and not path.is_file():
-        return pd.DataFrame(columns=columns)
+def _frame(path: Path, run: dict) -> pd.DataFrame:
     texts = {"cell": str, "weights": str}
-    frame = pd.read_csv(_there(path), dtype=texts, keep_default_na=False, na_values=[""])
-    if odd := sorted(set(columns) ^ set(frame)):
+    frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+    if odd := sorted(set(COLUMNS[path.stem].split()) ^ set(frame)):
         raise RecordsError(f"{path} lacks columns, or has unknown ones: {odd}; collect it again")
-    if name in KEYS:
+    if "arm" in frame:
         frame["row"] = [label(*x) for x in zip(frame["cell"], frame["arm"], strict=True)]
+    if "training_seed" in frame:
+        frame = frame[frame["training_seed"].astype(str).isin(run["trainings"])]
     return frame

@@ -29,7 +29,7 @@ def render(folder: Path) -> None:
 
 def figures(known: Records) -> dict[str, Callable[[], Figure]]:
     """Name -> what draws it, for every figure whose record is there."""
-    p, seed = known.parameters, known.training_seeds[0]
+    p = known.parameters
     drawn = {"method": partial(plots.method, p["n_ranges"])}
     if known.arms["cell"].nunique() > 1:
         drawn["cells"] = partial(plots.cells, known)
@@ -37,19 +37,19 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
         names = ["main", "loss_per_timestep", "cost"]
         names += [] if intervals.gate(known).empty else ["gate"]
         drawn |= {name: partial(getattr(plots, name), known) for name in names}
-    one = f"{p['dataset']}, training seed {seed}"
+    one = f"{p['dataset']}, training seed {known.training_seeds[0]}"
     held = f"{one}: n = {p['loss_images']:,} search images."
     paper = {
-        "history": (known.history, held),
-        "gradient_similarity": (known.gradients, one, p["num_train_timesteps"]),
-        "activations": (known.activations, one),
-        "landscape": (known.landscape, held),
-        "task_vectors": (known.task_vectors, one),
-        "plane": (known.plane, held),
+        "history": ("history", held),
+        "gradient_similarity": ("gradients", one, p["num_train_timesteps"]),
+        "activations": ("activations", one),
+        "landscape": ("landscape", held),
+        "task_vectors": ("task_vectors", one),
+        "plane": ("plane", held),
     }
-    for name, (frame, *about) in paper.items():
-        if (looked_at := frame["training_seed"] == seed).any():
-            drawn[name] = partial(getattr(plots, name), frame[looked_at], *about)
+    for name, (kind, *about) in paper.items():
+        if kind in known.looks:
+            drawn[name] = partial(getattr(plots, name), known.looks[kind], *about)
     if known.samples:
         drawn["samples"] = partial(plots.samples, known.samples, known.titles, one)
     return drawn

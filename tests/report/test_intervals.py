@@ -85,64 +85,32 @@ def test_simulated_experiments(units, effect):
         assert inside / runs < alpha + slack  # an effect as large as the margin, called smaller
 
 
-def row(found, a, b, measure="fid"):
-    rows = found[(found["a"] == a) & (found["b"] == b) & (found["measure"] == measure)]
-    assert len(rows) == 1
-    return rows.iloc[0]
-
-
 def test_named_comparisons_are_corrected_within_their_ablation_alone(known):
     found = intervals.comparisons(known)
     primary = found[found["kind"] == "primary"]
     named = known.parameters["primary_decoupling"] + known.parameters["primary_merging"]
     assert list(primary["a"] + " - " + primary["b"]) == named
-    assert list(primary["ablation"]) == [1, 1, 1, 2, 2]
     for _, part in primary.groupby("ablation"):
         alphas = intervals.holm(part["p"].to_numpy(), 0.05)
         assert part["level"].to_numpy() == pytest.approx(1 - alphas)
-    secondary = found[found["kind"] == "secondary"]
-    assert len(secondary) == 5 * len(intervals.SECONDARY) and set(secondary["level"]) == {0.95}
-    exploratory = found[found["kind"] == "exploratory"]
-    assert list(exploratory["a"] + " - " + exploratory["b"]) == known.parameters["exploratory"]
-    assert set(exploratory["level"]) == {0.95} and set(exploratory["measure"]) == {"fid"}
+    others = found[found["kind"] != "primary"]
+    exploratory = known.parameters["exploratory"]
+    assert len(others) == len(named) * len(intervals.SECONDARY) + len(exploratory)
+    assert set(others["level"]) == {0.95}
 
 
 def test_a_comparison_is_the_paired_interval_over_training_seeds(known):
-    found = intervals.comparisons(known)
+    found = intervals.comparisons(known).set_index(["a", "b", "measure"])
     fid = known.metrics.pivot(index="training_seed", columns="arm", values="fid")
     d = fid["plain_routed"] - fid["soup"]
     expected = scipy.stats.ttest_1samp(d, 0).confidence_interval(0.95)
-    r = row(found, "plain_routed", "soup")
+    r = found.loc[("plain_routed", "soup", "fid")]
     assert r["n_units"] == 8
     assert (r["effect"], r["low"], r["high"]) == pytest.approx((d.mean(), *expected))
     assert r["margin"] == pytest.approx(0.05 * (fid["pretrained"].mean() - known.floor_of("fid")))
     score = known.metrics.groupby("arm")["inception_score"].mean()["pretrained"]
-    r = row(found, "deme_merged", "soup", "inception_score")  # higher is better
+    r = found.loc[("deme_merged", "soup", "inception_score")]  # higher is better
     assert r["margin"] == pytest.approx(0.05 * (known.floor_of("inception_score") - score))
-
-
-def test_known_effects_are_found(folder, change):
-    """FIDs planted: like pretrained's, far off, a little off, and scattered."""
-    planted = {"all_plain": 0, "soup": 0.2, "plain_routed": 0.005, "averaged": np.nan}
-
-    def how(frame):
-        rng = np.random.default_rng(0)
-        base = frame[frame["arm"] == "pretrained"].set_index("training_seed")["fid"]
-        base = frame["training_seed"].map(base)
-        noise = rng.normal(0, 1e-3, len(frame))
-        for arm, effect in planted.items():
-            mine = frame["arm"] == arm
-            away = rng.normal(0, 0.1, len(frame)) if np.isnan(effect) else effect
-            frame.loc[mine, "fid"] = (base + away + noise)[mine]
-        return frame
-
-    change(folder, "metrics.csv", how)
-    pairs = [f"{arm} - pretrained" for arm in planted]
-    change(folder, "run.json", lambda run: run["parameters"].update(exploratory=pairs))
-    found = intervals.comparisons(records.read(folder))
-    verdicts = [row(found, arm, "pretrained")["verdict"] for arm in planted]
-    assert verdicts == ["equivalent", "different", "different, below the margin", "undecided"]
-    assert row(found, "soup", "pretrained")["effect"] == pytest.approx(0.2, abs=2e-3)
 
 
 @pytest.mark.parametrize(("seeds", "interval"), [([0], False), ([0, 1, 2], True)])
@@ -151,18 +119,6 @@ def test_few_units_give_no_verdict(folder, change, seeds, interval):
     found = intervals.comparisons(records.read(folder))
     assert set(found["verdict"]) == {"no verdict"}
     assert found["low"].notna().all() == interval and found["effect"].notna().all()
-
-
-def test_without_a_floor_nothing_is_equivalent(folder):
-    (folder / "floor.csv").unlink()
-    found = intervals.comparisons(records.read(folder))
-    assert found["margin"].isna().all() and set(found["verdict"]) == {"different", "undecided"}
-
-
-def test_pairs_without_their_rows_do_not_count(cells):
-    found = intervals.comparisons(records.read(cells))
-    assert list(found["a"]) == ["N = 2 / deme_merged"] and list(found["b"]) == ["pretrained"]
-    assert found["effect"].item() == pytest.approx(0.98854, abs=1e-5)
 
 
 def test_the_gate_is_relative_to_one_model_of_all_timesteps(known, folder, change):

@@ -1,6 +1,7 @@
 """Figures of the arms: what they score and cost, the losses behind it, what they make."""
 
 import re
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,57 +12,62 @@ from deme_lib.report import intervals, tables
 from deme_lib.report.formats import decimals
 from deme_lib.report.plots import style
 from deme_lib.report.plots.style import GREY, captioned, legend, subplots, symlog
-from deme_lib.report.records import Records, RecordsError
+from deme_lib.report.records import Records
 
 ABLATIONS = {1: "Ablation 1: remove decoupling", 2: "Ablation 2: replace merging"}
-FAMILIES = {"soup": "members of the soup", "plain": "plain experts", "deme": "DeMe experts"}
-FAMILIES |= {"all-plain": "one model, all timesteps"}
-"""Finetuning runs -> their title."""
+FAMILIES = {
+    "soup": ("members of the soup", "soup"),
+    "plain": ("plain experts", "plain_routed"),
+    "deme": ("DeMe experts", "deme_routed"),
+    "all-plain": ("one model, all timesteps", "all_plain"),
+}
+"""Finetuning runs -> their title, and the arm whose colour they have."""
 SHOWN = ("pretrained", "all_plain", "plain_routed", "deme_routed", "deme_merged", "averaged")
 """The arms that ``samples`` shows first."""
 DIFFER = ("deme_merged", "pretrained")
 """The two arms whose images ``samples`` subtracts."""
 
 
-def _level(records: Records) -> str:
+def _bars(records: Records) -> str:
     return f"{100 * records.parameters['confidence']:g} % t interval"
 
 
-def _seeds(ax: plt.Axes, at: float, d: pd.Series, level: float, row: str, **options) -> None:
-    """The mean of differences d [U] with its t interval, and beside it a point per seed.
+def _seeds(
+    ax: plt.Axes, at: float, d: pd.Series, level: float, row: str, beside: float, **options
+) -> None:
+    """The mean of differences d [U] with its t interval, and ``beside`` it a point per seed.
 
-    Along x, at a height; with ``upright`` along y.
+    Along x, at a height; with ``upright=True`` along y.
     """
-    beside, upright = options.pop("beside", 0.27), options.pop("upright", False)
+    upright = options.pop("upright", False)
     low, high, _ = intervals.t_interval(d, level)
     mean, look = d.mean(), {"lw": 2.5, **style.of(row), **options}
     points, place = [d, np.full(len(d), at + beside)], [mean, at]
-    if upright:
-        points, place = points[::-1], place[::-1]
-    ax.plot(*points, "o", color=look["color"], ms=4, mew=0, alpha=0.6)
     ends = {"yerr" if upright else "xerr": [[mean - low], [high - mean]]}
-    ax.errorbar(*place, **ends, **look)
+    flip = -1 if upright else 1
+    ax.plot(*points[::flip], "o", color=look["color"], ms=4, mew=0, alpha=0.6)
+    ax.errorbar(*place[::flip], **ends, **look)
 
 
 def _every_row(ax: plt.Axes, records: Records) -> None:
     """FID of every row minus the base's."""
-    fid, titles = records.of("fid"), records.titles
-    d = fid.sub(fid[records.base], axis=0)
+    fid, base, titles = records.of("fid"), records.base, records.titles
+    d = fid.sub(fid[base], axis=0)
     for y, row in enumerate(titles):
-        if row != records.base:
-            _seeds(ax, y, d[row], records.parameters["confidence"], row)
-    ax.plot(0, list(titles).index(records.base), **style.of(records.base))
+        if row == base:
+            ax.plot(0, y, **style.of(base))
+        else:
+            _seeds(ax, y, d[row], records.parameters["confidence"], row, beside=0.27)
     ax.axvline(0, color=GREY, lw=1, zorder=0)
     ax.set_yticks(range(len(titles)), titles.values())
     ax.set_ylim(len(titles) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="0.92")
-    sizes, scale = d.mean().abs().drop(records.base), "← better      worse →"
+    sizes, scale = d.mean().abs().drop(base), "← better      worse →"
     if sizes.max() > 40 * sizes.median() > 0:  # one row would squeeze all others to a point
-        symlog(ax.xaxis, 2 * sizes.median(), d)
+        symlog(ax.xaxis, 10 ** np.ceil(np.log10(sizes.median())), ticks=(1,))
         scale += "\nsymmetric log scale"
-    mean = decimals(fid[records.base].mean())
-    ax.set_xlabel(f"FID minus that of {titles[records.base]} ({mean})\n{scale}")
+    ax.set_xlabel(f"FID minus that of {titles[base]} ({decimals(fid[base].mean())})\n{scale}")
 
 
 def main(records: Records) -> Figure:
@@ -70,7 +76,7 @@ def main(records: Records) -> Figure:
     height = 2 + 0.5 * max(len(records.titles), len(found) + found["ablation"].nunique())
     figure, axes = subplots(1, 2 if len(found) else 1, height, sharex=True)
     _every_row(axes[0, 0], records)
-    said = f"Points: training seeds; bars: mean and {_level(records)}"
+    said = f"Points: training seeds; bars: mean and {_bars(records)}"
     if len(found):
         _compared(axes[0, 1], records, found)
         said += ", right Holm-corrected"
@@ -87,7 +93,7 @@ def _compared(ax: plt.Axes, records: Records, found: pd.DataFrame) -> None:
         ax.text(0, y, ABLATIONS[ablation], weight="bold", fontsize=10.5, **place)
         for c in rows.itertuples():
             y += 1
-            _seeds(ax, y, fid[c.a] - fid[c.b], c.level, c.a)
+            _seeds(ax, y, fid[c.a] - fid[c.b], c.level, c.a, beside=0.27)
             said, look = f"{titles[c.a]} − {titles[c.b]}", {"bbox": style.WHITE, **place}
             ax.text(0, y - 0.36, said, fontsize=9.5, **look)
             ax.text(1.03, y, c.verdict.replace(", ", ",\n"), fontsize=10, **place)
@@ -101,37 +107,35 @@ def cells(records: Records) -> Figure:
     """FID of every row of an experiment with several cells, minus the base's."""
     figure, axes = subplots(1, 1, 1.7 + 0.42 * len(records.titles))
     _every_row(axes[0, 0], records)
-    said = f"Points: training seeds; bars: mean and {_level(records)}. "
+    said = f"Points: training seeds; bars: mean and {_bars(records)}. "
     return captioned(figure, said + tables.setting(records))
 
 
 def cost(records: Records) -> Figure:
     """FID minus the base's against parameters held and denoiser calls an image, as multiples."""
-    arms, fid, base = records.arms.groupby("row", sort=False), records.of("fid"), records.base
+    arms, fid, base = records.arms.drop_duplicates("row"), records.of("fid"), records.base
     names = {"parameters": "parameters held", "calls_per_image": "denoiser calls an image"}
     figure, axes = subplots(1, 2, 4.8, sharey=True)
     for ax, (column, name) in zip(axes.flat, names.items(), strict=True):
-        costs = arms[column].first()
+        costs = arms.set_index("row")[column]
         multiples = costs / costs[base]
-        for _, group in multiples.groupby((np.log(multiples) / 0.1).round()):  # nearly equal ones
-            for i, row in enumerate(group.index):
-                x, d = group[row] * 1.06 ** (i - (len(group) - 1) / 2), fid[row] - fid[base]
+        for _, group in multiples.groupby(multiples.round()):
+            for i, (row, x) in enumerate(group.items()):
+                aside = 1.06 ** (i - (len(group) - 1) / 2)
                 look = {"upright": True, "beside": 0, "label": records.titles[row]}
-                _seeds(ax, x, d, records.parameters["confidence"], row, **look)
-        ticks = 2 ** np.arange(np.ceil(np.log2(multiples.max() / 1.2)) + 1)
-        ax.set_xscale("log")
-        ax.set_xlim(0.75, 1.4 * ticks[-1])
-        ax.set_xticks(ticks, [f"{x:g}×" for x in ticks])
-        ax.set_xticks([], minor=True)
+                level = records.parameters["confidence"]
+                _seeds(ax, x * aside, fid[row] - fid[base], level, row, **look)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}×")
         ax.set_xlabel(f"{name}\n1× = {decimals(costs[base], 0)}")
         ax.axhline(0, color=GREY, lw=1, zorder=0)
         ax.grid(axis="y", color="0.92")
     what = f"FID minus that of {records.titles[base]} ({decimals(fid[base].mean())})"
     axes[0, 0].set_ylabel(f"{what}\n(below 0: better)")
-    legend(figure, axes.flat, 3)
-    steps = sorted(set(records.arms["training_steps"]) - {0})
-    said = f"{' or '.join(f'{x:,}' for x in steps)} optimiser steps in all for each finetuned arm; "
-    said += f"arms of nearly equal cost stand side by side. Bars: {_level(records)}. "
+    legend(figure, 3)
+    steps = " or ".join(f"{x:,}" for x in sorted(set(arms["training_steps"]) - {0}))
+    said = f"{steps} optimiser steps in all for each finetuned arm; "
+    said += f"arms of nearly equal cost stand side by side. Bars: {_bars(records)}. "
     return captioned(figure, said + tables.setting(records))
 
 
@@ -156,21 +160,20 @@ def loss_per_timestep(records: Records) -> Figure:
             every = (i % 3, 3)  # so that equal lines both show
             ax.plot(relative.index, relative[row], markevery=every, **look)
         ax.set_title(ABLATIONS[ablation], fontsize=11)
-        ax.set_xlabel("timestep t (noise grows to the right)")
     axes[0, 0].set_ylabel("test loss minus that of\npretrained, % (below 0: better)")
-    legend(figure, axes.flat, 3)
+    legend(figure, 3)
     return captioned(figure, _tested(records))
 
 
 def _ranges(ax: plt.Axes, records: Records) -> None:
-    """Every second of the N ranges of [0, T) shaded, all numbered."""
+    """A timestep axis with every second of the N ranges shaded, all numbered."""
     n, t = records.parameters["n_ranges"], records.parameters["num_train_timesteps"]
     place = {"transform": ax.get_xaxis_transform(), "ha": "center", "va": "bottom"}
     for k in range(n):
         ax.axvspan(k * t / n, (k + 1) * t / n, color="0.95" if k % 2 else "white", lw=0, zorder=0)
         name = f"range {k + 1}" if n <= 4 else k + 1
         ax.text((k + 0.5) * t / n, 0.015, name, fontsize=9.5, color="0.35", **place)
-    ax.set_xlim(0, t)
+    ax.set(xlim=(0, t), xlabel="timestep t (noise grows to the right)")
 
 
 def _tested(records: Records) -> str:
@@ -180,29 +183,25 @@ def _tested(records: Records) -> str:
 
 
 def gate(records: Records) -> Figure:
-    """Test loss of every arm minus that of one model of all timesteps, in %, per range."""
+    """Test loss of every arm minus that of one model of all timesteps, in %, per range.
+
+    Of records whose ``intervals.gate`` is not empty.
+    """
     d, titles, p = 100 * intervals.gate(records), records.titles, records.parameters
-    if d.empty:
-        raise RecordsError(f"no row {intervals.CONTROL}, or bins of losses do not nest in ranges")
     figure, axes = subplots(1, 1, 5)
     ax, control = axes[0, 0], titles[intervals.CONTROL]
-    ranges = d.index.unique("range")
-    for i, row in enumerate(d):
-        for k in ranges:
-            x, values = k + 0.84 * (i + 0.5) / d.shape[1] - 0.44, d.xs(k, level="range")[row]
-            look = {"upright": True, "beside": 0.055, "label": titles[row]}
-            _seeds(ax, x, values, p["confidence"], row, **look)
-    symlog(ax.yaxis, 1, d)
+    width = p["num_train_timesteps"] / p["n_ranges"]
+    _ranges(ax, records)
+    for (k, of_range), (i, row) in product(d.groupby("range"), enumerate(d)):
+        x = width * (k - 0.94 + 0.84 * (i + 0.5) / d.shape[1])
+        look = {"upright": True, "beside": 0.055 * width, "label": titles[row]}
+        _seeds(ax, x, of_range[row], p["confidence"], row, **look)
+    symlog(ax.yaxis, 0.3)
+    ax.margins(y=0.1)
     ax.axhline(0, lw=1.5, zorder=1, color=style.of(intervals.CONTROL)["color"], label=control)
-    for k in ranges[1::2]:
-        ax.axvspan(k - 0.5, k + 0.5, color="0.95", lw=0, zorder=0)
-    ax.set_xticks(ranges, [f"range {k}" for k in ranges])
-    ax.set_xlim(0.5, len(ranges) + 0.5)
-    ax.tick_params(axis="x", length=0)
-    ax.set_xlabel(f"equal ranges of [0, {p['num_train_timesteps']}) (noise grows to the right)")
     ax.set_ylabel(f"test loss minus that of\n{control}, %\n(below 0: better; symmetric log scale)")
-    legend(figure, [ax], 3)
-    said = f"Small: training seeds; large: mean and {_level(records)}. "
+    legend(figure, 3)
+    said = f"Small: training seeds; large: mean and {_bars(records)}. "
     return captioned(figure, said + _tested(records))
 
 
@@ -213,15 +212,15 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
         images: row -> [K, C, H, W] uint8; "real" is training data.
         titles: row -> title as printed.
     """
-    order = [row for row in (*SHOWN, *titles) if row in images and row in titles and row != "real"]
+    order = [row for row in (*SHOWN, *images) if row in images and row != "real"]
     rows = {titles[row]: images[row][:8] for row in list(dict.fromkeys(order))[:6]}
-    if set(DIFFER) <= images.keys() & titles.keys():
+    if set(DIFFER) <= images.keys():
         a, b = (images[row][:8].astype(int) for row in DIFFER)
         gain = 2 ** int(np.log2(255 / max(1, np.quantile(abs(a - b), 0.99))))
         name = f"|{titles[DIFFER[0]]} −\n{titles[DIFFER[1]]}| × {gain}"
         rows[name] = np.minimum(gain * abs(a - b), 255).astype(np.uint8)
     if "real" in images:
-        rows[titles.get("real", "training images")] = images["real"][:8]
+        rows["training images"] = images["real"][:8]
     sheet = np.stack(list(rows.values()))  # [rows, 8, C, H, W]
     gap = [(0, max(1, sheet.shape[-1] // 12))] * 2
     sheet = np.pad(sheet, [(0, 0)] * 3 + gap, constant_values=255)
@@ -238,7 +237,6 @@ def samples(images: dict[str, np.ndarray], titles: dict[str, str], caption: str 
 
 def history(df: pd.DataFrame, caption: str = "") -> Figure:
     """Losses of pretraining, where it is known, and of the finetuning runs, over all timesteps."""
-    df = df.reset_index(drop=True)
     finetuned = df[df["run"] != "baseline"]
     later = df[(df["run"] == "baseline") & (df["step"] > 0)]  # random weights dwarf the rest
     figure, axes = subplots(1, 2 if len(later) else 1, 4.4)
@@ -247,17 +245,17 @@ def history(df: pd.DataFrame, caption: str = "") -> Figure:
         left.plot(later["step"], later["train_loss"], lw=5, alpha=0.35, label="training images")
         left.plot(later["step"], later["held_out_loss"], ".-k", label="held-out images")
         left.set(title="pretraining", xlabel="step", ylabel="denoising loss")
-    start = finetuned.loc[finetuned["step"] == 0, "held_out_loss"].mean()  # pretrained weights
-    change = 100 * (finetuned["held_out_loss"] / start - 1)
-    keys = [key for key in ("run", "cell") if key in df]
-    for (run, *_), part in finetuned.groupby(keys, sort=False):
-        family = re.sub(r"-\d+of\d+$", "", run)
-        arm = f"{family}_routed" if family in ("plain", "deme") else family.replace("-", "_")
-        look = {"color": style.of(arm)["color"], "label": FAMILIES.get(family, family), "lw": 1.8}
-        right.plot(part["step"], change[part.index], **look)
+    start = finetuned["step"] == 0  # pretrained weights
+    before = finetuned.loc[start, "held_out_loss"].mean()
+    finetuned = finetuned.assign(change=100 * (finetuned["held_out_loss"] / before - 1))
+    for _, part in finetuned.groupby(start.cumsum()):
+        family = re.sub(r"-\d+of\d+$", "", part["run"].iloc[0])
+        title, arm = FAMILIES.get(family, (family, family.replace("-", "_")))
+        look = {"color": style.of(arm)["color"], "label": title, "lw": 1.8}
+        right.plot(part["step"], part["change"], **look)
     right.axhline(0, color=GREY, lw=1, zorder=0)
     right.set(title="finetuning", xlabel="step")
-    symlog(right.yaxis, 0.3, change)
+    symlog(right.yaxis, 0.1)
     right.set_ylabel("held-out loss minus that of the\npretrained model, % (symmetric log)")
-    legend(figure, axes.flat, 3)
+    legend(figure, 3)
     return captioned(figure, caption)

@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 
 from deme_lib.report.records import QUANTILES
 
@@ -33,6 +34,10 @@ STYLES = {
 """Arm -> (colour, marker); an arm of one's own is black."""
 SIZES = {"*": 12, "P": 9, "D": 7}
 
+PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8}
+PLAIN |= {"axes.edgecolor": "0.4", "axes.formatter.useoffset": False}
+sns.set_theme(style="ticks", context="notebook", font_scale=0.88, rc=PLAIN)
+
 
 def of(row: str) -> dict:
     """Colour and marker of a row's arm, in any cell ("cell / arm")."""
@@ -47,13 +52,9 @@ def shades(n: int) -> list:
 
 def subplots(rows: int, columns: int, height: float, **options) -> tuple[Figure, np.ndarray]:
     """A figure of the README's width and its axes [rows, columns]."""
-    plain = {"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8}
-    plain |= {"axes.edgecolor": "0.4", "axes.formatter.useoffset": False}
-    sns.set_theme(style="ticks", context="notebook", font_scale=0.88, rc=plain)
     options = {"layout": "constrained", "squeeze": False, **options}
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), **options)
-    if options["layout"]:
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     return figure, axes
 
 
@@ -64,10 +65,10 @@ def captioned(figure: Figure, caption: str) -> Figure:
     return figure
 
 
-def legend(figure: Figure, axes: np.ndarray, columns: int) -> None:
-    """One legend above the figure for what any of its axes labels, instead of their own."""
+def legend(figure: Figure, columns: int) -> None:
+    """One legend above the figure for whatever its axes label, instead of their own."""
     found = {}
-    for ax in axes:
+    for ax in figure.axes:
         if ax.get_legend():
             ax.get_legend().remove()
         found |= dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
@@ -75,20 +76,15 @@ def legend(figure: Figure, axes: np.ndarray, columns: int) -> None:
     figure.legend(found.values(), found.keys(), ncols=columns, **look)
 
 
-def boxes(df: pd.DataFrame, **options) -> plt.Axes:
+def boxes(df: pd.DataFrame, **options) -> None:
     """A box per row, from its recorded quantiles: quartiles, whiskers from 5 to 95 %."""
     names = [c for c in df if c not in QUANTILES]
     look = {"whis": (0, 100), "showfliers": False, "linewidth": 0.8, "saturation": 1}
-    return sns.boxplot(df.melt(names, QUANTILES), **look, **options)
+    sns.boxplot(df.melt(names, QUANTILES), **look, **options)
 
 
-def symlog(axis: Axis, linear: float, shown: pd.DataFrame | pd.Series) -> None:
-    """A symmetric logarithmic axis, linear up to ``linear``, whose ticks are plain numbers."""
-    axis.axes.autoscale(axis=axis.axis_name)
+def symlog(axis: Axis, linear: float, ticks: tuple[int, ...] = (1, 3)) -> None:
+    """A symmetric logarithmic axis, linear up to ``linear``, with ticks per power of ten."""
     getattr(axis.axes, f"set_{axis.axis_name}scale")("symlog", linthresh=linear, linscale=0.7)
-    sizes = np.outer(10.0 ** np.arange(-6, 7), [1, 3]).ravel()
-    ticks = np.array([*-sizes[::-1], 0, *sizes])
-    seen = (ticks == 0) | (abs(ticks) >= 0.3 * linear)
-    ticks = ticks[seen & (ticks >= np.nanmin(shown)) & (ticks <= np.nanmax(shown))]
-    axis.set_ticks(ticks, [f"{x:g}".replace("-", "−") for x in ticks])
-    axis.set_ticks([], minor=True)
+    axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=ticks))
+    axis.set_major_formatter("{x:g}")

@@ -7,7 +7,15 @@ import diffusers
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ModelMixin,
+    SchedulerMixin,
+    UNet2DModel,
+)
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub import hf_hub_download
@@ -17,11 +25,12 @@ from torch import nn
 from deme_lib.diffusion.data import local_folder
 from deme_lib.diffusion.randomness import seed_of
 from deme_lib.errors import Explained
-from deme_lib.method.projection import plain_or_projected, unet_class
+from deme_lib.method.projection import model_class, plain_or_projected
 
 INDEX = "model_index.json"  # of a diffusers pipeline
 HALF = "diffusion_pytorch_model.fp16.safetensors"  # weights, where they are saved in 16 bits alone
 WANTED = "take a pixel-space DDPM or DDIM pipeline of a UNet2DModel, such as google/ddpm-cifar10-32"
+SCHEDULES = "take a scheduler of betas that predicts epsilon, v or the sample, or a FlowMatch one"
 
 disable_progress_bar()
 
@@ -91,25 +100,28 @@ def new_scheduler(num_train_timesteps: int) -> DDPMScheduler:
     return DDPMScheduler(num_train_timesteps, **betas)
 
 
-def load_pipeline(source: str | Path) -> DDPMPipeline:
-    """A pipeline from a folder or a hub id: its UNet stock or projected, its scheduler DDPM's.
+def load_pipeline(source: str | Path) -> DiffusionPipeline:
+    """A pipeline from a folder or a hub id, in float32; of a UNet and a scheduler alone a DDPM one.
+
+    The UNet of such a ``DDPMPipeline`` is stock or projected, its scheduler a ``noise_schedule``.
 
     Raises:
-        ModelError: it cannot be reached or read, or is another kind of model.
+        ModelError: it cannot be reached or read, or its noise is of another kind.
     """
     source, folder = str(source), local_folder(str(source))
     try:
         index = folder / INDEX if folder else Path(hf_hub_download(source, INDEX))
         index = json.loads(index.read_text())
         parts = {name for name, entry in index.items() if isinstance(entry, list) and entry[0]}
+        folder = folder or Path(DiffusionPipeline.download(source))
         if parts != {"unet", "scheduler"}:
-            parts = ", ".join(sorted(parts))
-            raise ModelError(f"{source} is {index.get('_class_name')} ({parts}): {WANTED}")
-        folder = folder or Path(DDPMPipeline.download(source))
+            return DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
         unet, scheduler = (  # the oldest pipelines keep all beside model_index.json
             folder / part if (folder / part).is_dir() else folder for part in ("unet", "scheduler")
         )
-        return DDPMPipeline(load_unet(unet), _load_scheduler(scheduler))
+        config = DDPMScheduler.load_config(scheduler)
+        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        return DDPMPipeline(load_unet(unet), noise_schedule(scheduler))
     except ModelError:
         raise
     except Exception as error:  # diffusers and its HTTP client raise dozens of types
@@ -121,30 +133,49 @@ def load_pipeline(source: str | Path) -> DDPMPipeline:
         ) from error
 
 
-def _load_scheduler(folder: Path) -> DDPMScheduler:
-    """The noise schedule of a saved scheduler of whatever kind, as DDPM's."""
-    config = DDPMScheduler.load_config(folder)
-    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+def noise_schedule(
+    scheduler: SchedulerMixin,
+) -> DDPMScheduler | FlowMatchEulerDiscreteScheduler:
+    """What noises the data to train with a sampler of whatever kind: its betas, or the flow's.
+
+    Some samplers' own ``add_noise`` is not Eq. 1, so the betas are DDPM's.
+
+    Raises:
+        ModelError: it has neither, predicts something else, or noise where all is noise.
+    """
+    config, kind = scheduler.config, type(scheduler).__name__
+    if kind.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+        flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        return scheduler if flow else FlowMatchEulerDiscreteScheduler(config.num_train_timesteps)
     if not hasattr(scheduler, "alphas_cumprod"):
-        kind = config["_class_name"]
-        raise ModelError(f"{folder} has {kind}, whose noise is not DDPM's (Eq. 1): {WANTED}")
-    return DDPMScheduler.from_config(scheduler.config)
+        raise ModelError(f"{kind}'s noise is neither DDPM's (Eq. 1) nor a flow's: {SCHEDULES}")
+    ddpm = isinstance(scheduler, DDPMScheduler)
+    schedule = scheduler if ddpm else DDPMScheduler.from_config(config)
+    asked = schedule.config.prediction_type
+    if asked not in ("epsilon", "v_prediction", "sample"):
+        raise ModelError(f"{kind}'s prediction_type is {asked}: {SCHEDULES}")
+    if asked == "epsilon" and schedule.alphas_cumprod[-1] == 0:
+        raise ModelError(
+            f"{kind} has rescale_betas_zero_snr: True: at the last timestep all is noise, whose "
+            "prediction says nothing of the image; take a model of v_prediction, or set it to False"
+        )
+    return schedule
 
 
-def load_unet(folder: str | Path) -> UNet2DModel:
-    """A ``UNet2DModel`` or ``ProjectedUNet2DModel`` from the folder it was saved to, in float32.
+def load_unet(folder: str | Path) -> ModelMixin:
+    """A UNet, or any other diffusers model, from the folder it was saved to, in float32.
 
     Weights with NaN or infinity are refused: their images are black, and score like any others.
     """
     try:
-        cls = unet_class(json.loads((Path(folder) / "config.json").read_text()))
+        cls = model_class(json.loads((Path(folder) / "config.json").read_text()))
         names = [file.name for file in Path(folder).iterdir()]
         variant = "fp16" if HALF in names and SAFETENSORS_WEIGHTS_NAME not in names else None
         unet, keys = cls.from_pretrained(folder, variant=variant, output_loading_info=True)
         if wrong := keys["missing_keys"] + keys["unexpected_keys"]:
             raise ValueError(f"config.json and weights do not fit, such as in {wrong[0]}")
     except (ValueError, OSError, SafetensorError) as error:
-        raise ModelError(f"{folder}: {error}; save or copy a UNet there again") from error
+        raise ModelError(f"{folder}: {error}; save or copy a model there again") from error
     for key, weight in unet.state_dict().items():
         if not weight.isfinite().all():
             raise ModelError(f"{folder}: weights {key} hold NaN or infinity: take another model")
@@ -191,24 +222,28 @@ def check_card(folder: Path, train_hash: str, seed: int) -> None:
 
 
 def check_pipeline(
-    pipeline: DDPMPipeline, num_train_timesteps: int, image_shape: tuple[int, int, int]
+    pipeline: DiffusionPipeline, num_train_timesteps: int, image_shape: tuple[int, int, int]
 ) -> None:
-    """Refuse, before any training starts, a pipeline that the experiment cannot use."""
-    unet, schedule, shape = pipeline.unet, pipeline.scheduler.config, shape_of(pipeline.unet)
-    timesteps, channels = schedule.num_train_timesteps, unet.config.in_channels
-    conditional = unet.config.class_embed_type or unet.config.num_class_embeds
-    no_signal = "at the last timestep all is noise, whose prediction says nothing of the image"
+    """Refuse, before any training starts, a pipeline that the experiment cannot use.
+
+    ``decouple`` takes more: the experiment samples and compares unconditional images of pixels.
+    """
+    kind = type(pipeline).__name__
+    if not (isinstance(pipeline, DDPMPipeline) and isinstance(pipeline.unet, UNet2DModel)):
+        raise ModelError(f"the experiment cannot use this {kind}: {WANTED}, or train with decouple")
+    unet, schedule = pipeline.unet, noise_schedule(pipeline.scheduler).config
+    shape, channels = shape_of(unet), unet.config.in_channels
+    timesteps, asked = schedule.num_train_timesteps, schedule.get("prediction_type", "flow")
     needed = [  # what, found, needed, what to do
-        (
-            "prediction_type",
-            schedule.prediction_type,
-            "epsilon",
-            "take a model that predicts noise",
-        ),
-        ("rescale_betas_zero_snr", schedule.get("rescale_betas_zero_snr", False), False, no_signal),
+        ("prediction_type", asked, "epsilon", "take a model that predicts noise"),
         ("timesteps", timesteps, num_train_timesteps, f"set num_train_timesteps to {timesteps}"),
         ("out_channels", unet.config.out_channels, channels, "take one of no learned variance"),
-        ("classes", conditional, None, "take an unconditional one"),
+        (
+            "classes",
+            unet.config.class_embed_type or unet.config.num_class_embeds,
+            None,
+            "take an unconditional one",
+        ),
         ("image shape", shape, image_shape, "take another model, or data of this shape"),
     ]
     for what, found, right, remedy in needed:

@@ -1,82 +1,189 @@
-"""Ensembles of denoisers, callable wherever a ``UNet2DModel`` is (paper Eq. 7 and its rival).
+"""Ensembles of denoisers, callable wherever a member is (paper Eq. 7 and its rival).
 
 The paper's "before merge" is routed: each timestep is predicted by the expert of its range. The
 "simple ensemble" of a reader is the average of all predictions at every timestep. Members are
 called one after the other: stacked into one batched call (``torch.func.vmap``) they take longer on
-a CPU (figures/benchmarks.md).
+a CPU (figures/benchmarks.md). A pipeline takes an ensemble as its ``unet`` or ``transformer``, and
+guidance, prompts and decoding stay its own business.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
+from deme_lib.method.projection import model_class
 from deme_lib.method.timesteps import check_tiling, route
+
+NOTE = "ensemble.json"  # what a folder's members are
 
 
 class _Ensemble(nn.Module):
-    """What diffusers' pipelines ask of a UNet, answered by the first member."""
+    """Answers whatever a pipeline asks of its denoiser as the first member does.
 
-    def __init__(self, members: Sequence[nn.Module]):
+    Args:
+        active_on: device to which a member is moved for its turn, while the others wait on the
+            CPU; None: members stay where they are, and move with the ensemble.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], active_on: torch.device | str | None = None):
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one member")
-        self.members = nn.ModuleList(members)
+        moved = active_on is None
+        self.members = nn.ModuleList(members) if moved else list(members)  # a list stays behind
+        self.active_on, self.active = active_on, None
 
-    @property
-    def config(self):
-        return self.members[0].config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.members[0].dtype
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "members":  # there are none yet
+                raise
+            return getattr(self.members[0], name)
 
     @property
     def device(self) -> torch.device:
-        return self.members[0].device
+        return self.members[0].device if self.active_on is None else torch.device(self.active_on)
 
-    def forward(self, sample: torch.Tensor, timestep, return_dict: bool = True):
-        """Predict the noise.
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Save every member by its own ``save_pretrained``, and what the ensemble makes of them."""
+        for k, member in enumerate(self.members):
+            member.save_pretrained(Path(folder) / f"member-{k}")
+        note = {"class": type(self).__name__, "members": len(self.members), **self._settings()}
+        (Path(folder) / NOTE).write_text(json.dumps(note))
 
-        Args:
-            sample: [B, C, H, W] noisy images.
-            timestep: one integer, or [B] int64 timesteps in [0, T), mixed as you like.
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, active_on: torch.device | str | None = None, **how: Any
+    ) -> Self:
+        """What ``save_pretrained`` saved; ``how`` is of the members', such as ``torch_dtype``.
+
+        Raises:
+            ValueError: the folder holds another kind of ensemble, or none.
         """
-        prediction = self.predict(sample, torch.as_tensor(timestep))
-        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+        file = Path(folder) / NOTE
+        note = json.loads(file.read_text()) if file.is_file() else {}
+        if note.pop("class", None) != cls.__name__:
+            raise ValueError(
+                f"{folder} has no {NOTE} of a {cls.__name__}: save_pretrained makes it"
+            )
+        members = []
+        for k in range(note.pop("members")):
+            home = Path(folder) / f"member-{k}"
+            model = model_class(json.loads((home / "config.json").read_text()))
+            members.append(model.from_pretrained(home, **how))
+        return cls(members, **note, active_on=active_on)
+
+    def _settings(self) -> dict[str, Any]:
+        return {}
+
+    def _call(self, k: int, args: tuple, kwargs: dict) -> Any:
+        if self.active_on is not None and self.active != k:
+            if self.active is not None:
+                self.members[self.active].to("cpu")
+            self.members[k].to(self.active_on)
+            self.active = k
+        return self.members[k](*args, **kwargs)
 
 
 class RoutedEnsemble(_Ensemble):
     """Eq. 7: the expert of range k predicts the samples whose timestep lies in range k.
 
+    Wan 2.2's two experts are of the same kind: with ``boundary_ratio`` r of T timesteps its
+    ``transformer_2`` has ``range(0, r T)``, its ``transformer`` ``range(r T, T)``.
+
     Args:
         experts: one denoiser a range.
-        ranges: adjacent ranges that tile [0, T) in order, from ``split_timesteps``.
+        ranges: adjacent ranges that tile [0, T) in order, from ``split_timesteps``, or their
+            starts and stops.
+        timestep_scale: t of what a denoiser is called with: 1000 for Flux, called with t / 1000.
     """
 
-    def __init__(self, experts: Sequence[nn.Module], ranges: Sequence[range]):
-        super().__init__(experts)
+    def __init__(
+        self,
+        experts: Sequence[nn.Module],
+        ranges: Sequence[range | Sequence[int]],
+        timestep_scale: float = 1.0,
+        active_on: torch.device | str | None = None,
+    ):
+        super().__init__(experts, active_on)
         if len(experts) != len(ranges):
             raise ValueError(f"{len(experts)} experts for {len(ranges)} ranges: give one a range")
-        check_tiling(ranges)
-        self.ranges = list(ranges)
+        self.ranges = [r if isinstance(r, range) else range(*r) for r in ranges]
+        check_tiling(self.ranges)
+        self.timestep_scale = timestep_scale
 
-    def predict(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        owner = route(timesteps, self.ranges)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the experts return, to any arguments; samples may be of several ranges.
+
+        The timestep, one or [B] in [0, T), is ``timestep=``, or the second argument. Where it is
+        in several ranges an expert is given the samples of its own: of each tensor [B, ...].
+        """
+        t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
+        owner = route(t if self.timestep_scale == 1 else t * self.timestep_scale, self.ranges)
         owners = owner.unique().tolist()
         if len(owners) == 1:  # as in sampling: the cost of one model
-            return self.members[owners[0]](sample, timesteps, return_dict=False)[0]
-        prediction = torch.empty_like(sample)
-        for k in owners:
-            mine = owner == k
-            prediction[mine] = self.members[k](sample[mine], timesteps[mine], return_dict=False)[0]
-        return prediction
+            return self._call(owners[0], args, kwargs)
+
+        def of(k: int) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda v: v[owner.to(v.device) == k] if v.shape[:1] == owner.shape else v
+
+        def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+            whole = parts[0].new_empty(len(owner), *parts[0].shape[1:])
+            for k, part in zip(owners, parts, strict=True):
+                whole[owner.to(whole.device) == k] = part
+            return whole
+
+        found = [self._call(k, *_each(of(k), (args, kwargs))) for k in owners]
+        return _each(lambda *parts: joined(parts), *found)
+
+    def _settings(self) -> dict[str, Any]:
+        ranges = [(r.start, r.stop) for r in self.ranges]
+        return {"ranges": ranges, "timestep_scale": self.timestep_scale}
 
 
 class AveragedEnsemble(_Ensemble):
     """The simple ensemble: the mean of the members' N predictions, at every timestep."""
 
-    def predict(self, sample: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the members return, on average, to any arguments."""
         share = 1 / len(self.members)
-        return sum(share * m(sample, timesteps, return_dict=False)[0] for m in self.members)
+        found = [self._call(k, args, kwargs) for k in range(len(self.members))]
+        return _each(lambda *parts: sum(share * part for part in parts), *found)
+
+
+class WithAdapter(_Ensemble):
+    """One adapter's turn on a model: experts of an ensemble that holds the model once.
+
+    Args:
+        model: has it, as after ``pipeline.load_lora_weights(folder, adapter_name=name)``.
+        name: of the one that is active whenever this is called.
+    """
+
+    def __init__(self, model: nn.Module, name: str):
+        super().__init__([model])
+        self.name = name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        from peft.tuners.tuners_utils import BaseTunerLayer  # the extra ``lora``
+
+        for layer in self.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.set_adapter(self.name)
+        return self._call(0, args, kwargs)
+
+
+def _each(change: Callable[..., torch.Tensor], *alike: Any) -> Any:
+    """Change tensors, however deep in tuples, lists and dictionaries; all else is the first's."""
+    first = alike[0]
+    if isinstance(first, torch.Tensor):
+        return change(*alike)
+    if isinstance(first, Mapping):  # such as diffusers' outputs
+        return type(first)(**{key: _each(change, *(one[key] for one in alike)) for key in first})
+    if isinstance(first, tuple | list):
+        return type(first)(_each(change, *parts) for parts in zip(*alike, strict=True))
+    return first

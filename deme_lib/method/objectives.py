@@ -12,12 +12,13 @@ from torch import nn
 
 
 def squared_error(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each sample, ``[B, C, H, W]`` twice to float32 ``[B]``.
+    """Mean squared error of each sample, ``[B, ...]`` twice to float32 ``[B]``.
 
-    With the noise as target this is the denoising loss (Eq. 2); with the frozen teacher's
-    prediction as target it is the consistency loss (Eq. 4).
+    With the noise as target (or v, the data, a flow: what the model predicts) this is the
+    denoising loss (Eq. 2); with the frozen teacher's prediction the consistency loss (Eq. 4).
     """
-    return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+    error = prediction.float() - target.float()
+    return error.square().mean(dim=tuple(range(1, error.ndim)))
 
 
 def deme_loss(
@@ -29,7 +30,7 @@ def deme_loss(
     """Eq. 5: denoising loss plus consistency loss (weight 1 in the paper), a float32 scalar.
 
     Args:
-        denoising: [B] squared errors against the noise.
+        denoising: [B] squared errors against the target.
         consistency: [B] squared errors against the teacher; None leaves the term out.
         weights: [B] of the denoising loss, for the re-weightings below; None: 1 everywhere.
     """

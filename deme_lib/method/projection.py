@@ -9,7 +9,8 @@ import functools
 from collections.abc import Iterator
 from typing import Self
 
-from diffusers import ModelMixin, UNet2DModel  # noqa: F401  pipelines look for ModelMixin here
+import diffusers
+from diffusers import ModelMixin, UNet2DModel
 from torch import nn
 
 
@@ -65,21 +66,35 @@ def projection_share(unet: nn.Module) -> float:
     return sum(n for name, n in sizes.items() if is_projection(name)) / sum(sizes.values())
 
 
-def unet_class(config: dict) -> type[UNet2DModel]:
-    """The class a saved UNet's ``config.json`` names: stock or projected.
+def model_class(config: dict) -> type[ModelMixin]:
+    """The class a saved model's ``config.json`` names: one of diffusers', or the projected UNet.
 
     Raises:
-        ValueError: the configuration is of another kind of model.
+        ValueError: the configuration is of no model.
     """
-    known = {cls.__name__: cls for cls in (UNet2DModel, ProjectedUNet2DModel)}
     name = config.get("_class_name") if isinstance(config, dict) else None
-    if name not in known:
-        raise ValueError(f"the model is a {name}; deme_lib works on {' and '.join(known)}")
-    return known[name]
+    own = name == ProjectedUNet2DModel.__name__
+    cls = ProjectedUNet2DModel if own else getattr(diffusers, str(name), None)
+    if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
+        raise ValueError(f"its config.json names {name}, which is no model of diffusers'")
+    return cls
 
 
-def plain_or_projected(unet: UNet2DModel, projected: bool) -> UNet2DModel:
-    """``unet`` itself, or a projected version of it where asked and not there already."""
-    if projected and not isinstance(unet, ProjectedUNet2DModel):
-        return ProjectedUNet2DModel.from_stock(unet)
-    return unet
+def plain_or_projected(model: ModelMixin, projected: bool | None) -> ModelMixin:
+    """``model`` itself, or a projected version where asked and not there already.
+
+    Args:
+        projected: None asks for projections where they are defined, on a ``UNet2DModel``.
+
+    Raises:
+        ValueError: they are asked for elsewhere.
+    """
+    defined = isinstance(model, UNet2DModel)
+    if projected and not defined:
+        raise ValueError(
+            f"a {type(model).__name__} has no channel projections (Sec. 3.2 defines them on UNets "
+            "of blocks, here UNet2DModel): set channel_projection=False"
+        )
+    if defined and projected is not False and not isinstance(model, ProjectedUNet2DModel):
+        return ProjectedUNet2DModel.from_stock(model)
+    return model

@@ -47,7 +47,7 @@ def route(timesteps: torch.Tensor, ranges: Sequence[range]) -> torch.Tensor:
     """Eq. 7: the index of the range that holds each timestep.
 
     Args:
-        timesteps: any shape, integers in [0, T).
+        timesteps: any shape, in [0, T); where they are floats T, all noise, is of the last range.
         ranges: adjacent ranges that tile [0, T) in order.
 
     Returns:
@@ -56,15 +56,14 @@ def route(timesteps: torch.Tensor, ranges: Sequence[range]) -> torch.Tensor:
     Raises:
         ValueError: a timestep lies outside the ranges.
     """
-    if timesteps.numel() and not (
-        ranges[0].start <= int(timesteps.min()) and int(timesteps.max()) < ranges[-1].stop
-    ):
-        raise ValueError(
-            f"timesteps from {int(timesteps.min())} to {int(timesteps.max())} leave "
-            f"[{ranges[0].start}, {ranges[-1].stop})"
-        )
-    inner_bounds = torch.tensor([r.start for r in ranges[1:]], device=timesteps.device)
-    return torch.bucketize(timesteps.contiguous(), inner_bounds, right=True)
+    if timesteps.numel():
+        low, high, end = timesteps.min().item(), timesteps.max().item(), ranges[-1].stop
+        last = isinstance(high, float) and high == end
+        if low < ranges[0].start or not (high < end or last):
+            raise ValueError(f"timesteps from {low} to {high} leave [{ranges[0].start}, {end})")
+    starts = [r.start for r in ranges[1:]]
+    bounds = torch.tensor(starts, device=timesteps.device, dtype=timesteps.dtype)
+    return torch.bucketize(timesteps.contiguous(), bounds, right=True)
 
 
 def draw_timesteps(
@@ -73,15 +72,22 @@ def draw_timesteps(
     num_train_timesteps: int,
     probability: float,
     generator: torch.Generator,
+    continuous: bool = False,
 ) -> torch.Tensor:
     """Eq. 6: from the own range with probability 1 - p, from all of [0, T) with probability p.
 
     The coin is tossed for every sample; the published reference code tosses it for a batch.
 
+    Args:
+        continuous: draw floats, as flow matching does: multiples of 1 / 1024, which are exact.
+
     Returns:
-        [batch_size] int64 timesteps on the CPU.
+        [batch_size] timesteps on the CPU, int64, or float32 if continuous.
     """
-    own = torch.randint(own_range.start, own_range.stop, (batch_size,), generator=generator)
-    anywhere = torch.randint(0, num_train_timesteps, (batch_size,), generator=generator)
+    parts = 1024 if continuous else 1
+    start, stop, end = (parts * t for t in (own_range.start, own_range.stop, num_train_timesteps))
+    own = torch.randint(start, stop, (batch_size,), generator=generator)
+    anywhere = torch.randint(0, end, (batch_size,), generator=generator)
     leave = torch.rand(batch_size, generator=generator) < probability
-    return torch.where(leave, anywhere, own)
+    timesteps = torch.where(leave, anywhere, own)
+    return timesteps / parts if continuous else timesteps

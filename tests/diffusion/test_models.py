@@ -151,24 +151,34 @@ def test_weights_that_are_not_all_there_or_not_finite_are_refused(folder, change
 # other kinds of model
 
 
-@pytest.mark.parametrize(
-    "scheduler", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "ScoreSdeVeScheduler"]
-)
-def test_other_noise_than_ddpm_s_is_named(tiny_unet, tmp_path, scheduler):
+@pytest.mark.parametrize("scheduler", ["EDMEulerScheduler", "ScoreSdeVeScheduler"])
+def test_noise_that_is_neither_ddpm_s_nor_a_flow_s_is_named(tiny_unet, tmp_path, scheduler):
     DDPMPipeline(tiny_unet(), getattr(diffusers, scheduler)()).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=rf"{scheduler}.*take a pixel-space DDPM"):
+    with pytest.raises(ModelError, match=rf"{scheduler}'s noise is neither .*take a scheduler of"):
         models.load_pipeline(tmp_path)
 
 
-def test_latent_and_transformer_pipelines_are_named(tiny_unet, tmp_path):
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_a_flow_is_taken_as_it_is_or_from_a_sampler_of_it(name):
+    given = (
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if "UniPC" in name else {}
+    )
+    scheduler = getattr(diffusers, name)(num_train_timesteps=100, **given)
+    found = models.noise_schedule(scheduler)
+    assert type(found) is diffusers.FlowMatchEulerDiscreteScheduler
+    assert found.config.num_train_timesteps == 100 and (found is scheduler) == (not given)
+
+
+def test_other_pipelines_load_and_the_experiment_names_what_it_cannot_use(tiny_unet, tmp_path):
     vq = VQModel(block_out_channels=(8,), norm_num_groups=4)
-    LDMPipeline(vq, tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path / "latent")
-    index = {"_class_name": "DiTPipeline", "transformer": ["diffusers", "DiTTransformer2DModel"]}
-    (tmp_path / "dit").mkdir()
-    (tmp_path / "dit" / "model_index.json").write_text(json.dumps(index))
-    for name, words in (("latent", "LDMPipeline.*vqvae"), ("dit", "DiTPipeline.*transformer")):
-        with pytest.raises(ModelError, match=rf"{words}.*take a pixel-space DDPM"):
-            models.load_pipeline(tmp_path / name)
+    LDMPipeline(vq, tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path)
+    loaded = models.load_pipeline(tmp_path)
+    assert type(loaded) is LDMPipeline and equal(loaded.unet, tiny_unet())
+    with pytest.raises(ModelError, match=r"this LDMPipeline: take a pixel-space DDPM .*decouple"):
+        models.check_pipeline(loaded, 1000, (1, 8, 8))
+    flow = DDPMPipeline(tiny_unet(), diffusers.FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ModelError, match="prediction_type: flow, where epsilon is needed"):
+        models.check_pipeline(flow, 1000, (1, 8, 8))
 
 
 K_BLOCKS = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2}
@@ -184,7 +194,7 @@ K_BLOCKS = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBl
         (K_BLOCKS, {}, "projections .* fails on an image .* no K blocks"),
         ({}, {"num_train_timesteps": 100}, "timesteps: 100, .*set num_train_timesteps to 100"),
         ({}, {"prediction_type": "v_prediction"}, r"v_prediction, where epsilon is needed"),
-        ({}, {"rescale_betas_zero_snr": True}, "zero_snr: True, .*last timestep"),
+        ({}, {"rescale_betas_zero_snr": True}, "zero_snr: True: at the last timestep"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_before_training(tiny_unet, config, scheduler, words):

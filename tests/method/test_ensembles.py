@@ -6,6 +6,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
 from torch import nn
 
 from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble
+from deme_lib.method.projection import ProjectedUNet2DModel
 from deme_lib.method.timesteps import split_timesteps
 
 RANGES = split_timesteps(4, 1000)
@@ -20,10 +21,13 @@ class Denoiser(nn.Module):
         super().__init__()
         self.asked = []
 
-    def forward(self, sample, timestep, return_dict=True):
-        assert not return_dict
-        self.asked.append((sample, timestep))
-        return (torch.zeros_like(sample) + timestep.view(-1, 1, 1, 1) / 1000,)
+    def forward(self, sample, timestep, **more):
+        self.asked.append((sample, timestep, more))
+        return (torch.zeros_like(sample) + timestep.view(-1, 1, 1, 1) / 1000, "kept")
+
+    def to(self, device):
+        self.asked.append(device)
+        return self
 
 
 @pytest.fixture
@@ -68,6 +72,64 @@ def test_routed_costs_one_model(noisy_batch):
         ensemble(samples, timestep)
         assert experts[2].asked[-1][0] is samples
     assert [len(e.asked) for e in experts] == [1, 1, 3, 1]
+
+
+def test_a_mixed_batch_is_cut_wherever_it_is(noisy_batch):
+    """Every tensor of as many rows as timesteps, in tuples and dictionaries; all else is shared."""
+    samples, timesteps = noisy_batch
+    experts = [Denoiser() for _ in range(4)]
+    rows, ids = torch.arange(5), torch.arange(7)
+    given = {"text": rows, "added": {"time": (rows, ids)}, "scale": 2.0, "flag": None}
+    found, kept = RoutedEnsemble(experts, RANGES)(sample=samples, timestep=timesteps, **given)
+    assert torch.equal(found[:, 0, 0, 0], timesteps / 1000) and kept == "kept"
+    own = [[1, 4], [2], [3], [0]]
+    for expert, mine in zip(experts, own, strict=True):
+        sample, timestep, more = expert.asked[0]
+        assert torch.equal(sample, samples[mine]) and torch.equal(timestep, timesteps[mine])
+        assert more["text"].tolist() == more["added"]["time"][0].tolist() == mine
+        assert more["added"]["time"][1] is ids and more["scale"] == 2.0 and more["flag"] is None
+    AveragedEnsemble(experts[:2])(samples, timestep=timesteps, **given)
+    assert all(e.asked[-1][0] is samples and e.asked[-1][2] == given for e in experts[:2])
+
+
+@pytest.mark.parametrize(("scale", "last"), [(1, 1000.0), (1000, 1.0)])
+def test_floats_are_routed_by_t(scale, last, noisy_batch):
+    """1000 is the first timestep of a flow; Flux is called with a thousandth of it."""
+    experts, samples = [Denoiser() for _ in range(4)], noisy_batch[0]
+    timesteps = torch.tensor([last, 749.9 / scale, 250.1 / scale, 0.5 / scale, 249.9 / scale])
+    RoutedEnsemble(experts, RANGES, scale)(samples, timestep=timesteps)
+    assert [e.asked[0][1].tolist() for e in experts] == [
+        timesteps[mine].tolist() for mine in ([3, 4], [2], [1], [0])
+    ]
+
+
+def test_only_the_active_expert_is_on_the_device(noisy_batch):
+    experts, samples = [Denoiser() for _ in range(4)], noisy_batch[0]
+    ensemble = RoutedEnsemble(experts, RANGES, active_on="meta")
+    assert ensemble.device == torch.device("meta") and not list(ensemble.parameters())
+    for t in (900, 800, 100):
+        ensemble(samples, torch.tensor(t))
+    moves = [[a for a in expert.asked if isinstance(a, str)] for expert in experts]
+    assert moves == [["meta"], [], [], ["meta", "cpu"]]
+
+
+@kinds
+def test_what_is_saved_loads_the_same(make, experts, noisy_batch, tmp_path):
+    experts[0] = ProjectedUNet2DModel.from_stock(experts[0])
+    ensemble = make(experts)
+    ensemble.save_pretrained(tmp_path)
+    loaded = type(ensemble).from_pretrained(tmp_path)
+    close(predict(loaded, *noisy_batch), predict(ensemble, *noisy_batch))
+    pairs = zip(loaded.parameters(), ensemble.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert [type(a) for a in loaded.members] == [type(a) for a in experts]
+    assert getattr(loaded, "ranges", None) == getattr(ensemble, "ranges", None)
+    narrow = type(ensemble).from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert narrow.dtype == torch.bfloat16 and narrow.config == loaded.config
+    other = {RoutedEnsemble: AveragedEnsemble, AveragedEnsemble: RoutedEnsemble}[type(ensemble)]
+    for folder in (tmp_path, tmp_path / "member-0"):
+        with pytest.raises(ValueError, match=f"no ensemble.json of a {other.__name__}"):
+            other.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,15 @@ import copy
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import nn
 
 from deme_lib.method.projection import (
     ProjectedUNet2DModel,
     is_projection,
+    model_class,
     plain_or_projected,
     projection_share,
-    unet_class,
 )
 
 CONFIGS = {
@@ -123,11 +124,18 @@ def test_from_stock_leaves_the_stock_alone_and_keeps_dtype_and_mode(tiny_unet):
 
 
 def test_the_class_and_projections_are_as_asked(tiny_unet):
-    assert unet_class(tiny_unet().config | {"_class_name": "UNet2DModel"}) is UNet2DModel
-    with pytest.raises(ValueError, match="UNet2DConditionModel"):
-        unet_class({"_class_name": "UNet2DConditionModel"})
+    for cls in (UNet2DModel, ProjectedUNet2DModel, UNet2DConditionModel):
+        assert model_class({"_class_name": cls.__name__}) is cls
+    for config in ({}, [], {"_class_name": "DDPMScheduler"}, {"_class_name": "MyUNet"}):
+        with pytest.raises(ValueError, match="no model of diffusers'"):
+            model_class(config)
     stock = tiny_unet()
     assert plain_or_projected(stock, projected=False) is stock
     projected = plain_or_projected(stock, projected=True)
     assert isinstance(projected, ProjectedUNet2DModel)
     assert plain_or_projected(projected, projected=True) is projected
+    assert isinstance(plain_or_projected(stock, projected=None), ProjectedUNet2DModel)
+    other = nn.Linear(1, 1)  # projections are defined on UNet2DModel
+    assert all(plain_or_projected(other, projected) is other for projected in (None, False))
+    with pytest.raises(ValueError, match="Linear has no channel projections"):
+        plain_or_projected(other, projected=True)

@@ -58,6 +58,17 @@ def test_draws_are_uniform_in_what_they_reach(p, reached):
     assert (counts - n * share).abs().max() < 5 * (n * share * (1 - share)) ** 0.5
 
 
+def test_continuous_draws_fill_their_range_and_t_max_is_routed_alone():
+    own, g = range(750, 1000), torch.Generator().manual_seed(0)
+    drawn = draw_timesteps(20_000, own, 1000, 0.0, g, continuous=True)
+    assert drawn.dtype == torch.float32 and (drawn >= 750).all() and (drawn < 1000).all()
+    assert drawn.mean().item() == pytest.approx(875, abs=3) and drawn.unique().numel() > 19_000
+    ranges = split_timesteps(4, 1000)
+    assert route(torch.tensor([1000.0, 750.0, 749.999, 0.0]), ranges).tolist() == [3, 3, 2, 0]
+    with pytest.raises(ValueError, match=r"leave \[0, 1000\)"):
+        route(torch.tensor(1000.1), ranges)
+
+
 def test_draws_leave_their_range_at_the_expected_rate_within_a_batch():
     """A draw from all of [0, T) falls back into the own range 1 time in N."""
     n, N, T, p = 40_000, 4, 1000, 0.3

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _HOMES = {
     "load_pipeline": "diffusion.models",
     "load_images": "diffusion.data",
-    "decouple": "diffusion.training",
+    "decouple": "diffusion.decouple",
     "merge_experts": "diffusion.merged",
     "merge_folders": "diffusion.merged",
     "RoutedEnsemble": "method.ensembles",

@@ -1,11 +1,13 @@
 """The loss on held-out images, under timesteps and noise that are the same for every model."""
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import SchedulerMixin
 from torch import nn
 
+from deme_lib.diffusion import denoisers
+from deme_lib.diffusion.denoisers import Conditioning, Denoiser, Predict
+from deme_lib.diffusion.models import noise_schedule
 from deme_lib.diffusion.randomness import generator
-from deme_lib.diffusion.training import to_model_range
 from deme_lib.method.objectives import squared_error
 
 BATCH = 500  # of images up to 32x32
@@ -20,32 +22,48 @@ class FixedNoise:
     """Noisy versions of images, the same for every model that is asked about them.
 
     Args:
-        images: uint8 [n, C, H, W].
+        images: uint8 [n, C, H, W] or float latents [n, ...].
         draws: (timestep, noise) pairs an image; the timesteps are spread evenly over [0, T).
+        conditioning: rows [n, ...] of each condition.
+        predict: calls a model, see ``denoisers``.
 
     Attributes:
-        timesteps: [n * draws] int64.
+        timesteps: [n * draws] int64, or float32 in flow matching.
         image: [n * draws] int64, the image in [0, n) of each draw.
     """
 
-    def __init__(self, images: torch.Tensor, scheduler: DDPMScheduler, draws: int, seed: int):
+    def __init__(
+        self,
+        images: torch.Tensor,
+        scheduler: SchedulerMixin,
+        draws: int,
+        seed: int,
+        conditioning: Conditioning | None = None,
+        predict: Predict = denoisers.predict,
+    ):
         g, total = generator(seed, "fixed noise"), len(images) * draws
-        num_train_timesteps = scheduler.config.num_train_timesteps
-        spread = torch.arange(total) * num_train_timesteps // total
+        schedule = noise_schedule(scheduler)
+        spread = torch.arange(total) * schedule.config.num_train_timesteps
+        spread = spread / total if denoisers.is_flow(schedule) else spread // total
         self.timesteps = spread[torch.randperm(total, generator=g)]
         self.image = torch.arange(len(images)).repeat(draws)
-        clean = to_model_range(images).repeat(draws, 1, 1, 1)
+        clean = denoisers.to_model_range(images).repeat(draws, *(1,) * (images.ndim - 1))
         self.noise = torch.randn(clean.shape, generator=g)
-        self.noisy = scheduler.add_noise(clean, self.noise, self.timesteps)
+        self.noisy = denoisers.add_noise(schedule, clean, self.noise, self.timesteps)
+        self.target = denoisers.target(schedule, clean, self.noise, self.timesteps)
+        self.conditioning, self.predict = dict(conditioning or {}), predict
 
     @torch.inference_mode()
-    def errors(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
+    def errors(self, model: nn.Module, device: torch.device | str = "cpu") -> torch.Tensor:
         """Squared error per draw (Eq. 2), float32 [n * draws]."""
-        batch, draws = batch_of(BATCH, self.noisy), (self.noisy, self.timesteps, self.noise)
-        found = []
+        batch, found = batch_of(BATCH, self.noisy), []
+        denoiser = Denoiser(model, self.predict, tuple(self.conditioning))
         for start in range(0, len(self.noisy), batch):
-            x, t, e = (some[start : start + batch].to(device) for some in draws)
-            found.append(squared_error(denoiser(x, t, return_dict=False)[0], e).cpu())
+            mine = slice(start, start + batch)
+            rows = [of_all[self.image[mine]] for of_all in self.conditioning.values()]
+            given = (self.target[mine], self.noisy[mine], self.timesteps[mine], *rows)
+            asked, *given = (some.to(device) for some in given)
+            found.append(squared_error(denoiser(*given), asked).cpu())
         return torch.cat(found)
 
     def loss(self, denoiser: nn.Module, device: torch.device | str = "cpu") -> float:

@@ -1,35 +1,45 @@
-"""Decoupled finetuning (paper Sec. 3.2): ``decouple``, one ``finetune`` run, its ``draw``.
+"""One training run of any denoiser: Eq. 2 to 6, resumable to the bit.
 
-A run is a generator of steps, resumable to the bit: data, timesteps and noise of a step are drawn
-from (purpose, step), and a checkpoint is one safetensors file, replaced atomically, that holds
-weights, EMA, AdamW's moments, the scaler, the position and the history of losses.
+A run is a generator of steps: data, timesteps and noise of a step are drawn from (purpose, step),
+and a checkpoint is one safetensors file, replaced atomically, that holds what is trained, its EMA,
+AdamW's moments, the scaler, the position and the history of losses.
 """
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, SchedulerMixin, UNet2DModel
+from diffusers import ModelMixin, SchedulerMixin, UNet2DModel
+from diffusers.models.embeddings import LabelEmbedding
 from diffusers.training_utils import EMAModel
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from deme_lib.diffusion import models
-from deme_lib.diffusion.progress import bar
+from deme_lib.diffusion import denoisers, lora, models
+from deme_lib.diffusion.denoisers import (
+    ArgumentError,
+    Conditioning,
+    Denoiser,
+    Predict,
+    Schedule,
+    WithoutAdapters,
+    check_adapter,
+    check_data,
+    to_model_range,
+)
 from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.errors import Explained
 from deme_lib.method.merging import check_untied
-from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
+from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, squared_error
 from deme_lib.method.projection import plain_or_projected
 from deme_lib.method.timesteps import draw_timesteps, split_timesteps
 
@@ -40,6 +50,7 @@ LEAST_SCALE = 1e-3  # fp16 skips a step whose gradients overflow, halves its sca
 
 Count = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -48,20 +59,17 @@ class TrainingError(Explained, RuntimeError):
     """Training went wrong in a way that more steps will not mend."""
 
 
-class ArgumentError(Explained, ValueError):
-    """What was handed over cannot be trained with: said before anything is trained."""
-
-
 @pydantic.dataclasses.dataclass(
     frozen=True, config={"arbitrary_types_allowed": True, "allow_inf_nan": False}
 )
 class TrainingSpec:
-    """Everything a run depends on, besides the model, the images and the teacher.
+    """Everything a run depends on, besides the model, the data and the teacher.
 
     Attributes:
         purpose: names the stream of random draws, such as (seed, "expert", 2).
         own_range: timesteps to train on (Eq. 3); all of [0, T) for controls.
         probability: p of Eq. 6.
+        drop: probability that the null rows stand in for a sample's conditions.
         consistency_weight: weight of Eq. 4; used where a teacher is given.
         loss_weighting: of the denoising loss: "none", a name that ``objectives.snr_weights`` knows,
             or "uncertainty", which learns a weight for each of ``n_tasks`` ranges.
@@ -69,7 +77,7 @@ class TrainingSpec:
             any length average over the same horizon, 1 / (1 - ema_decay) steps.
         final_learning_rate: reached by a cosine after 80 % of the steps, then held. Equal to
             ``learning_rate`` for a constant rate.
-        precision: of autocast, "no", "bf16" or "fp16"; weights and EMA are float32.
+        precision: of autocast, "no", "bf16" or "fp16"; what is trained and its EMA are float32.
 
     Raises:
         ValueError: a value is of another type, or out of its range.
@@ -81,7 +89,8 @@ class TrainingSpec:
     learning_rate: NotNegative
     final_learning_rate: NotNegative
     batch_size: Count
-    probability: Annotated[float, Field(ge=0, le=1)] = 0.0
+    probability: Share = 0.0
+    drop: Share = 0.0
     consistency_weight: NotNegative = 1.0
     adam_beta1: Decay = 0.9
     adam_beta2: Decay = 0.999
@@ -110,74 +119,104 @@ class Step:
     loss: float
 
 
-def to_model_range(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to the float32 in [-1, 1] that denoisers see."""
-    return images.float() / 127.5 - 1
+class Batch(NamedTuple):
+    """What a step is trained on: x_0, eps, x_t, t, what is to be predicted, and conditions."""
 
-
-def noise_schedule(scheduler: SchedulerMixin) -> DDPMScheduler:
-    """DDPM's scheduler with a sampler's betas: some samplers' own ``add_noise`` is not Eq. 1."""
-    if not hasattr(scheduler, "alphas_cumprod"):
-        kind = type(scheduler).__name__
-        raise models.ModelError(f"{kind}'s noise is not DDPM's (Eq. 1): {models.WANTED}")
-    ddpm = isinstance(scheduler, DDPMScheduler)
-    return scheduler if ddpm else DDPMScheduler.from_config(scheduler.config)
+    clean: torch.Tensor  # float32 [B, ...], as all but t and the conditions
+    noise: torch.Tensor
+    noisy: torch.Tensor
+    timesteps: torch.Tensor  # [B], int64, or float32 in flow matching
+    target: torch.Tensor
+    conditions: tuple[torch.Tensor, ...]  # [B, ...], in the order of ``conditioning``
 
 
 def draw(
-    images: torch.Tensor, scheduler: DDPMScheduler, spec: TrainingSpec, step: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a step, counted from 0, is trained on: a function of ``spec.purpose`` and ``step``.
+    images: torch.Tensor,
+    schedule: Schedule,
+    spec: TrainingSpec,
+    step: int,
+    conditioning: Conditioning | None = None,
+    null: Conditioning | None = None,
+) -> Batch:
+    """A step's batch on the CPU, a function of ``spec.purpose`` and of ``step``, from 0.
 
     Args:
-        images: uint8 [n, C, H, W]; a batch is drawn with replacement.
-
-    Returns:
-        clean images x_0, noise eps and noisy images x_t, float32 [B, C, H, W], and their timesteps
-        t, int64 [B], drawn by Eq. 6; all on the CPU.
+        images: uint8 [n, C, H, W] or float latents [n, ...]; a batch is drawn with replacement.
+        conditioning: rows [n, ...] of each condition.
+        null: rows [...] that stand in for dropped ones, all of a sample's at once.
     """
     g = generator(*spec.purpose, step)
     chosen = torch.randint(len(images), (spec.batch_size,), generator=g)
-    t_max = scheduler.config.num_train_timesteps
-    timesteps = draw_timesteps(spec.batch_size, spec.own_range, t_max, spec.probability, g)
+    t_max, flow = schedule.config.num_train_timesteps, denoisers.is_flow(schedule)
+    t = draw_timesteps(spec.batch_size, spec.own_range, t_max, spec.probability, g, flow)
     clean = to_model_range(images[chosen])
     noise = torch.randn(clean.shape, generator=g)
-    return clean, noise, scheduler.add_noise(clean, noise, timesteps), timesteps
+    rows = {name: of_all[chosen] for name, of_all in (conditioning or {}).items()}
+    if spec.drop:
+        dropped = torch.rand(spec.batch_size, generator=g) < spec.drop
+        for name, row in (null or {}).items():
+            rows[name][dropped] = row.to(rows[name].dtype)
+    noisy = denoisers.add_noise(schedule, clean, noise, t)
+    asked = denoisers.target(schedule, clean, noise, t)
+    return Batch(clean, noise, noisy, t, asked, tuple(rows.values()))
 
 
 class Training:
-    """A run over uint8 images [n, C, H, W]; iterate over it to train.
+    """A run over images or latents; iterate over it to train.
 
     Args:
-        unet: trained in place, as float32; afterwards ask for ``ema_unet()``.
-        teacher: frozen pretrained model of the consistency loss (Eq. 4), or None.
+        model: what of it has ``requires_grad`` is trained in place, as float32; afterwards ask
+            for ``ema_unet()``.
+        images, conditioning, null: see ``draw``.
+        teacher: frozen pretrained model of the consistency loss (Eq. 4), or None; ``model``
+            itself stands for what it is without its adapters.
         checkpoint: file to resume from if it is there, and to write to.
+        predict: calls a model, see ``denoisers``.
+        cuda_graphs: on CUDA capture student and teacher before the first step, where neither
+            adapters, dropout, gradient checkpointing nor autocast forbid it.
 
     Attributes:
         position: steps taken.
         history: the caller's rows of JSON, such as losses on the way, as of the checkpoint. What
             belongs to the step of ``position`` may be missing after a resumption: look again.
+
+    Raises:
+        ArgumentError, ModelError: data, conditions, schedule or adapters do not fit the model.
     """
 
     def __init__(
         self,
-        unet: UNet2DModel,
+        model: ModelMixin,
         scheduler: SchedulerMixin,
         images: torch.Tensor,
         spec: TrainingSpec,
-        teacher: UNet2DModel | None = None,
+        teacher: nn.Module | None = None,
         device: str = "auto",
         checkpoint: Path | None = None,
         checkpoint_every: int = 1000,
+        *,
+        conditioning: Conditioning | None = None,
+        null: Conditioning | None = None,
+        predict: Predict = denoisers.predict,
+        cuda_graphs: bool = True,
     ):
-        self.spec, self.images, self.scheduler = spec, images, noise_schedule(scheduler)
+        self.model, self.teacher, self.spec = model, teacher, spec
+        self.scheduler = models.noise_schedule(scheduler)
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
-        alphas = self.scheduler.alphas_cumprod
-        if not spec.own_range or not 0 <= spec.own_range[0] <= spec.own_range[-1] < len(alphas):
-            raise ArgumentError(f"{spec.own_range} leaves [0, {len(alphas)}): give another range")
+        self.data = (images, dict(conditioning or {}), dict(null or {}))
+        check_data(*self.data, spec.drop)
+        t_max, own = self.scheduler.config.num_train_timesteps, spec.own_range
+        if not own or not 0 <= own[0] <= own[-1] < t_max:
+            raise ArgumentError(f"{own} leaves [0, {t_max}): give another range")
+        self.adapter = check_adapter(model) if lora.has_adapters(model) else None
         self.accelerator = models.accelerator(device, spec.precision)
+        device = self.accelerator.device
+        model.to(device)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        for parameter in self.parameters:
+            parameter.data = parameter.data.float()
         optimiser = torch.optim.AdamW(
-            unet.float().parameters(),
+            self.parameters,
             lr=spec.learning_rate,
             betas=(spec.adam_beta1, spec.adam_beta2),
             weight_decay=spec.weight_decay,
@@ -185,26 +224,33 @@ class Training:
         )
         self.uncertainty = None
         if spec.loss_weighting == UNCERTAINTY:
-            ranges = split_timesteps(spec.n_tasks, len(alphas))
-            self.uncertainty = UncertaintyWeighting(ranges).to(self.accelerator.device)
+            ranges = split_timesteps(spec.n_tasks, t_max)
+            self.uncertainty = UncertaintyWeighting(ranges).to(device)
             learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
             optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
         else:
-            weights = snr_weights(spec.loss_weighting, alphas, spec.min_snr_gamma, spec.p2_gamma)
-            self.weights = weights.to(self.accelerator.device)
-        self.unet, self.optimiser = self.accelerator.prepare(unet.train(), optimiser)
-        self.parameters = list(self.unet.parameters())  # walking through the modules takes time
+            gamma = (spec.min_snr_gamma, spec.p2_gamma)
+            weights = denoisers.weights(self.scheduler, spec.loss_weighting, *gamma)
+            self.weights = weights.to(device)
+        self.optimiser = self.accelerator.prepare(optimiser)
         least = 0.0 if spec.ema_warmup else spec.ema_decay
         self.ema = EMAModel(self.parameters, decay=spec.ema_decay, min_decay=least, foreach=True)
-        self.drops = any(isinstance(m, nn.Dropout) and m.p for m in unet.modules())
-        self.teacher = None
-        if teacher is not None:
-            self.teacher = teacher.float().eval().requires_grad_(False)
-            self.teacher.to(self.accelerator.device)
+        self.drops = any(isinstance(m, nn.Dropout) and m.p for m in model.modules())
+        for module in model.train().modules():
+            if isinstance(module, LabelEmbedding):
+                module.eval()  # labels are dropped by ``draw`` alone, the same for the teacher
+        how = (predict, tuple(self.data[1]))
+        self.student, self.tutor = Denoiser(model, *how), None
+        if teacher is model:
+            self.tutor = WithoutAdapters(model, *how)
+        elif teacher is not None:
+            frozen = teacher.float().eval().requires_grad_(False)
+            self.tutor = Denoiser(frozen.to(device), *how)
         self.history: list[dict[str, Any]] = []
         self.position = 0
         if checkpoint is not None and checkpoint.is_file():
             self._restore()
+        self._call_once(cuda_graphs)
 
     def __iter__(self) -> Iterator[Step]:
         while self.position < self.spec.steps:
@@ -215,31 +261,39 @@ class Training:
             yield Step(self.position, loss)
         self._check_weights()
 
-    def ema_unet(self) -> UNet2DModel:
-        """A new model on the CPU holding the EMA weights, free of what accelerate wraps."""
-        unet = _copy(self.unet)
-        self.ema.copy_to(unet.parameters())
-        return unet.eval()
+    def ema_unet(self) -> ModelMixin | dict[str, torch.Tensor]:
+        """With EMA weights on the CPU a new model, or the adapter's state (``lora``), scaling 1."""
+        if self.adapter:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+            state = lora.adapter_state(self.model, self.adapter)
+            state = {name: tensor.cpu().clone() for name, tensor in state.items()}
+            self.ema.restore(self.parameters)
+            return state
+        twin = _copy(self.model)
+        pairs = zip(twin.parameters(), self.model.parameters(), strict=True)
+        self.ema.copy_to(copied for copied, own in pairs if own.requires_grad)
+        return twin.eval()
 
     def _step(self, step: int) -> float:
-        spec, device = self.spec, self.accelerator.device
-        drawn = draw(self.images, self.scheduler, spec, step)[1:]
-        noise, noisy, timesteps = (tensor.to(device) for tensor in drawn)
+        spec = self.spec
+        noisy, t, asked, *conditions = self._drawn(step)
         self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
-
-        if self.drops:  # its masks too depend on the step alone
-            torch.manual_seed(seed_of(*spec.purpose, "dropout", step))
+        consistency = None
         with self.accelerator.autocast():
-            prediction = self.unet(noisy, timesteps, return_dict=False)[0]
-            if self.teacher is not None:
-                with torch.inference_mode():
-                    target = self.teacher(noisy, timesteps, return_dict=False)[0]
-        denoising = squared_error(prediction, noise)
-        consistency = None if self.teacher is None else squared_error(prediction, target)
+            if self.tutor is not None:
+                with torch.no_grad():
+                    taught = self.tutor(noisy, t, *conditions)
+            if self.drops:  # its masks too depend on the step alone
+                torch.manual_seed(seed_of(*spec.purpose, "dropout", step))
+            prediction = self.student(noisy, t, *conditions)
+        denoising, cell = squared_error(prediction, asked), t.long()
+        if self.tutor is not None:
+            consistency = squared_error(prediction, taught)
         weights = self.weights if self.uncertainty is None else self.uncertainty.weights()
-        loss = deme_loss(denoising, consistency, spec.consistency_weight, weights[timesteps])
+        loss = deme_loss(denoising, consistency, spec.consistency_weight, weights[cell])
         if self.uncertainty is not None:
-            loss = loss + self.uncertainty(denoising, timesteps)
+            loss = loss + self.uncertainty(denoising, cell)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.parameters, spec.clip_norm)
         value, norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
@@ -252,6 +306,36 @@ class Training:
         self.optimiser.zero_grad()
         self.ema.step(self.parameters)
         return value
+
+    def _drawn(self, step: int) -> tuple[torch.Tensor, ...]:
+        """x_t, t, the target and the conditions of a step, on the device."""
+        images, *conditions = self.data
+        batch = draw(images, self.scheduler, self.spec, step, *conditions)
+        given = (batch.noisy, batch.timesteps, batch.target, *batch.conditions)
+        return tuple(tensor.to(self.accelerator.device) for tensor in given)
+
+    def _call_once(self, cuda_graphs: bool) -> None:
+        """Tell what does not fit before the first step, and capture what may be captured."""
+        x, t, _, *conditions = self._drawn(0)
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                self.student(x[:1], t[:1], *(rows[:1] for rows in conditions))
+        except models.ModelError:
+            raise
+        except Exception as error:  # whatever a model raises
+            raise models.ModelError(
+                f"the {type(self.model).__name__} fails on an image {tuple(x.shape[1:])} with "
+                f"conditions {list(self.student.names)} ({type(error).__name__}: {error}): give "
+                "what its forward takes, as conditioning= or through predict=; one with "
+                "projections needs levels that halve the image evenly, and no K blocks"
+            ) from error
+        changes = self.drops or self.spec.precision != "no" or self.adapter
+        changes = changes or getattr(self.model, "is_gradient_checkpointing", False)
+        if x.is_cuda and cuda_graphs and not changes:  # one launch a call, not hundreds
+            given = (x, t, *conditions)
+            self.student = torch.cuda.make_graphed_callables(self.student, given)
+            if self.tutor is not None:
+                self.tutor = torch.cuda.make_graphed_callables(self.tutor, given)
 
     def _error(self, what: str, step: int) -> TrainingError:
         own = self.spec.own_range
@@ -267,10 +351,14 @@ class Training:
             if not weights.isfinite().all():
                 raise self._error("a weight is not finite", self.position)
 
+    def _trained(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds of the model."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
     def _save(self) -> None:
         self._check_weights()
         moments, scaler = self.optimiser.state_dict()["state"], self.accelerator.scaler
-        tensors = {f"unet.{k}": v for k, v in self.unet.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self._trained().items()}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
         tensors |= {f"adam.{i}.{k}": v for i, s in moments.items() for k, v in s.items()}
         if self.uncertainty is not None:
@@ -291,7 +379,9 @@ class Training:
                 rest = {k: json.loads(v) for k, v in file.metadata().items()}
                 tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
             self.position, self.history = rest["position"], rest["history"]
-            self.unet.load_state_dict(of("unet"))
+            if of("model").keys() != self._trained().keys():
+                raise KeyError("it holds other weights")
+            self.model.load_state_dict(of("model"), strict=False)
             if self.uncertainty is not None:
                 self.uncertainty.load_state_dict(of("uncertainty"))
             device, shadows = self.accelerator.device, of("ema")
@@ -312,172 +402,46 @@ class Training:
             ) from error
 
 
-def _copy(unet: UNet2DModel) -> UNet2DModel:
-    """A float32 copy on the CPU, unfrozen, free of hooks and of what accelerate wraps."""
-    check_untied(unet)
-    twin = type(unet).from_config(unet.config)
-    twin.load_state_dict(unet.state_dict())
+def _copy(model: ModelMixin) -> ModelMixin:
+    """A float32 copy on the CPU, unfrozen, free of hooks."""
+    check_untied(model)
+    twin = type(model).from_config(model.config)
+    twin.load_state_dict(model.state_dict())
     return twin
 
 
 def finetune(
-    pretrained: UNet2DModel,
+    pretrained: ModelMixin,
     scheduler: SchedulerMixin,
     images: torch.Tensor,
     spec: TrainingSpec,
     *,
-    channel_projection: bool = True,
-    device: str = "auto",
-    checkpoint: Path | None = None,
-    checkpoint_every: int = 1000,
+    channel_projection: bool | None = None,
+    **run: Any,
 ) -> Training:
-    """A run that finetunes a copy of ``pretrained`` on one range of timesteps (Eq. 3 to 6).
+    """A run that finetunes ``pretrained`` on one range of timesteps (Eq. 3 to 6).
 
-    Iterate over it to train, then ask for its ``ema_unet()``; ``pretrained`` stays as it was.
-
-    Args:
-        images: uint8 [n, C, H, W].
-        spec: a ``consistency_weight`` above 0 makes another copy the frozen teacher of Eq. 4.
-        channel_projection: give the copy the projections of Sec. 3.2.
-        checkpoint: file to resume from if it is there, and to write to.
-    """
-    student = plain_or_projected(_copy(pretrained), channel_projection)
-    teacher = _copy(pretrained) if spec.consistency_weight > 0 else None
-    return Training(student, scheduler, images, spec, teacher, device, checkpoint, checkpoint_every)
-
-
-def decouple(
-    pipeline: DDPMPipeline,
-    images: torch.Tensor,
-    *,
-    steps: int,
-    learning_rate: float,
-    n_ranges: int = 4,
-    ranges: Sequence[int] | None = None,
-    probability: float = 0.3,
-    consistency_weight: float = 1.0,
-    channel_projection: bool = True,
-    batch_size: int = 64,
-    ema_decay: float | None = None,
-    precision: str = "no",
-    seed: int = 0,
-    device: str = "auto",
-    folder: Path | str | None = None,
-    checkpoint_every: int = 500,
-    progress: bool = True,
-) -> list[UNet2DModel]:
-    """Finetune one copy of the pipeline's UNet per range of timesteps (Eq. 3 to 6, Sec. 3.2).
+    Iterate over it to train, then ask for its ``ema_unet()``. A copy is trained and ``pretrained``
+    stays as it was; if it has an adapter, that is trained in place, alone.
 
     Args:
-        pipeline: its UNet predicts noise; it is left as it was. Of its scheduler the betas count.
-        images: uint8 [n, C, H, W] of the UNet's channels and size.
-        steps: optimiser steps of each expert.
-        n_ranges: N of Eq. 3.
-        ranges: train only these of the N ranges, counted from 0, in this order; None: all.
-        ema_decay: of the EMA that each expert is returned with; by default it averages over the
-            last fifth of the steps, 1 / (1 - ema_decay) = steps / 5.
-        folder: where experts are kept, ``expert-0`` and so on, with a checkpoint of the one in
-            work: the same call goes on where it was stopped, and ends the same to the bit.
-        checkpoint_every: steps between checkpoints.
-        progress: show a bar with the time left for each expert.
-
-    Returns:
-        An expert for each range, float32 on the CPU, with EMA weights.
-
-    Raises:
-        ModelError: the images do not fit the UNet, it does not predict noise, or the noise of
-            ``pipeline.scheduler`` is not DDPM's.
-        ValueError: an argument is out of its range or of another type, N does not fit T, or
-            ``folder`` holds experts of other arguments.
-        TrainingError: a loss became infinite or nan.
+        images: see ``draw``.
+        spec: a ``consistency_weight`` above 0 takes the frozen teacher of Eq. 4: another copy, or
+            ``pretrained`` without its adapter.
+        channel_projection: give the copy the projections of Sec. 3.2; None: where they are
+            defined, on a ``UNet2DModel`` without adapters.
+        run: what else ``Training`` takes.
     """
-    shape = tuple(getattr(images, "shape", ()))
-    tensor = isinstance(images, torch.Tensor) and images.dtype == torch.uint8
-    if not tensor or len(shape) != 4 or not len(images):
-        raise ArgumentError(
-            "images must be a torch.Tensor, uint8 [n, C, H, W], as from load_images, not a "
-            f"{type(images).__name__} of {getattr(images, 'dtype', 'objects')} {shape}"
-        )
-    schedule = noise_schedule(pipeline.scheduler)
-    timesteps = len(schedule.alphas_cumprod)
-    models.check_pipeline(pipeline, timesteps, tuple(images.shape[1:]))
-    spec = TrainingSpec(
-        steps=steps,
-        purpose=(seed, "expert"),
-        own_range=range(timesteps),
-        learning_rate=learning_rate,
-        final_learning_rate=learning_rate,
-        batch_size=batch_size,
-        probability=probability,
-        consistency_weight=consistency_weight,
-        ema_decay=0.0 if ema_decay is None else ema_decay,
-        precision=precision,
-    )
-    if ema_decay is None:
-        spec = replace(spec, ema_decay=max(0.0, 1 - 5 / steps))
-    cut = split_timesteps(n_ranges, timesteps)
-    wanted = list(range(n_ranges) if ranges is None else ranges)
-    if any(k not in range(n_ranges) for k in wanted) or len(set(wanted)) < len(wanted):
-        raise ArgumentError(f"ranges={wanted}: give each once, counted from 0 to {n_ranges - 1}")
-    if folder is not None:
-        arguments = asdict(spec) | {
-            "own_range": None,
-            "n_ranges": n_ranges,
-            "channel_projection": channel_projection,
-            "pretrained model": _hash(pipeline.unet.state_dict()),
-            "noise schedule": _hash({"": schedule.alphas_cumprod}),
-            "images": _hash({"": images}),
-        }
-        _claim(folder := Path(folder), arguments)
-
-    experts = []
-    for k in wanted:
-        kept = folder and folder / f"expert-{k}"
-        if kept and kept.is_dir():
-            experts.append(models.load_unet(kept))
-            continue
-        run = finetune(
-            pipeline.unet,
-            schedule,
-            images,
-            replace(spec, purpose=(seed, "expert", k), own_range=cut[k]),
-            channel_projection=channel_projection,
-            device=device,
-            checkpoint=kept and kept.with_suffix(".safetensors"),
-            checkpoint_every=checkpoint_every,
-        )
-        label = f"expert {k}, t {cut[k].start} to {cut[k].stop - 1}"
-        with bar(steps, label, "step", run.position) if progress else nullcontext() as shown:
-            for _ in run:
-                if shown is not None:
-                    shown.update(1)
-        experts.append(run.ema_unet())
-        if kept:
-            experts[-1].save_pretrained(partial := kept.with_suffix(".tmp"))
-            os.replace(partial, kept)
-            run.checkpoint.unlink(missing_ok=True)
-    return experts
-
-
-def _claim(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Note down what the experts of a folder depend on; refuse a folder that holds others."""
-    note, given = folder / "arguments.json", json.loads(json.dumps(arguments))
-    folder.mkdir(parents=True, exist_ok=True)
-    if not note.is_file() and not any(folder.glob("expert-*")):
-        partial = folder / f"arguments-{os.getpid()}.tmp"
-        partial.write_text(json.dumps(given, indent=1))
-        os.replace(partial, note)
-    held = json.loads(note.read_text()) if note.is_file() else {}
-    if other := [name for name, value in given.items() if held.get(name) != value]:
-        raise ArgumentError(
-            f"{folder} is of another call, with other {', '.join(other)}: give what its "
-            f"{note.name} says, or an empty folder"
-        )
-
-
-def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
+    adapted = lora.has_adapters(pretrained)
+    if channel_projection is None and (adapted or not isinstance(pretrained, UNet2DModel)):
+        warnings.warn(f"{type(pretrained).__name__}: no channel projections here", stacklevel=2)
+    if adapted:
+        if channel_projection:
+            raise ArgumentError("adapters and projections do not mix: set channel_projection=False")
+        student = pretrained
+    else:
+        student = plain_or_projected(_copy(pretrained), channel_projection)
+    teacher = None
+    if spec.consistency_weight > 0:
+        teacher = pretrained if adapted else _copy(pretrained)
+    return Training(student, scheduler, images, spec, teacher, **run)

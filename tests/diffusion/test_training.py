@@ -12,17 +12,11 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
-from deme_lib.diffusion import training
+from deme_lib.diffusion import decouple as decoupling
+from deme_lib.diffusion.decouple import decouple
+from deme_lib.diffusion.denoisers import ArgumentError
 from deme_lib.diffusion.models import ModelError, load_unet
-from deme_lib.diffusion.training import (
-    ArgumentError,
-    Training,
-    TrainingError,
-    TrainingSpec,
-    decouple,
-    draw,
-    finetune,
-)
+from deme_lib.diffusion.training import Training, TrainingError, TrainingSpec, draw, finetune
 from deme_lib.method.objectives import deme_loss, squared_error
 from deme_lib.method.projection import ProjectedUNet2DModel
 
@@ -66,7 +60,7 @@ def call(tiny_unet, images):
 
 
 def states(run):
-    return [run.unet.state_dict(), run.ema_unet().state_dict()]
+    return [run.model.state_dict(), run.ema_unet().state_dict()]
 
 
 def equal(first, second):
@@ -87,7 +81,7 @@ def test_the_losses_written_out_are_the_run_s(tiny_unet, images):
     student = ProjectedUNet2DModel.from_stock(pretrained)
     with torch.no_grad():  # so that student and teacher differ
         student.mid_block.projection.weight.mul_(1.5)
-    clean, noise, noisy, timesteps = draw(images, SCHEDULER, spec, step=0)
+    clean, noise, noisy, timesteps = draw(images, SCHEDULER, spec, step=0)[:4]
     a = SCHEDULER.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     torch.testing.assert_close(noisy, a.sqrt() * clean + (1 - a).sqrt() * noise)
     with torch.no_grad():
@@ -131,7 +125,7 @@ def test_decouple_finetunes_a_copy_per_range(tiny_unet, images, call, weight, ca
         ({"images": np.zeros((6, 1, 8, 8), np.uint8)}, r"not a ndarray of uint8 \(6, 1, 8, 8\)"),
         ({"images": [torch.zeros(1, 8, 8)]}, "not a list of objects"),
         ({"images": torch.zeros(0, 1, 8, 8, dtype=torch.uint8)}, r"not a Tensor .*\(0, 1, 8, 8\)"),
-        ({"images": torch.zeros(6, 1, 8, 8)}, r"not a Tensor of torch\.float32"),
+        ({"images": torch.zeros(6, 1, 8, 8).long()}, r"not a Tensor of torch\.int64"),
         ({"steps": 0}, "steps\n.*greater than or equal to 1"),
         ({"steps": 2.5}, "steps\n.*valid integer"),
         ({"learning_rate": math.nan}, "learning_rate\n.*finite"),
@@ -171,7 +165,7 @@ def test_the_noise_is_ddpm_s_whatever_the_sampler(tiny_unet, images, call, name)
     ddpm = DDPMScheduler(beta_schedule="scaled_linear")
     run = finetune(tiny_unet(), scheduler, images, SPEC, device="cpu")
     many = dataclasses.replace(SPEC, batch_size=500)
-    clean, noise, noisy, timesteps = draw(images, run.scheduler, many, step=0)
+    clean, noise, noisy, timesteps = draw(images, run.scheduler, many, step=0)[:4]
     a = ddpm.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     rest = (noisy - a.sqrt() * clean) / (1 - a).sqrt()
     torch.testing.assert_close(rest, noise, rtol=1e-3, atol=1e-3)
@@ -179,9 +173,11 @@ def test_the_noise_is_ddpm_s_whatever_the_sampler(tiny_unet, images, call, name)
     assert same(call(scheduler=scheduler, ranges=[0]), call(scheduler=ddpm, ranges=[0]))
 
 
-def test_schedules_without_ddpm_s_noise_are_refused(call):
-    with pytest.raises(ModelError, match="FlowMatchEulerDiscreteScheduler's noise is not DDPM's"):
-        call(scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+def test_schedules_without_noise_to_train_with_are_refused(call):
+    with pytest.raises(ModelError, match="EDMEulerScheduler's noise is neither DDPM's"):
+        call(scheduler=diffusers.EDMEulerScheduler())
+    with pytest.raises(ModelError, match="prediction_type is flow_prediction"):
+        call(scheduler=DDPMScheduler(prediction_type="flow_prediction"))
     for kind in (DDPMScheduler, diffusers.DDIMScheduler, diffusers.EulerDiscreteScheduler):
         with pytest.raises(ModelError, match="rescale_betas_zero_snr"):
             call(scheduler=kind(rescale_betas_zero_snr=True))
@@ -227,7 +223,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(start, tiny_unet, tmp_path
 
 @pytest.mark.parametrize(
     ("place", "calls"),
-    [((Training, "_step"), 6), ((training.os, "replace"), 5)],
+    [((Training, "_step"), 6), ((decoupling.os, "replace"), 5)],
     ids=["steps", "renamings"],
 )
 def test_a_stopped_decouple_goes_on_where_it_was(call, tmp_path, monkeypatch, place, calls):
@@ -249,7 +245,7 @@ def test_a_stopped_decouple_goes_on_where_it_was(call, tmp_path, monkeypatch, pl
             else:
                 call(**given)
         assert same(call(**given), whole)
-    monkeypatch.setattr(training, "finetune", None)
+    monkeypatch.setattr(decoupling, "finetune", None)
     assert same(call(**given), whole)
     assert same([load_unet(given["folder"] / "expert-1")], whole[1:])
 
@@ -263,6 +259,7 @@ def test_a_folder_of_another_call_is_refused(call, tiny_unet, images, tmp_path):
         "channel_projection": {"channel_projection": False},
         "pretrained model": {"unet": tiny_unet(1)},
         "noise schedule": {"scheduler": DDPMScheduler(beta_end=0.01)},
+        "prediction": {"scheduler": DDPMScheduler(prediction_type="sample")},
         "images": {"images": images.flip(0)},
     }.items():
         with pytest.raises(ArgumentError, match=rf"other {name}.*empty folder"):
@@ -302,7 +299,7 @@ def test_the_average_is_a_weighted_mean_of_the_weights(start, warmup):
     """m = d m + (1 - d) theta from m = theta_1; with warm-up d rises as (1 + k) / (10 + k)."""
     run, mean = start(ema_decay=0.9, ema_warmup=warmup), None
     for k, _ in enumerate(run):
-        now = [w.detach().double().clone() for w in run.unet.parameters()]
+        now = [w.detach().double().clone() for w in run.model.parameters()]
         d = min(0.9, (1 + k) / (10 + k)) if warmup else 0.9
         mean = [d * m + (1 - d) * w for m, w in zip(mean or now, now, strict=True)]
     for found, expected in zip(run.ema_unet().parameters(), mean, strict=True):
@@ -317,9 +314,9 @@ def test_the_teacher_does_not_move(start, tiny_unet):
     teacher = tiny_unet(1).requires_grad_(True).train()
     before = copy.deepcopy(teacher.state_dict())
     run = start(teacher=teacher)
-    untrained = copy.deepcopy(run.unet.state_dict())
+    untrained = copy.deepcopy(run.model.state_dict())
     list(run)
-    assert equal(teacher.state_dict(), before) and not equal(run.unet.state_dict(), untrained)
+    assert equal(teacher.state_dict(), before) and not equal(run.model.state_dict(), untrained)
     assert not teacher.training
     assert all(w.grad is None and not w.requires_grad for w in teacher.parameters())
 
@@ -336,9 +333,9 @@ def test_the_learning_rate_falls_from_start_to_end(steps):
 def test_the_optimiser_uses_the_rate_of_the_step(start):
     """AdamW's first step moves a weight by the learning rate, against its gradient's sign."""
     run = start(learning_rate=3e-4, weight_decay=0.0)
-    before = run.unet.conv_in.weight.detach().clone()
+    before = run.model.conv_in.weight.detach().clone()
     next(iter(run))
-    moved = (run.unet.conv_in.weight.detach() - before).abs()
+    moved = (run.model.conv_in.weight.detach() - before).abs()
     assert moved.median().item() == pytest.approx(3e-4, rel=0.01)
 
 
@@ -357,11 +354,11 @@ def nan_average(run):
 
 
 def nan_loss(run):
-    run.unet.register_forward_hook(lambda _unet, _given, found: (found[0] * math.nan,))
+    run.model.register_forward_hook(lambda _unet, _given, found: (found[0] * math.nan,))
 
 
 def infinite_gradient(run):
-    run.unet.conv_in.weight.register_hook(lambda gradient: gradient * math.inf)
+    run.model.conv_in.weight.register_hook(lambda gradient: gradient * math.inf)
 
 
 @pytest.mark.parametrize("every", [1, 2], ids=["before a checkpoint", "at the end"])
@@ -397,8 +394,9 @@ def test_fp16_may_skip_steps_while_its_scale_can_fall(start, monkeypatch):
         list(run)
 
 
-def test_a_checkpoint_of_another_model_is_named(start, tiny_unet, tmp_path):
+def test_a_checkpoint_of_another_model_is_named(start, tiny_unet, images, tmp_path):
     file = tmp_path / "checkpoint.safetensors"
     list(itertools.islice(start(checkpoint=file), 2))
     with pytest.raises(TrainingError, match=r"checkpoint\.safetensors.*delete it"):
-        Training(tiny_unet(block_out_channels=(8, 8)), SCHEDULER, None, SPEC, checkpoint=file)
+        other = tiny_unet(block_out_channels=(8, 8)).requires_grad_(True)
+        Training(other, SCHEDULER, images, SPEC, checkpoint=file)

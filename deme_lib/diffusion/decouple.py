@@ -1,0 +1,197 @@
+"""Decoupled finetuning (paper Sec. 3.2): an expert for every range of timesteps."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import nn
+
+from deme_lib.diffusion import denoisers, lora, models
+from deme_lib.diffusion.denoisers import ArgumentError, Conditioning, Predict
+from deme_lib.diffusion.progress import bar
+from deme_lib.diffusion.training import TrainingSpec, finetune
+from deme_lib.method.timesteps import split_timesteps
+
+
+def decouple(
+    pipeline: DiffusionPipeline,
+    images: torch.Tensor,
+    *,
+    steps: int,
+    learning_rate: float,
+    n_ranges: int = 4,
+    ranges: Sequence[int] | None = None,
+    conditioning: Conditioning | None = None,
+    null: Conditioning | None = None,
+    drop: float = 0.0,
+    probability: float = 0.3,
+    consistency_weight: float = 1.0,
+    channel_projection: bool | None = None,
+    batch_size: int = 64,
+    ema_decay: float | None = None,
+    precision: str = "no",
+    predict: Predict = denoisers.predict,
+    seed: int = 0,
+    device: str = "auto",
+    cuda_graphs: bool = True,
+    folder: Path | str | None = None,
+    checkpoint_every: int = 500,
+    progress: bool = True,
+) -> list[ModelMixin] | list[dict[str, torch.Tensor]]:
+    """Finetune one copy of the pipeline's denoiser per range of timesteps (Eq. 3 to 6, Sec. 3.2).
+
+    Its ``unet`` or ``transformer`` predicts noise, v, the data, or a flow, as its scheduler says.
+    If it has an adapter, as after ``pipeline.unet.add_adapter(LoraConfig(...))``, an expert is an
+    adapter, and the teacher of Eq. 4 the model without it: one copy in memory.
+
+    Args:
+        pipeline: left as it was. Of its scheduler the betas count, or that it is of a flow.
+        images: uint8 [n, C, H, W]; or latents [n, ...], float, times the VAE's scaling factor.
+        steps: optimiser steps of each expert.
+        n_ranges: N of Eq. 3.
+        ranges: train only these of the N ranges, counted from 0, in this order; None: all.
+        conditioning: what the denoiser is called with by name, [n, ...] each, such as
+            ``encoder_hidden_states``.
+        null: rows [...] in place of an image's conditions with probability ``drop``.
+        channel_projection: None: on a ``UNet2DModel`` that has no adapter.
+        ema_decay: of the EMA that each expert is returned with; by default it averages over the
+            last fifth of the steps, 1 / (1 - ema_decay) = steps / 5.
+        predict: calls denoisers of another convention, see ``denoisers``.
+        cuda_graphs: see ``Training``.
+        folder: where experts are kept, ``expert-0`` and so on, with a checkpoint of the one in
+            work: the same call goes on where it was stopped, and ends the same to the bit.
+            Adapters are files that ``pipeline.load_lora_weights`` takes.
+        checkpoint_every: steps between checkpoints.
+        progress: show a bar with the time left for each expert.
+
+    Returns:
+        For each range, float32 on the CPU with EMA weights, a model, or an adapter's state of
+        scaling 1 (see ``lora``).
+
+    Raises:
+        ModelError: data and conditions do not fit the model, or its scheduler no training.
+        ValueError: an argument is out of its range or of another type, N does not fit T, the
+            adapter is not the one thing to train, or ``folder`` holds experts of other arguments.
+        TrainingError: a loss became infinite or nan.
+    """
+    part = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
+    model, schedule = getattr(pipeline, part), models.noise_schedule(pipeline.scheduler)
+    timesteps = schedule.config.num_train_timesteps
+    denoisers.check_data(images, conditioning or {}, null or {}, drop)
+    spec = TrainingSpec(
+        steps=steps,
+        purpose=(seed, "expert"),
+        own_range=range(timesteps),
+        learning_rate=learning_rate,
+        final_learning_rate=learning_rate,
+        batch_size=batch_size,
+        probability=probability,
+        drop=drop,
+        consistency_weight=consistency_weight,
+        ema_decay=0.0 if ema_decay is None else ema_decay,
+        precision=precision,
+    )
+    if ema_decay is None:
+        spec = replace(spec, ema_decay=max(0.0, 1 - 5 / steps))
+    cut = split_timesteps(n_ranges, timesteps)
+    wanted = list(range(n_ranges) if ranges is None else ranges)
+    if any(k not in range(n_ranges) for k in wanted) or len(set(wanted)) < len(wanted):
+        raise ArgumentError(f"ranges={wanted}: give each once, counted from 0 to {n_ranges - 1}")
+    adapted = lora.has_adapters(model)
+    if folder is not None:
+        schedule_of = {"": getattr(schedule, "alphas_cumprod", torch.tensor(timesteps))}
+        arguments = asdict(spec) | {
+            "own_range": None,
+            "n_ranges": n_ranges,
+            "channel_projection": channel_projection,
+            "pretrained model": _hash(model.state_dict()),
+            "noise schedule": _hash(schedule_of),
+            "prediction": schedule.config.get("prediction_type", "flow"),
+            "images": _hash({"": images}),
+            "conditioning": _hash(conditioning or {}),
+            "null": _hash(null or {}),
+        }
+        _claim(folder := Path(folder), arguments)
+
+    experts = []
+    for k in wanted:
+        kept = folder and folder / f"expert-{k}"
+        if kept and kept.is_dir():
+            experts.append(lora.adapter_state(kept) if adapted else models.load_unet(kept))
+            continue
+        with _left_as_it_was(model) if adapted else nullcontext():
+            run = finetune(
+                model,
+                schedule,
+                images,
+                replace(spec, purpose=(seed, "expert", k), own_range=cut[k]),
+                channel_projection=channel_projection,
+                device=device,
+                checkpoint=kept and kept.with_suffix(".safetensors"),
+                checkpoint_every=checkpoint_every,
+                conditioning=conditioning,
+                null=null,
+                predict=predict,
+                cuda_graphs=cuda_graphs,
+            )
+            label = f"expert {k}, t {cut[k].start} to {cut[k].stop - 1}"
+            with bar(steps, label, "step", run.position) if progress else nullcontext() as shown:
+                for _ in run:
+                    if shown is not None:
+                        shown.update(1)
+            experts.append(run.ema_unet())
+        if kept:
+            partial = kept.with_suffix(".tmp")
+            if adapted:
+                lora.save_adapter(experts[-1], partial, f"{part}.")
+            else:
+                experts[-1].save_pretrained(partial)
+            os.replace(partial, kept)
+            run.checkpoint.unlink(missing_ok=True)
+    return experts
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Give back the adapter, types, modes and the device of a model that is trained in place."""
+    held = [(p, p.data, p.data.clone()) for p in model.parameters() if p.requires_grad]
+    modes, device = {m: m.training for m in model.modules()}, next(model.parameters()).device
+    try:
+        yield
+    finally:
+        model.to(device)
+        for parameter, place, values in held:
+            parameter.data, parameter.grad = place.copy_(values), None
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _claim(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Note down what the experts of a folder depend on; refuse a folder that holds others."""
+    note, given = folder / "arguments.json", json.loads(json.dumps(arguments))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not note.is_file() and not any(folder.glob("expert-*")):
+        partial = folder / f"arguments-{os.getpid()}.tmp"
+        partial.write_text(json.dumps(given, indent=1))
+        os.replace(partial, note)
+    held = json.loads(note.read_text()) if note.is_file() else {}
+    if other := [name for name, value in given.items() if held.get(name) != value]:
+        raise ArgumentError(
+            f"{folder} is of another call, with other {', '.join(other)}: give what its "
+            f"{note.name} says, or an empty folder"
+        )
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]

@@ -1,0 +1,184 @@
+"""Any diffusers denoiser in one view: how data become noisy, what is asked for, how it is called.
+
+UNets (also class- and text-conditional), DiT and SD3 are called alike, by ``predict``. What is
+called otherwise brings its own, such as SDXL, whose pooled embeddings are a dictionary, or Flux,
+which takes t / 1000 and, for all images of a batch, ids of the tokens' places::
+
+    def predict(model, x, t, conditioning):
+        ids = {"img_ids": img_ids, "txt_ids": txt_ids}
+        return model(x, timestep=t / 1000, return_dict=False, **ids, **conditioning)[0]
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+from deme_lib.diffusion.models import ModelError
+from deme_lib.errors import Explained
+from deme_lib.method.objectives import snr_weights
+
+Conditioning = Mapping[str, torch.Tensor]
+Predict = Callable[[nn.Module, torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
+Schedule = DDPMScheduler | FlowMatchEulerDiscreteScheduler
+
+
+class ArgumentError(Explained, ValueError):
+    """What was handed over cannot be trained with: said before anything is trained."""
+
+
+def predict(
+    model: nn.Module, x: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
+) -> torch.Tensor:
+    """How diffusers' denoisers are called, with t [B] in [0, T) and rows [B, ...] of conditions."""
+    return model(x, timestep=t, return_dict=False, **conditioning)[0]
+
+
+class Denoiser(nn.Module):
+    """A model with tensors alone as arguments, in whose type it is called, and float32 results.
+
+    Args:
+        names: of the conditions that it is called with, in this order.
+    """
+
+    def __init__(self, model: nn.Module, predict: Predict = predict, names: tuple[str, ...] = ()):
+        super().__init__()
+        self.model, self.predict, self.names = model, predict, names
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
+        """The prediction for x [B, C, ...], of its shape: the first C channels of 2 C, where the
+        model learns the variance too, which is not trained here.
+
+        Raises:
+            ModelError: it is of another shape.
+        """
+        first = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
+        given = [v.to(first) if v.is_floating_point() else v for v in (x, *conditions)]
+        rows = dict(zip(self.names, given[1:], strict=True))
+        found = self.predict(self.model, given[0], t, rows)
+        if found.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
+            found = found[:, : x.shape[1]]
+        if found.shape != x.shape:
+            raise ModelError(
+                f"the model gives {tuple(found.shape)} for data of {tuple(x.shape)}: give data of "
+                "the shape that it predicts, or a predict= that returns it"
+            )
+        return found.float()
+
+
+class WithoutAdapters(Denoiser):
+    """What a model predicts without its adapters: Eq. 4's frozen teacher, and no second copy."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
+        layers, modes = _tuners(self.model), {m: m.training for m in self.model.modules()}
+        try:
+            self.model.eval()
+            for layer in layers:
+                layer.enable_adapters(False)
+            return super().forward(x, t, *conditions)
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def check_adapter(model: nn.Module) -> str:
+    """The name of a model's one active adapter; ArgumentError: it is not all that is trained."""
+    layers = [layer for layer in _tuners(model) if not (layer.disable_adapters or layer.merged)]
+    active = {name for layer in layers for name in layer.active_adapters}
+    if len(active) != 1:
+        raise ArgumentError(
+            f"of the adapters {sorted(model.peft_config)} {sorted(active) or 'none'} are active: "
+            "give the model one to train, alone, by add_adapter, set_adapter or enable_adapters"
+        )
+    names = {name for name, _ in model.named_parameters()}
+    own = {name for name in names if ".lora_" in name and f".{min(active)}" in name}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if trained != own:
+        frozen, more = sorted(own - trained)[:3], sorted(trained - own)[:3]
+        raise ArgumentError(
+            f"the adapter {min(active)} is to be trained alone, but frozen are {frozen or 'none'} "
+            f"of it, and {more or 'none'} besides it are not: set their requires_grad"
+        )
+    return min(active)
+
+
+def _tuners(model: nn.Module) -> list[nn.Module]:
+    from peft.tuners.tuners_utils import BaseTunerLayer  # the extra ``lora``
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def check_data(
+    images: torch.Tensor, conditioning: Conditioning, null: Conditioning, drop: float
+) -> None:
+    """Raise where data and conditions are not what ``draw`` takes, or do not fit each other."""
+    shape, kind = tuple(getattr(images, "shape", ())), getattr(images, "dtype", None)
+    usable = isinstance(images, torch.Tensor) and (kind == torch.uint8 or kind.is_floating_point)
+    if not usable or len(shape) < 2 or not len(images):
+        raise ArgumentError(
+            "images must be a torch.Tensor, uint8 [n, C, H, W] as from load_images, or float "
+            f"latents [n, ...], not a {type(images).__name__} of {kind or 'objects'} {shape}"
+        )
+    for name, rows in conditioning.items():
+        if not isinstance(rows, torch.Tensor) or rows.shape[:1] != shape[:1]:
+            found = tuple(getattr(rows, "shape", ())) or type(rows).__name__
+            raise ArgumentError(
+                f"conditioning {name!r} is {found}: give {shape[0]} rows, as of data"
+            )
+    for name, row in null.items():
+        if name not in conditioning or row.shape != conditioning[name].shape[1:]:
+            raise ArgumentError(
+                f"the null row {name!r} is {tuple(row.shape)}: give a row of a condition, shaped "
+                f"as in { ({k: tuple(v.shape[1:]) for k, v in conditioning.items()}) }"
+            )
+    if drop and not null:
+        raise ArgumentError(
+            f"drop={drop}: give null=, the rows that stand in for dropped conditions"
+        )
+
+
+def to_model_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images to float32 in [-1, 1]; float latents, already scaled, as they are."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+
+
+def is_flow(schedule: Schedule) -> bool:
+    """Whether t is continuous, and the model predicts the flow from data to noise."""
+    return not isinstance(schedule, DDPMScheduler)
+
+
+def add_noise(
+    schedule: Schedule, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
+) -> torch.Tensor:
+    """Eq. 1 at t [B]; of flow matching (1 - s) clean + s noise, s = t / T, without its shift."""
+    if not is_flow(schedule):
+        return schedule.add_noise(clean, noise, t)
+    s = (t / schedule.config.num_train_timesteps).view(-1, *(1,) * (clean.ndim - 1))
+    return (1 - s) * clean + s * noise
+
+
+def target(
+    schedule: Schedule, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
+) -> torch.Tensor:
+    """What the model is to predict: the noise, v (Salimans & Ho 2022), the data, or the flow."""
+    if is_flow(schedule):
+        return noise - clean
+    if schedule.config.prediction_type == "v_prediction":
+        return schedule.get_velocity(clean, noise, t)
+    return clean if schedule.config.prediction_type == "sample" else noise
+
+
+def weights(schedule: Schedule, name: str, *gammas: float) -> torch.Tensor:
+    """``objectives.snr_weights``, float32 [T]; they are of the noise's loss, and others have none.
+
+    Raises:
+        ArgumentError: the model does not predict the noise.
+    """
+    if schedule.config.get("prediction_type") == "epsilon":
+        return snr_weights(name, schedule.alphas_cumprod, *gammas)
+    if name != "none":
+        raise ArgumentError(f"loss_weighting={name!r} is of models that predict noise: take none")
+    return torch.ones(schedule.config.num_train_timesteps)

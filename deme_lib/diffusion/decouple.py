@@ -95,24 +95,26 @@ def decouple(
         probability=probability,
         drop=drop,
         consistency_weight=consistency_weight,
-        ema_decay=0.0 if ema_decay is None else ema_decay,
+        ema_decay=max(0.0, 1 - 5 / max(1, steps)) if ema_decay is None else ema_decay,
         precision=precision,
     )
-    if ema_decay is None:
-        spec = replace(spec, ema_decay=max(0.0, 1 - 5 / steps))
     cut = split_timesteps(n_ranges, timesteps)
     wanted = list(range(n_ranges) if ranges is None else ranges)
     if any(k not in range(n_ranges) for k in wanted) or len(set(wanted)) < len(wanted):
         raise ArgumentError(f"ranges={wanted}: give each once, counted from 0 to {n_ranges - 1}")
     adapted = lora.has_adapters(model)
+    if not adapted and not any(p.requires_grad for p in model.parameters()):
+        raise ArgumentError(
+            "all is frozen: give the model an adapter, or call requires_grad_(True)"
+        )
     if folder is not None:
-        schedule_of = {"": getattr(schedule, "alphas_cumprod", torch.tensor(timesteps))}
+        betas = getattr(schedule, "alphas_cumprod", torch.tensor(timesteps))
         arguments = asdict(spec) | {
             "own_range": None,
             "n_ranges": n_ranges,
             "channel_projection": channel_projection,
             "pretrained model": _hash(model.state_dict()),
-            "noise schedule": _hash(schedule_of),
+            "noise schedule": _hash({"": betas}),
             "prediction": schedule.config.get("prediction_type", "flow"),
             "images": _hash({"": images}),
             "conditioning": _hash(conditioning or {}),
@@ -160,17 +162,15 @@ def decouple(
 
 @contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Give back the adapter, types, modes and the device of a model that is trained in place."""
-    held = [(p, p.data, p.data.clone()) for p in model.parameters() if p.requires_grad]
-    modes, device = {m: m.training for m in model.modules()}, next(model.parameters()).device
+    """Give back the adapter, its type and the device of a model that is trained in place."""
+    held = [(p, p.data.clone()) for p in model.parameters() if p.requires_grad]
+    device, training = next(model.parameters()).device, model.training
     try:
         yield
     finally:
-        model.to(device)
-        for parameter, place, values in held:
-            parameter.data, parameter.grad = place.copy_(values), None
-        for module, mode in modes.items():
-            module.training = mode
+        model.to(device).train(training)
+        for parameter, values in held:
+            parameter.data, parameter.grad = values, None
 
 
 def _claim(folder: Path, arguments: Mapping[str, Any]) -> None:

@@ -15,9 +15,9 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
+from deme_lib.diffusion import lora
 from deme_lib.diffusion.models import ModelError
 from deme_lib.errors import Explained
-from deme_lib.method.objectives import snr_weights
 
 Conditioning = Mapping[str, torch.Tensor]
 Predict = Callable[[nn.Module, torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
@@ -85,24 +85,26 @@ class WithoutAdapters(Denoiser):
 
 
 def check_adapter(model: nn.Module) -> str:
-    """The name of a model's one active adapter; ArgumentError: it is not all that is trained."""
+    """The name of a model's one active adapter, all that is trained.
+
+    Raises:
+        ArgumentError: there are other active ones, or what is trained is not the adapter.
+        ModelError: it is more than LoRA's A and B, which could not be kept and merged.
+    """
     layers = [layer for layer in _tuners(model) if not (layer.disable_adapters or layer.merged)]
-    active = {name for layer in layers for name in layer.active_adapters}
-    if len(active) != 1:
-        raise ArgumentError(
-            f"of the adapters {sorted(model.peft_config)} {sorted(active) or 'none'} are active: "
-            "give the model one to train, alone, by add_adapter, set_adapter or enable_adapters"
-        )
-    names = {name for name, _ in model.named_parameters()}
-    own = {name for name in names if ".lora_" in name and f".{min(active)}" in name}
+    active = sorted({name for layer in layers for name in layer.active_adapters})
+    names = {name for name, _ in model.named_parameters() if ".lora_" in name}
+    own = {name for name in names if any(f".{one}." in f"{name}." for one in active)}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    if trained != own:
-        frozen, more = sorted(own - trained)[:3], sorted(trained - own)[:3]
+    if len(active) != 1 or trained != own:
+        frozen, more = sorted(own - trained)[:2], sorted(trained - own)[:2]
         raise ArgumentError(
-            f"the adapter {min(active)} is to be trained alone, but frozen are {frozen or 'none'} "
-            f"of it, and {more or 'none'} besides it are not: set their requires_grad"
+            f"one adapter is to be active and trained, alone. Active of {sorted(model.peft_config)}"
+            f" are {active}; of it are frozen {frozen}, besides it can be trained {more}: see "
+            "add_adapter, set_adapter, enable_adapters and requires_grad"
         )
-    return min(active)
+    lora.adapter_state(model, active[0])
+    return active[0]
 
 
 def _tuners(model: nn.Module) -> list[nn.Module]:
@@ -114,29 +116,25 @@ def _tuners(model: nn.Module) -> list[nn.Module]:
 def check_data(
     images: torch.Tensor, conditioning: Conditioning, null: Conditioning, drop: float
 ) -> None:
-    """Raise where data and conditions are not what ``draw`` takes, or do not fit each other."""
-    shape, kind = tuple(getattr(images, "shape", ())), getattr(images, "dtype", None)
+    """Raise where data and conditions are not what training takes, or do not fit each other."""
+    shape, kind = tuple(getattr(images, "shape", ())), getattr(images, "dtype", "objects")
     usable = isinstance(images, torch.Tensor) and (kind == torch.uint8 or kind.is_floating_point)
     if not usable or len(shape) < 2 or not len(images):
         raise ArgumentError(
             "images must be a torch.Tensor, uint8 [n, C, H, W] as from load_images, or float "
-            f"latents [n, ...], not a {type(images).__name__} of {kind or 'objects'} {shape}"
+            f"latents [n, ...], not a {type(images).__name__} of {kind} {shape}"
         )
     for name, rows in conditioning.items():
-        if not isinstance(rows, torch.Tensor) or rows.shape[:1] != shape[:1]:
-            found = tuple(getattr(rows, "shape", ())) or type(rows).__name__
+        found = tuple(getattr(rows, "shape", ())) or type(rows).__name__
+        if not isinstance(rows, torch.Tensor) or found[:1] != shape[:1]:
             raise ArgumentError(
-                f"conditioning {name!r} is {found}: give {shape[0]} rows, as of data"
+                f"conditioning {name!r} is {found}: give {shape[0]} rows, as images"
             )
-    for name, row in null.items():
-        if name not in conditioning or row.shape != conditioning[name].shape[1:]:
-            raise ArgumentError(
-                f"the null row {name!r} is {tuple(row.shape)}: give a row of a condition, shaped "
-                f"as in { ({k: tuple(v.shape[1:]) for k, v in conditioning.items()}) }"
-            )
-    if drop and not null:
+    wanted = {name: tuple(rows.shape[1:]) for name, rows in conditioning.items()}
+    odd = {name: tuple(row.shape) for name, row in null.items() if wanted.get(name) != row.shape}
+    if odd or (drop and not null):
         raise ArgumentError(
-            f"drop={drop}: give null=, the rows that stand in for dropped conditions"
+            f"null rows {odd}, drop={drop}: give rows that stand in for dropped ones of {wanted}"
         )
 
 
@@ -169,16 +167,3 @@ def target(
     if schedule.config.prediction_type == "v_prediction":
         return schedule.get_velocity(clean, noise, t)
     return clean if schedule.config.prediction_type == "sample" else noise
-
-
-def weights(schedule: Schedule, name: str, *gammas: float) -> torch.Tensor:
-    """``objectives.snr_weights``, float32 [T]; they are of the noise's loss, and others have none.
-
-    Raises:
-        ArgumentError: the model does not predict the noise.
-    """
-    if schedule.config.get("prediction_type") == "epsilon":
-        return snr_weights(name, schedule.alphas_cumprod, *gammas)
-    if name != "none":
-        raise ArgumentError(f"loss_weighting={name!r} is of models that predict noise: take none")
-    return torch.ones(schedule.config.num_train_timesteps)

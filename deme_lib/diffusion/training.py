@@ -39,7 +39,7 @@ from deme_lib.diffusion.denoisers import (
 from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.errors import Explained
 from deme_lib.method.merging import check_untied
-from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, squared_error
+from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
 from deme_lib.method.projection import plain_or_projected
 from deme_lib.method.timesteps import draw_timesteps, split_timesteps
 
@@ -120,14 +120,14 @@ class Step:
 
 
 class Batch(NamedTuple):
-    """What a step is trained on: x_0, eps, x_t, t, what is to be predicted, and conditions."""
+    """x_0, eps, x_t, t [B], what is to be predicted, and rows of conditions; of a step."""
 
-    clean: torch.Tensor  # float32 [B, ...], as all but t and the conditions
+    clean: torch.Tensor
     noise: torch.Tensor
     noisy: torch.Tensor
-    timesteps: torch.Tensor  # [B], int64, or float32 in flow matching
+    timesteps: torch.Tensor  # int64, or float32 in flow matching
     target: torch.Tensor
-    conditions: tuple[torch.Tensor, ...]  # [B, ...], in the order of ``conditioning``
+    conditions: tuple[torch.Tensor, ...]
 
 
 def draw(
@@ -142,8 +142,8 @@ def draw(
 
     Args:
         images: uint8 [n, C, H, W] or float latents [n, ...]; a batch is drawn with replacement.
-        conditioning: rows [n, ...] of each condition.
-        null: rows [...] that stand in for dropped ones, all of a sample's at once.
+        conditioning: rows [n, ...] of each condition; ``null``: rows [...] in place of dropped
+            ones, of all conditions of a sample at once.
     """
     g = generator(*spec.purpose, step)
     chosen = torch.randint(len(images), (spec.batch_size,), generator=g)
@@ -212,7 +212,8 @@ class Training:
         self.accelerator = models.accelerator(device, spec.precision)
         device = self.accelerator.device
         model.to(device)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = list(self.trained.values())
         for parameter in self.parameters:
             parameter.data = parameter.data.float()
         optimiser = torch.optim.AdamW(
@@ -222,15 +223,18 @@ class Training:
             weight_decay=spec.weight_decay,
             fused=True,
         )
-        self.uncertainty = None
+        self.uncertainty, flat = None, spec.loss_weighting in ("none", UNCERTAINTY)
+        noise = self.scheduler.config.get("prediction_type") == "epsilon"
+        if not (flat or noise):
+            raise ArgumentError(f"loss_weighting={spec.loss_weighting!r} is of models of noise")
         if spec.loss_weighting == UNCERTAINTY:
             ranges = split_timesteps(spec.n_tasks, t_max)
             self.uncertainty = UncertaintyWeighting(ranges).to(device)
             learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
             optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
         else:
-            gamma = (spec.min_snr_gamma, spec.p2_gamma)
-            weights = denoisers.weights(self.scheduler, spec.loss_weighting, *gamma)
+            alphas = self.scheduler.alphas_cumprod if noise else torch.full((t_max,), 0.5)
+            weights = snr_weights(spec.loss_weighting, alphas, spec.min_snr_gamma, spec.p2_gamma)
             self.weights = weights.to(device)
         self.optimiser = self.accelerator.prepare(optimiser)
         least = 0.0 if spec.ema_warmup else spec.ema_decay
@@ -244,8 +248,8 @@ class Training:
         if teacher is model:
             self.tutor = WithoutAdapters(model, *how)
         elif teacher is not None:
-            frozen = teacher.float().eval().requires_grad_(False)
-            self.tutor = Denoiser(frozen.to(device), *how)
+            teacher.float().eval().requires_grad_(False).to(device)
+            self.tutor = Denoiser(teacher, *how)
         self.history: list[dict[str, Any]] = []
         self.position = 0
         if checkpoint is not None and checkpoint.is_file():
@@ -279,7 +283,6 @@ class Training:
         spec = self.spec
         noisy, t, asked, *conditions = self._drawn(step)
         self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
-        consistency = None
         with self.accelerator.autocast():
             if self.tutor is not None:
                 with torch.no_grad():
@@ -288,8 +291,7 @@ class Training:
                 torch.manual_seed(seed_of(*spec.purpose, "dropout", step))
             prediction = self.student(noisy, t, *conditions)
         denoising, cell = squared_error(prediction, asked), t.long()
-        if self.tutor is not None:
-            consistency = squared_error(prediction, taught)
+        consistency = None if self.tutor is None else squared_error(prediction, taught)
         weights = self.weights if self.uncertainty is None else self.uncertainty.weights()
         loss = deme_loss(denoising, consistency, spec.consistency_weight, weights[cell])
         if self.uncertainty is not None:
@@ -326,16 +328,15 @@ class Training:
             raise models.ModelError(
                 f"the {type(self.model).__name__} fails on an image {tuple(x.shape[1:])} with "
                 f"conditions {list(self.student.names)} ({type(error).__name__}: {error}): give "
-                "what its forward takes, as conditioning= or through predict=; one with "
-                "projections needs levels that halve the image evenly, and no K blocks"
+                "what it takes, by conditioning= or predict=; projections (Sec. 3.2) need a UNet "
+                "whose levels halve the image evenly, of no K blocks"
             ) from error
-        changes = self.drops or self.spec.precision != "no" or self.adapter
-        changes = changes or getattr(self.model, "is_gradient_checkpointing", False)
-        if x.is_cuda and cuda_graphs and not changes:  # one launch a call, not hundreds
-            given = (x, t, *conditions)
-            self.student = torch.cuda.make_graphed_callables(self.student, given)
-            if self.tutor is not None:
-                self.tutor = torch.cuda.make_graphed_callables(self.tutor, given)
+        again = getattr(self.model, "is_gradient_checkpointing", False)
+        forbidden = self.drops or again or self.adapter or self.spec.precision != "no"
+        if x.is_cuda and cuda_graphs and not forbidden:  # one launch a call, not hundreds
+            capture, given = torch.cuda.make_graphed_callables, (x, t, *conditions)
+            self.student = capture(self.student, given)
+            self.tutor = self.tutor and capture(self.tutor, given)
 
     def _error(self, what: str, step: int) -> TrainingError:
         own = self.spec.own_range
@@ -351,14 +352,10 @@ class Training:
             if not weights.isfinite().all():
                 raise self._error("a weight is not finite", self.position)
 
-    def _trained(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds of the model."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
     def _save(self) -> None:
         self._check_weights()
         moments, scaler = self.optimiser.state_dict()["state"], self.accelerator.scaler
-        tensors = {f"model.{k}": v for k, v in self._trained().items()}
+        tensors = {f"model.{k}": v for k, v in self.trained.items()}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
         tensors |= {f"adam.{i}.{k}": v for i, s in moments.items() for k, v in s.items()}
         if self.uncertainty is not None:
@@ -379,7 +376,7 @@ class Training:
                 rest = {k: json.loads(v) for k, v in file.metadata().items()}
                 tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
             self.position, self.history = rest["position"], rest["history"]
-            if of("model").keys() != self._trained().keys():
+            if of("model").keys() != self.trained.keys():
                 raise KeyError("it holds other weights")
             self.model.load_state_dict(of("model"), strict=False)
             if self.uncertainty is not None:
@@ -433,15 +430,11 @@ def finetune(
         run: what else ``Training`` takes.
     """
     adapted = lora.has_adapters(pretrained)
+    if channel_projection and adapted:
+        raise ArgumentError("adapters and projections do not mix: set channel_projection=False")
     if channel_projection is None and (adapted or not isinstance(pretrained, UNet2DModel)):
         warnings.warn(f"{type(pretrained).__name__}: no channel projections here", stacklevel=2)
-    if adapted:
-        if channel_projection:
-            raise ArgumentError("adapters and projections do not mix: set channel_projection=False")
-        student = pretrained
-    else:
-        student = plain_or_projected(_copy(pretrained), channel_projection)
-    teacher = None
-    if spec.consistency_weight > 0:
-        teacher = pretrained if adapted else _copy(pretrained)
+    copied = (lambda: pretrained) if adapted else (lambda: _copy(pretrained))
+    student = copied() if adapted else plain_or_projected(copied(), channel_projection)
+    teacher = copied() if spec.consistency_weight > 0 else None
     return Training(student, scheduler, images, spec, teacher, **run)

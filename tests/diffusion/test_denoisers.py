@@ -463,11 +463,11 @@ def text():
             r"fails .* conditions \[\] .*encoder_hidden",
         ),
         ({"conditioning": {"prompts": rows(5, 12)}, "null": {}, "drop": 0}, "fails .*'prompts'"),
-        ({"null": {}}, r"drop=0\.5: give null="),
-        ({"null": {"prompts": torch.zeros(5, 12)}}, "null row 'prompts'"),
+        ({"null": {}}, r"null rows {}, drop=0\.5: give rows"),
+        ({"null": {"prompts": torch.zeros(5, 12)}}, r"null rows {'prompts': \(5, 12\)}"),
         (
             {"null": {"encoder_hidden_states": torch.zeros(1, 5, 12)}},
-            r"is \(1, 5, 12\): give a row",
+            r"rows {.*: \(1, 5, 12\)}.* of {.*: \(5, 12\)}",
         ),
         (
             {"predict": lambda m, x, t, c: x[:, :3]},
@@ -484,13 +484,16 @@ def test_what_does_not_fit_is_named(text, changes, words):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda m: m.requires_grad_(False), r"frozen are \['down.*lora_A.* and none besides"),
-        (lambda m: m.requires_grad_(True), r"frozen are none of it, and \['conv_in"),
-        (lambda m: m.disable_adapters(), r"of the adapters \['default'\] none are active"),
-        (lambda m: m.fuse_lora(), r"of the adapters \['default'\] none are active"),
+        (
+            lambda m: m.requires_grad_(False),
+            r"frozen \['down.*lora_A.* besides it can be trained \[\]",
+        ),
+        (lambda m: m.requires_grad_(True), r"frozen \[\], besides it can be trained \['conv_in"),
+        (lambda m: m.disable_adapters(), r"Active of \['default'\] are \[\]"),
+        (lambda m: m.fuse_lora(), r"Active of \['default'\] are \[\]"),
         (
             lambda m: [m.add_adapter(LORA, "b"), m.set_adapters(["default", "b"])],
-            r"\['b', 'default'\] are active: give the model one",
+            r"are \['b', 'default'\]",
         ),
     ],
     ids=["frozen", "base", "disabled", "fused", "two"],
@@ -502,7 +505,17 @@ def test_an_adapter_that_would_not_be_trained_alone_is_named(text, spoil, words)
         text.decoupled(channel_projection=False)
 
 
-def test_an_adapter_has_no_projections(text):
+def test_an_adapter_that_could_not_be_merged_is_named(text):
+    text.model.requires_grad_(False)
+    text.model.add_adapter(LoraConfig(r=2, target_modules=TARGETS, use_dora=True))
+    with pytest.raises(ModelError, match="no adapter of plain LoRA"):
+        text.decoupled(channel_projection=False)
+
+
+def test_an_adapter_is_given_and_has_no_projections(text):
+    text.model.requires_grad_(False)
+    with pytest.raises(ArgumentError, match="all is frozen: give the model an adapter"):
+        text.decoupled()
     text.add_adapter()
     with pytest.raises(ArgumentError, match="adapters and projections do not mix"):
         text.decoupled(channel_projection=True)
@@ -510,7 +523,7 @@ def test_an_adapter_has_no_projections(text):
 
 def test_weights_of_the_noise_s_loss_are_for_models_of_noise(text):
     spec = dataclasses.replace(SPEC, loss_weighting="min-snr")
-    with pytest.raises(ArgumentError, match=r"min-snr.*predict noise: take none"):
+    with pytest.raises(ArgumentError, match=r"min-snr.*is of models of noise"):
         finetune(text.model, text.pipeline.scheduler, text.data, spec, **text.how)
 
 

@@ -154,7 +154,7 @@ def test_weights_that_are_not_all_there_or_not_finite_are_refused(folder, change
 @pytest.mark.parametrize("scheduler", ["EDMEulerScheduler", "ScoreSdeVeScheduler"])
 def test_noise_that_is_neither_ddpm_s_nor_a_flow_s_is_named(tiny_unet, tmp_path, scheduler):
     DDPMPipeline(tiny_unet(), getattr(diffusers, scheduler)()).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=rf"{scheduler}'s noise is neither .*take a scheduler of"):
+    with pytest.raises(ModelError, match=rf"{scheduler} .*take a scheduler of betas"):
         models.load_pipeline(tmp_path)
 
 
@@ -181,9 +181,6 @@ def test_other_pipelines_load_and_the_experiment_names_what_it_cannot_use(tiny_u
         models.check_pipeline(flow, 1000, (1, 8, 8))
 
 
-K_BLOCKS = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2}
-
-
 @pytest.mark.parametrize(
     ("config", "scheduler", "words"),
     [
@@ -191,7 +188,6 @@ K_BLOCKS = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBl
         ({"sample_size": None}, {}, "sample_size is null"),
         ({"out_channels": 2}, {}, "out_channels: 2, where 1 is needed"),
         ({"num_class_embeds": 3}, {}, "classes: 3, where None is needed: take an unconditional"),
-        (K_BLOCKS, {}, "projections .* fails on an image .* no K blocks"),
         ({}, {"num_train_timesteps": 100}, "timesteps: 100, .*set num_train_timesteps to 100"),
         ({}, {"prediction_type": "v_prediction"}, r"v_prediction, where epsilon is needed"),
         ({}, {"rescale_betas_zero_snr": True}, "zero_snr: True: at the last timestep"),
@@ -201,12 +197,6 @@ def test_a_model_that_does_not_fit_is_refused_before_training(tiny_unet, config,
     unet = tiny_unet(**{"block_out_channels": (32, 64), "norm_num_groups": 32} | config)
     with pytest.raises(ModelError, match=words):
         models.check_pipeline(DDPMPipeline(unet, DDPMScheduler(**scheduler)), 1000, (1, 8, 8))
-
-
-def test_levels_that_do_not_halve_the_image_are_refused(tiny_unet):
-    unet = tiny_unet(sample_size=9)
-    with pytest.raises(ModelError, match=r"image \(1, 9, 9\) .*levels halve the image evenly"):
-        models.check_pipeline(DDPMPipeline(unet, DDPMScheduler()), 1000, (1, 9, 9))
 
 
 def test_an_ensemble_is_not_saved_as_if_it_were_a_unet(tiny_unet, tmp_path):

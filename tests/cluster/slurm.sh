@@ -5,8 +5,8 @@
 #   tests/cluster/slurm.sh OUT [kill] SNAKEMAKE_ARGUMENTS...
 #   tests/cluster/slurm.sh /tmp/out kill --config params=params/smoke.yaml
 #
-# runs/figures and the hashes of everything stored go to OUT. With `kill` the node that evaluates
-# dies in the middle, with all that it runs.
+# runs/figures and a hash of every artefact go to OUT. With `kill` the node that trains experts dies
+# in the middle, with all that it runs.
 set -euo pipefail
 if [ -z "${INSIDE:-}" ]; then  # own mounts and process ids: when this ends, nothing of it is left
     INSIDE=1 exec unshare --mount --pid --fork --kill-child --mount-proc "$0" "$@"
@@ -42,11 +42,12 @@ TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
+SlurmdParameters=config_overrides
 SlurmdTimeout=15
 KillWait=5
 MinJobAge=3600
-NodeName=n0 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=1 RealMemory=8000
-NodeName=n1 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=1 RealMemory=8000
+NodeName=n0 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=1 RealMemory=24000
+NodeName=n1 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=1 RealMemory=24000
 PartitionName=main Nodes=n0,n1 Default=YES MaxTime=INFINITE
 CONF
 mount --bind slurm /etc/slurm
@@ -70,9 +71,9 @@ for _ in $(seq 60); do
 done
 sinfo
 
-kill_the_evaluating_node() {
-    until victim=$(squeue --noheader --states=RUNNING --format='%N %k' | grep evaluate) &&
-        compgen -G 'runs/store/metrics-*/record.json' > /dev/null; do sleep 0.5; done
+kill_a_training_node() {
+    until victim=$(squeue --noheader --states=RUNNING --format='%N %k' | grep make_deme) &&
+        compgen -G 'runs/store/.partial/deme-2of*/out' > /dev/null; do sleep 0.2; done
     victim=${victim%% *}
     squeue --format='%i %N %T %k'
     echo "== $(date +%T) $victim dies, with all that it runs"
@@ -85,7 +86,7 @@ kill_the_evaluating_node() {
 killer=
 if [ "${1:-}" = kill ]; then
     shift
-    kill_the_evaluating_node &
+    kill_a_training_node &
     killer=$!
 fi
 here=(--slurm-status-command squeue --slurm-init-seconds-before-status-checks 5)  # no accounting
@@ -100,6 +101,5 @@ mkdir -p "$out"
 "$python" - > "$out/hashes.txt" << 'PYTHON'
 import json, pathlib
 for path in sorted(pathlib.Path("runs/store").glob("*/record.json")):
-    for name, digest in sorted(json.loads(path.read_text())["files"].items()):
-        print(digest, f"{path.parent.name}/{name}")
+    print(json.loads(path.read_text())["content"], path.parent.name)
 PYTHON

@@ -23,7 +23,7 @@ PYTHON = f'"{sys.executable}"'
 NOTEBOOKS = [path.stem for path in sorted(Path("notebooks").glob("0*.ipynb"))]
 JOBS = {}
 for q in collect.missing(P):
-    JOBS |= graph.jobs(q, looked_at=q.seed == P.seed, fine="fine" in config)
+    JOBS |= graph.jobs(q, looked_at=P.looks_at(q.seed), fine="fine" in config)
 MAKER = {a.name: job for job, made in JOBS.items() for a in made}
 
 

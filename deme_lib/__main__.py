@@ -20,7 +20,7 @@ def make(options: argparse.Namespace) -> None:
         folder = collect.collect(p)
         render.render(folder)
         return print(folder)
-    jobs = {k: v for q in p.per_seed() for k, v in graph.jobs(q, q.seed == p.seed).items()}
+    jobs = {k: v for q in p.per_seed() for k, v in graph.jobs(q, p.looks_at(q.seed)).items()}
     every = [artefact for found in jobs.values() for artefact in found]
     for name in options.names:
         found = jobs.get(name) or [a for a in every if name in (a.name, a.label)]

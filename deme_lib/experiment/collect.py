@@ -48,7 +48,7 @@ def collect(p: Parameters) -> Path:
             run = _read_run(out / "records") | {"parameters": p.results()}
             _replace(out / "records" / "run.json", _as_json(run))
         for q in missing(p):
-            _write(out / "records", q, *_made(q, looked_at=q.seed == p.seed))
+            _write(out / "records", q, *_made(q, looked_at=p.looks_at(q.seed)))
     return out
 
 

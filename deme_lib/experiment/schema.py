@@ -199,6 +199,10 @@ class Parameters(BaseModel):
         """The training seed; of several, the first."""
         return self.seeds[0]
 
+    def looks_at(self, seed: int) -> bool:
+        """Whether a training seed is the one whose models the paper's figures look at."""
+        return seed == self.seed and self.cells == ALONE
+
     def per_seed(self) -> list[Self]:
         """One experiment for every training seed."""
         return [self.model_copy(update={"seeds": [seed]}) for seed in self.seeds]

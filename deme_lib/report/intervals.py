@@ -11,7 +11,7 @@ from deme_lib.report.records import Records
 PRIMARY = {1: "primary_decoupling", 2: "primary_merging"}
 """Ablation -> the parameter that names its comparisons."""
 
-SECONDARY = ("inception_score", "fid_second", "kid")
+SECONDARY = ("inception_score", "fid_second", "kid", "test_loss")
 """Measures of the primary comparisons beside FID."""
 
 FEWEST = 5
@@ -91,8 +91,8 @@ def comparisons(records: Records) -> pd.DataFrame:
         rows += _rows(records, named, "fid", "primary", ablation)
         for pair, measure in product(named, SECONDARY):
             rows += _rows(records, [pair], measure, "secondary", ablation)
-    for pair in pairs(records, "exploratory"):
-        rows += _rows(records, [pair], "fid", "exploratory", "")
+    for pair, measure in product(pairs(records, "exploratory"), ("fid", "test_loss")):
+        rows += _rows(records, [pair], measure, "exploratory", "")
     columns = "ablation kind a b measure n_units effect low high level p margin verdict"
     return pd.DataFrame(rows, columns=columns.split())
 

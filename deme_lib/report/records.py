@@ -76,8 +76,10 @@ class Records:
         return {r.row: label(r.cell, r.title) for r in first.itertuples()}
 
     def of(self, measure: str) -> pd.DataFrame:
-        """[training seeds, rows]: a measure, averaged over sampling seeds."""
-        values = self.metrics.groupby(["training_seed", "row"])[measure]
+        """[training seeds, rows]: a measure, averaged over sampling seeds, or "test_loss"."""
+        loss = measure == "test_loss"
+        frame, column = (self.losses, "loss") if loss else (self.metrics, measure)
+        values = frame.groupby(["training_seed", "row"])[column]
         return values.mean().unstack()[list(self.titles)]
 
     def floor_of(self, measure: str) -> float:

@@ -30,10 +30,10 @@ def render(folder: Path) -> None:
 def figures(known: Records) -> dict[str, Callable[[], Figure]]:
     """Name -> what draws it, for every figure whose record is there."""
     p = known.parameters
-    drawn = {"method": partial(plots.method, p["n_ranges"])}
     if known.arms["cell"].nunique() > 1:
-        drawn["cells"] = partial(plots.cells, known)
+        drawn = {"cells": partial(plots.cells, known)}
     else:
+        drawn = {"method": partial(plots.method, p["n_ranges"])}
         names = ["main", "loss_per_timestep", "cost"]
         names += [] if intervals.gate(known).empty else ["gate"]
         drawn |= {name: partial(getattr(plots, name), known) for name in names}
@@ -51,7 +51,8 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
         if kind in known.looks:
             drawn[name] = partial(getattr(plots, name), known.looks[kind], *about)
     if known.samples:
-        drawn["samples"] = partial(plots.samples, known.samples, known.titles, one)
+        sampled = f"{one}, {tables.sampler(known)}"
+        drawn["samples"] = partial(plots.samples, known.samples, known.titles, sampled)
     return drawn
 
 

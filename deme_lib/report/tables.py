@@ -26,7 +26,7 @@ def table(records: Records) -> pd.DataFrame:
     rows[MEASURES] = pd.DataFrame({m: records.of(m).mean(skipna=False) for m in MEASURES})
     rows["fid_sd"] = fid.std()
     rows["difference"], rows["low"], rows["high"] = d.mean(skipna=False), ends.loc[0], ends.loc[1]
-    rows["test_loss"] = records.losses.groupby("row")["loss"].mean()
+    rows["test_loss"] = records.of("test_loss").mean(skipna=False)
     rows[COSTS] = arms[COSTS].mean()
     rows["weights"] = arms["weights"].agg(lambda x: "; ".join(x.dropna().unique()))
     rows["paper"] = pd.Series(papers, dtype=float)
@@ -63,7 +63,7 @@ def markdown_of(records: Records) -> str:
 
 def readme(records: Records) -> str:
     """The README's table as markdown, real images and at most nine arms, with its caption."""
-    shown = printed(records).drop(columns=["test loss ↓", "training steps"]).head(10)
+    shown = printed(records).drop(columns="training steps").head(10)
     return f"{markdown(shown)}\n\n{caption(records)}"
 
 
@@ -72,9 +72,16 @@ def setting(records: Records) -> str:
     m, streams = records.metrics.iloc[0], sorted(records.metrics["seed"].unique())
     return (
         f"{records.parameters['dataset']}: n = {m['n']:,} images an arm and training, "
-        f"{m['features']} features, FID to {m['reference']} images, {m['steps']} sampler steps, "
+        f"{m['features']} features, FID to {m['reference']} images, {sampler(records)}, "
         f"{seeds('training', records.training_seeds)}, {seeds('sampling', streams)}"
     )
+
+
+def sampler(records: Records) -> str:
+    """The sampler of every image, and what is wrong with it."""
+    p = records.parameters
+    how = f"DDIM, {p['sampling_steps']} steps, {p['timestep_spacing']}"
+    return f"{how} (clips as diffusers does, which distorts: figures/README.md)"
 
 
 def seeds(kind: str, found: list[int]) -> str:

@@ -162,7 +162,7 @@ def loss_per_timestep(records: Records) -> Figure:
         ax.set_title(ABLATIONS[ablation], fontsize=11)
     axes[0, 0].set_ylabel("test loss minus that of\npretrained, % (below 0: better)")
     legend(figure, 3)
-    return captioned(figure, _tested(records))
+    return captioned(figure, f"Means over training seeds. {_tested(records)}")
 
 
 def _ranges(ax: plt.Axes, records: Records) -> None:

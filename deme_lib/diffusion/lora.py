@@ -27,10 +27,6 @@ DIFFUSERS, PEFT = "pytorch_lora_weights.safetensors", "adapter_model.safetensors
 METADATA, CONFIG = "lora_adapter_metadata", "adapter_config.json"  # where each keeps its settings
 PREFIXES = "base_model.model.", "unet.", "transformer.", "transformer_2."  # peft's, pipelines'
 A, B = ".lora_A.weight", ".lora_B.weight"
-ODD = (  # settings with which an adapter does more than s B A; others show in its tensors
-    *("use_qalora", "layer_replication", "alora_invocation_tokens", "use_bdlora"),
-    *("kasa_config", "arrow_config", "monteclora_config"),
-)
 STARTS = True, False, "gaussian", "orthogonal", "eva"  # others change the pretrained weights
 
 
@@ -76,8 +72,7 @@ def adapter_state(source: Source, name: str = "") -> dict[str, torch.Tensor]:
         ModelError: there is none, or more than A's and B's: DoRA, biases, whole modules.
     """
     tensors, settings, prefix = _read(source, name)
-    odd = [key for key in tensors if not key.endswith((A, B))]
-    odd += [key for key in ODD if settings.get(key)]
+    odd = [key for key in tensors if not key.endswith((A, B))] + [k for k in settings if "." in k]
     if (start := settings.get("init_lora_weights", True)) not in STARTS:
         odd.append(f"init_lora_weights={start}")
     if odd or not tensors:
@@ -107,15 +102,13 @@ def save_adapter(state: State, folder: Path, prefix: str = "") -> None:
             with None; "base_model.model." for ``peft.PeftModel.from_pretrained(model, folder)``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = _settings(state)
-    told = json.dumps({prefix + key: value for key, value in settings.items()})
+    settings, file = _settings(state), folder / DIFFUSERS
     if prefix == PREFIXES[0]:
         (folder / CONFIG).write_text(json.dumps(settings, indent=2))
-    save_file(
-        {prefix + key: tensor.contiguous() for key, tensor in state.items()},
-        folder / (PEFT if prefix == PREFIXES[0] else DIFFUSERS),
-        {"format": "pt", METADATA: told},
-    )
+        file = folder / PEFT
+    told = json.dumps({prefix + key: value for key, value in settings.items()})
+    tensors = {prefix + key: tensor.contiguous() for key, tensor in state.items()}
+    save_file(tensors, file, {"format": "pt", METADATA: told})
 
 
 def attached(base: nn.Module, state: State, name: str) -> nn.Module:
@@ -147,9 +140,8 @@ def check_frozen(base: nn.Module, expert: nn.Module) -> None:
         for m in (base, expert)
     )
     check_same(start, state)
-    for name, theta in start.items():
-        if not torch.equal(theta.to(state[name]), state[name]):
-            raise ValueError(f"{name} is finetuned beside the adapters: merge whole models (fused)")
+    if more := [n for n, t in state.items() if not torch.equal(start[n].to(t), t)]:
+        raise ValueError(f"{more[:5]} are finetuned beside an adapter: fuse it, merge whole models")
 
 
 def check_new(folder: Path) -> None:

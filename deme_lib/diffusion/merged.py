@@ -14,6 +14,7 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.init import dirac_
@@ -41,7 +42,7 @@ class Merger:
 
     def __init__(self, base: nn.Module, experts: Sequence[nn.Module]):
         if any(map(lora.has_adapters, (base, *experts))):
-            raise ModelError("task vectors of adapters are not held: take merge_experts")
+            raise ModelError("there are adapters: merge_experts takes experts that all have one")
         merging.check_untied(base)
         projected = any(isinstance(expert, ProjectedUNet2DModel) for expert in experts)
         self.base = plain_or_projected(base, projected)
@@ -66,7 +67,7 @@ def merge_experts(
     Of adapters (models that have one, or what else ``lora.adapter_state`` takes) it is a copy of
     ``base`` with one adapter, ``merged``, in place of all that it has.
     """
-    if any(isinstance(e, nn.Module) and not lora.has_adapters(e) for e in experts):
+    if all(isinstance(e, nn.Module) and not lora.has_adapters(e) for e in experts):
         return Merger(base, experts).merged(weights)
     for model in filter(lora.has_adapters, experts):
         lora.check_frozen(base, model)
@@ -74,10 +75,10 @@ def merge_experts(
 
 
 def merge_folders(
-    base: Path,
-    experts: Sequence[Path],
+    base: Path | str,
+    experts: Sequence[Path | str],
     weights: Sequence[float],
-    out: Path,
+    out: Path | str,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Eq. 8 from folders to the new folder ``out``, for any diffusers model, which is not built.
@@ -85,7 +86,7 @@ def merge_folders(
     A folder is a model's, or a pipeline's: its ``unet`` or ``transformer`` is merged, other parts
     are the base's. Added up in float32 (float64 stays), as (1 - sum_i w_i) theta + sum_i w_i
     theta_i. Files are mapped; memory holds one of ``out``'s, which has the base's shards.
-    Experts that are adapters give one adapter, as ``lora.merge_adapters`` does.
+    Of adapters it is one adapter, as ``lora.merge_adapters`` makes it; ``base`` is not read.
 
     Args:
         dtype: of floating tensors; None takes the widest of the base's and the experts'.
@@ -94,6 +95,7 @@ def merge_folders(
         ModelError: a folder has no readable model, settings differ, or ``out`` is there.
         KeyError, ValueError: tensors or weights do not fit.
     """
+    base, experts, out = Path(base), [Path(expert) for expert in experts], Path(out)
     merging.check_weights(weights, len(experts))
     lora.check_new(out)
     if all(map(lora.is_adapter, experts)):
@@ -148,7 +150,7 @@ def _open(folder: Path) -> tuple[Path, dict, dict[str, dict[str, torch.Tensor]]]
     if len(parts) > 1 or not (home / "config.json").is_file():
         found = " and ".join(parts) or "no config.json"
         raise ModelError(f"{folder} has {found}: give the folder of one pipeline or model")
-    settings = json.loads((home / "config.json").read_text())
+    settings = {"_class_name": ""} | json.loads((home / "config.json").read_text())
     cls = getattr(diffusers, settings["_class_name"], ProjectedUNet2DModel)
     defaults = {n: p.default for n, p in inspect.signature(cls.__init__).parameters.items()}
     settings = json.loads(json.dumps(defaults, default=str)) | settings  # older files lack some
@@ -161,7 +163,10 @@ def _open(folder: Path) -> tuple[Path, dict, dict[str, dict[str, torch.Tensor]]]
             f"{home} lacks {missing[0]}, it has {sorted(p.name for p in home.glob('*'))}: load the "
             "model with diffusers (variant= where the files name one) and save it there again"
         )
-    return home, settings, {name: load_file(home / name) for name in sorted(names)}
+    try:
+        return home, settings, {name: load_file(home / name) for name in sorted(names)}
+    except SafetensorError as error:
+        raise ModelError(f"{home}: {error}; copy its weights there again") from error
 
 
 def _copy_the_rest(base: Path, home: Path, out: Path, projected: bool) -> None:

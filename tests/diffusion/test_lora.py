@@ -227,12 +227,18 @@ def test_what_is_more_than_lora_is_refused(settings, words, tiny_unet):
 def test_what_cannot_be_merged_is_told(tiny_unet, tmp_path):
     base, good = tiny_unet(), adapted(tiny_unet())
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "kohya.safetensors")
+    both = {
+        f"{part}.x.lora_{k}.weight": torch.zeros(4, 4) for part in ("unet", "text") for k in "AB"
+    }
+    told = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8})}
+    save_file(both, tmp_path / "both", told)
     wider = adapted(tiny_unet(block_out_channels=(16, 16)))
     several, tuned = adapted(good, name="late"), copy.deepcopy(good)
     tuned.conv_in.weight.data += 1
     grouped = {"c.lora_A.weight": torch.zeros(4, 8), "c.lora_B.weight": torch.zeros(8, 2)}
     for source, words in (
         (tmp_path / "kohya.safetensors", "no adapter of plain LoRA.*lora_down"),
+        (tmp_path / "both", r"no adapter of plain LoRA.*unet\.r"),
         (tmp_path, "has no pytorch_lora_weights"),
         ({}, "no adapter of plain LoRA"),
         (base, r"adapters are \[\]"),
@@ -249,9 +255,9 @@ def test_what_cannot_be_merged_is_told(tiny_unet, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             merge_adapters(experts, weights)
-    with pytest.raises(ValueError, match=r"conv_in\.weight is finetuned beside"):
+    with pytest.raises(ValueError, match=r"conv_in.*are finetuned beside"):
         merge_experts(base, [good, tuned], WEIGHTS)
     with pytest.raises(ValueError, match=r"another model, which has mid_block"):
         merge_experts(tiny_unet(mid_block_type=None), [adapter_state(good)], [1.0])
-    with pytest.raises(ModelError, match="take merge_experts"):
+    with pytest.raises(ModelError, match="merge_experts takes experts that all"):
         Merger(base, [good])

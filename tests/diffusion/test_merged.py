@@ -259,10 +259,13 @@ def test_folders_that_cannot_be_read_are_told(tiny_unet, tmp_path):
         (two / part).mkdir(parents=True)
     cut = saved(tmp_path / "cut", tensors(0), 2)
     next(cut.glob("*-1.safetensors")).unlink()
+    half_way = saved(tmp_path / "half-way", tensors(0)) / "diffusion_pytorch_model.safetensors"
+    half_way.write_bytes(half_way.read_bytes()[:1000])
     for folder, words in (
         (half, r"fp16\.safetensors.*save it there again"),
         (pickled, r"model\.bin.*save it there again"),
         (cut, r"lacks diffusion_pytorch_model-1\.safetensors"),
+        (half_way.parent, "half-way: .*copy its weights"),
         (two, "has transformer and transformer_2"),
         (tmp_path, "no config.json"),
     ):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import diffusers
@@ -10,8 +11,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from deme_lib import decouple, merge_experts
+from deme_lib import ROOT, decouple, merge_experts
 from deme_lib.diffusion import denoisers, lora
 from deme_lib.diffusion.denoisers import ArgumentError
 from deme_lib.diffusion.heldout import FixedNoise
@@ -546,3 +548,35 @@ def test_captured_steps_are_the_eager_ones(family, tmp_path):
         pairs = zip(run.ema_unet().parameters(), eager.ema_unet().parameters(), strict=True)
         for found, expected in pairs:
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+# the examples of notebooks/README.md
+
+
+def test_the_examples_run_as_they_are_printed(tmp_path, monkeypatch):
+    """On tiny models in place of the hub's, three steps, and files of six rows."""
+    text = (ROOT / "notebooks" / "README.md").read_text()
+    section = text.partition("\n## Which models\n")[2].partition("\n## ")[0]
+    printed = "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+    if not printed:
+        pytest.skip("notebooks/README.md has no examples yet")
+    kinds = {"diffusion-v1-4": stable_diffusion, "diffusion-3": sd3, "DiT": dit}
+    monkeypatch.setattr(
+        "deme_lib.diffusion.models.load_pipeline",
+        lambda source: next(make()["pipeline"] for name, make in kinds.items() if name in source),
+    )
+    monkeypatch.chdir(tmp_path)
+    latents, prompts = rows(4, 8, 8), rows(5, 12)
+    save_file({"latents": latents}, "latents.safetensors")
+    save_file({"captions": prompts, "empty": torch.zeros(5, 12)}, "captions.safetensors")
+    given = {"latents": latents, "prompts": prompts, "pooled": rows(16)}
+    save_file(given, "sd3.safetensors")
+    save_file({"latents": latents, "labels": torch.arange(N)}, "dit.safetensors")
+    few = printed.replace("20_000", "3").replace("steps=2000", "steps=3, batch_size=2")
+    names = {}
+    exec(few.replace("(**prompt)", "(**prompt, num_inference_steps=2)"), names)
+    assert len(names["experts"]) == len(names["adapters"]) == 4
+    assert sorted(path.name for path in tmp_path.glob("*/expert-*")) == [
+        f"expert-{k}" for k in (0, 0, 1, 1, 2, 2, 3, 3)
+    ]
+    assert names["image"].size == (8, 8)

@@ -2,13 +2,14 @@
 
 UNets (also class- and text-conditional), DiT and SD3 are called alike, by ``predict``. What is
 called otherwise brings its own, such as SDXL, whose pooled embeddings are a dictionary, or Flux,
-which takes t / 1000 and, for all images of a batch, ids of the tokens' places::
+which takes t / 1000 and, for all images of a batch, places of the tokens (on its device)::
 
     def predict(model, x, t, conditioning):
         ids = {"img_ids": img_ids, "txt_ids": txt_ids}
         return model(x, timestep=t / 1000, return_dict=False, **ids, **conditioning)[0]
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
@@ -36,7 +37,7 @@ def predict(
 
 
 class Denoiser(nn.Module):
-    """A model with tensors alone as arguments, in whose type it is called, and float32 results.
+    """A model called with tensors alone, in the type that most of it has; its results are float32.
 
     Args:
         names: of the conditions that it is called with, in this order.
@@ -45,6 +46,10 @@ class Denoiser(nn.Module):
     def __init__(self, model: nn.Module, predict: Predict = predict, names: tuple[str, ...] = ()):
         super().__init__()
         self.model, self.predict, self.names = model, predict, names
+        sizes = Counter({torch.float32: 0})
+        for p in model.parameters():
+            sizes[p.dtype] += p.numel() if p.is_floating_point() else 0
+        self.dtype = sizes.most_common(1)[0][0]
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
         """The prediction for x [B, C, ...], of its shape: the first C channels of 2 C, where the
@@ -53,8 +58,7 @@ class Denoiser(nn.Module):
         Raises:
             ModelError: it is of another shape.
         """
-        first = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
-        given = [v.to(first) if v.is_floating_point() else v for v in (x, *conditions)]
+        given = [v.to(self.dtype) if v.is_floating_point() else v for v in (x, *conditions)]
         rows = dict(zip(self.names, given[1:], strict=True))
         found = self.predict(self.model, given[0], t, rows)
         if found.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):

@@ -173,7 +173,8 @@ class Training:
         checkpoint: file to resume from if it is there, and to write to.
         predict: calls a model, see ``denoisers``.
         cuda_graphs: on CUDA capture student and teacher before the first step, where neither
-            adapters, dropout, gradient checkpointing nor autocast forbid it.
+            adapters, dropout, gradient checkpointing nor autocast forbid it. False for a model or
+            ``predict`` that cannot be captured, such as one that copies from the CPU.
 
     Attributes:
         position: steps taken.
@@ -334,9 +335,10 @@ class Training:
         again = getattr(self.model, "is_gradient_checkpointing", False)
         forbidden = self.drops or again or self.adapter or self.spec.precision != "no"
         if x.is_cuda and cuda_graphs and not forbidden:  # one launch a call, not hundreds
-            capture, given = torch.cuda.make_graphed_callables, (x, t, *conditions)
-            self.student = capture(self.student, given)
-            self.tutor = self.tutor and capture(self.tutor, given)
+            how = {"sample_args": (x, t, *conditions), "allow_unused_input": True}
+            self.student = torch.cuda.make_graphed_callables(self.student, **how)
+            if self.tutor is not None:
+                self.tutor = torch.cuda.make_graphed_callables(self.tutor, **how)
 
     def _error(self, what: str, step: int) -> TrainingError:
         own = self.spec.own_range

@@ -35,7 +35,7 @@ class _Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one member")
         moved = active_on is None
         self.members = nn.ModuleList(members) if moved else list(members)  # a list stays behind
-        self.active_on, self.active = active_on, None
+        self.active_on, self.active, self.settings = active_on, None, {}
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -53,7 +53,7 @@ class _Ensemble(nn.Module):
         """Save every member by its own ``save_pretrained``, and what the ensemble makes of them."""
         for k, member in enumerate(self.members):
             member.save_pretrained(Path(folder) / f"member-{k}")
-        note = {"class": type(self).__name__, "members": len(self.members), **self._settings()}
+        note = {"class": type(self).__name__, "members": len(self.members), **self.settings}
         (Path(folder) / NOTE).write_text(json.dumps(note))
 
     @classmethod
@@ -77,9 +77,6 @@ class _Ensemble(nn.Module):
             model = model_class(json.loads((home / "config.json").read_text()))
             members.append(model.from_pretrained(home, **how))
         return cls(members, **note, active_on=active_on)
-
-    def _settings(self) -> dict[str, Any]:
-        return {}
 
     def _call(self, k: int, args: tuple, kwargs: dict) -> Any:
         if self.active_on is not None and self.active != k:
@@ -115,7 +112,10 @@ class RoutedEnsemble(_Ensemble):
             raise ValueError(f"{len(experts)} experts for {len(ranges)} ranges: give one a range")
         self.ranges = [r if isinstance(r, range) else range(*r) for r in ranges]
         check_tiling(self.ranges)
-        self.timestep_scale = timestep_scale
+        self.settings = {
+            "ranges": [(r.start, r.stop) for r in self.ranges],
+            "timestep_scale": timestep_scale,
+        }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the experts return, to any arguments; samples may be of several ranges.
@@ -124,7 +124,8 @@ class RoutedEnsemble(_Ensemble):
         in several ranges an expert is given the samples of its own: of each tensor [B, ...].
         """
         t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
-        owner = route(t if self.timestep_scale == 1 else t * self.timestep_scale, self.ranges)
+        scale = self.settings["timestep_scale"]
+        owner = route(t if scale == 1 else t * scale, self.ranges)
         owners = owner.unique().tolist()
         if len(owners) == 1:  # as in sampling: the cost of one model
             return self._call(owners[0], args, kwargs)
@@ -132,18 +133,14 @@ class RoutedEnsemble(_Ensemble):
         def of(k: int) -> Callable[[torch.Tensor], torch.Tensor]:
             return lambda v: v[owner.to(v.device) == k] if v.shape[:1] == owner.shape else v
 
-        def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        def joined(*parts: torch.Tensor) -> torch.Tensor:
             whole = parts[0].new_empty(len(owner), *parts[0].shape[1:])
             for k, part in zip(owners, parts, strict=True):
                 whole[owner.to(whole.device) == k] = part
             return whole
 
         found = [self._call(k, *_each(of(k), (args, kwargs))) for k in owners]
-        return _each(lambda *parts: joined(parts), *found)
-
-    def _settings(self) -> dict[str, Any]:
-        ranges = [(r.start, r.stop) for r in self.ranges]
-        return {"ranges": ranges, "timestep_scale": self.timestep_scale}
+        return _each(joined, *found)
 
 
 class AveragedEnsemble(_Ensemble):

@@ -1,4 +1,4 @@
-"""The pages and JupyterLab itself in a real browser: minutes, and where a Chromium is found."""
+"""JupyterLab in a real browser: minutes, where selenium, a Chromium and its driver are found."""
 
 import json
 import os
@@ -14,27 +14,27 @@ import pytest
 import yaml
 from papermill.iorw import load_notebook_node, write_ipynb
 from papermill.parameterize import parameterize_notebook
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-from selenium.webdriver.support.wait import WebDriverWait
-from test_notebooks import NOTEBOOKS, run
 
 from deme_lib import ROOT
-from deme_lib.report.gallery import gallery
 
+selenium = pytest.importorskip("selenium.webdriver")
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run "
 FLAGS += "--disable-background-networking --disable-component-update --disable-sync"
-OPENED = "return window.jupyterapp?.shell.currentWidget?.content?.model?.cells?.length > 0"
-IDLE = "return jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
-RUN = "jupyterapp.commands.execute('notebook:run-all-cells')"
-DONE = (
-    IDLE
-    + """ && (cells => cells.every(c => c.execution_count)
-    || cells.some(c => c.outputs.some(o => o.output_type === 'error')))(
-    jupyterapp.shell.currentWidget.content.model.toJSON().cells.filter(c => c.outputs))"""
+PANEL = "[...jupyterapp.shell.widgets('main')].find(w => w.content?.model?.cells?.length)"
+OPENED = f"return window.jupyterapp && Boolean({PANEL})"
+IDLE = f"return {PANEL}.sessionContext.session?.kernel?.status === 'idle'"
+DONE = f"""const cells = {PANEL}.content.model.toJSON().cells.filter(c => c.outputs);
+return cells.every(c => c.execution_count)
+    || cells.some(c => c.outputs.some(o => o.output_type === 'error'))"""
+RUN = f"jupyterapp.shell.activateById({PANEL}.id); "
+RUN += "jupyterapp.commands.execute('notebook:run-all-cells')"
+HELD = f"return JSON.stringify({PANEL}.content.model.toJSON())"
+SHOWN = f"return {PANEL}.node.innerText"
+PICTURES = (
+    f"return [...{PANEL}.node.querySelectorAll('img')].filter(i => i.naturalWidth > 99).length"
 )
-HELD = "return JSON.stringify(jupyterapp.shell.currentWidget.content.model.toJSON())"
-SHOWN = "return jupyterapp.shell.currentWidget.node.innerText"
 
 pytestmark = [
     pytest.mark.stress,
@@ -42,86 +42,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A runs folder with all six notebooks executed, and their pages."""
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "smoke").mkdir()
-    for path in NOTEBOOKS:
-        run(path, folder / "smoke" / path.name, folder)
-    (figures,) = (folder / "figures").iterdir()
-    gallery(folder / "smoke", figures, folder / "site")
-    return folder
-
-
-@pytest.fixture
-def browser(tmp_path):
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with Chrome(options, ChromeService(DRIVER)) as browser:
-        browser.set_window_size(1400, 1600)
-        yield browser
-
-
-def screenshot(browser, name):
-    """Kept for a person to look at, where DEME_SCREENSHOTS names a folder."""
-    if folder := os.environ.get("DEME_SCREENSHOTS"):
-        browser.save_screenshot(f"{folder}/{name}.png")
-
-
-def test_the_site_shows_every_notebook(runs, browser):
-    (site,) = (runs / "site").iterdir()
-    browser.get(f"file://{site}/index.html")
-    links = [a.get_attribute("href") for a in browser.find_elements("tag name", "a")]
-    assert len(links) == len(NOTEBOOKS)
-    for link in links:
-        browser.get(link)
-        height = browser.execute_script("return document.body.scrollHeight")
-        browser.set_window_size(1400, min(height, 12000))
-        screenshot(browser, link.rsplit("/")[-1])
-        text = browser.find_element("tag name", "body").text
-        for odd in ("Traceback", "made now", "%|", str(runs)):  # %|: a progress bar
-            assert odd not in text
-        broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
-        assert browser.execute_script(broken) == 0
-        severe = [log for log in browser.get_log("browser") if log["level"] == "SEVERE"]
-        assert not severe
-
-
-def test_jupyterlab_runs_all_cells_of_06(runs, browser, tmp_path):
-    (figures,) = (runs / "figures").iterdir()
-    shutil.rmtree(figures / "records" / "seed-0")  # so that there is something to make, with bars
-    (plane,) = (runs / "store").glob("plane-*")
-    shutil.rmtree(plane)
-    values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
-    values |= {"runs_dir": str(runs), "figures_dir": str(runs / "figures")}
-    notebook = parameterize_notebook(load_notebook_node(str(NOTEBOOKS[-1])), values)
-    write_ipynb(notebook, str(tmp_path / "06_figures.ipynb"))
-    with lab(tmp_path) as address:
-        browser.get(f"{address}/lab/tree/06_figures.ipynb?reset")
-        wait = WebDriverWait(browser, 600)
-        wait.until(lambda b: b.execute_script(OPENED))
-        wait.until(lambda b: b.execute_script(IDLE))
-        browser.execute_script(RUN)
-        wait.until(lambda b: b.execute_script(DONE))
-        time.sleep(1)
-        screenshot(browser, "lab")
-        held, shown = json.loads(browser.execute_script(HELD)), browser.execute_script(SHOWN)
-    outputs = [o for cell in held["cells"] for o in cell.get("outputs", [])]
-    assert all(c["execution_count"] for c in held["cells"] if c["cell_type"] == "code")
-    assert "made now: plane" in json.dumps(outputs)
-    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 10
-    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
-    assert "widget" not in json.dumps(outputs)
-    assert "%|" not in shown, "a progress bar"
-
-
 @contextmanager
-def lab(folder):
-    """JupyterLab on ``folder``, with settings of its own and no network."""
+def opened(notebook, folder):
+    """A browser with a notebook of ``folder`` open in JupyterLab, and its kernel idle."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -129,18 +52,53 @@ def lab(folder):
     options += f" --ServerApp.root_dir={folder} --LabApp.expose_app_in_browser=True"
     options += " --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
     settings = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "RUNTIME")}
-    settings["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # its fonts are known there
+    settings |= {"MPLCONFIGDIR": matplotlib.get_cachedir(), "HOME": str(folder)}
     command, log = [sys.executable, "-m", "jupyterlab", *options.split()], folder / "lab.log"
-    environment = {**os.environ, **settings, "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    chrome = selenium.ChromeOptions()
+    chrome.binary_location = CHROMIUM
+    for flag in [*FLAGS.split(), f"--user-data-dir={folder / 'profile'}"]:
+        chrome.add_argument(flag)
     with log.open("w") as out:
-        server = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        server = subprocess.Popen(command, env=os.environ | settings, stdout=out, stderr=out)
     try:
-        for _ in range(240):
-            if "is running at" in log.read_text():
-                break
+        while "is running at" not in log.read_text():
             assert server.poll() is None, log.read_text()
             time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
+        with selenium.Chrome(chrome, selenium.ChromeService(DRIVER)) as browser:
+            browser.set_window_size(1400, 4000)
+            browser.get(f"http://127.0.0.1:{port}/lab/tree/{notebook}?reset")
+            wait = WebDriverWait(browser, 600)
+            wait.until(lambda b: b.execute_script(OPENED))
+            wait.until(lambda b: b.execute_script(IDLE))
+            time.sleep(2)  # cells are drawn after the model is there
+            yield browser, wait
+            if kept := os.environ.get("DEME_SCREENSHOTS"):  # for a person to look at
+                browser.save_screenshot(f"{kept}/{notebook}.png")
     finally:
         server.terminate()
         server.wait(30)
+
+
+@pytest.mark.parametrize("name", ["01_baseline", "05_evaluation"])
+def test_a_notebook_shows_its_committed_outputs(name, tmp_path):
+    shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path)
+    with opened(f"{name}.ipynb", tmp_path) as (browser, _):
+        assert browser.execute_script(PICTURES) >= 1
+        assert "pretrained" in browser.execute_script(SHOWN)
+
+
+def test_06_runs_to_its_end(tmp_path):
+    values = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text()) | {"seeds": [0]}
+    values |= {"runs_dir": str(tmp_path / "runs"), "figures_dir": str(tmp_path / "figures")}
+    notebook = load_notebook_node(str(ROOT / "notebooks" / "06_figures.ipynb"))
+    write_ipynb(parameterize_notebook(notebook, values), str(tmp_path / "06.ipynb"))
+    with opened("06.ipynb", tmp_path) as (browser, wait):
+        browser.execute_script(RUN)
+        wait.until(lambda b: b.execute_script(DONE))
+        held, shown = json.loads(browser.execute_script(HELD)), browser.execute_script(SHOWN)
+    outputs = [o for cell in held["cells"] for o in cell.get("outputs", [])]
+    assert all(c["execution_count"] for c in held["cells"] if c["cell_type"] == "code")
+    assert "making landscape" in json.dumps(outputs)
+    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 10
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert "widget" not in json.dumps(outputs) and "%|" not in shown

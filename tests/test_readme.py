@@ -1,82 +1,90 @@
-"""What the READMEs say is what the repository does and holds."""
+"""What the pages say is what the repository does and holds."""
 
 import re
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from diffusers import DDPMPipeline
-from safetensors.torch import save_file
+from PIL import Image
 
 from deme_lib import ROOT
-from deme_lib.diffusion.models import load_pipeline, new_scheduler, new_unet, save_pipeline
+from deme_lib.diffusion.models import new_scheduler, new_unet, save_pipeline
 from deme_lib.experiment import parameters
 from deme_lib.method.projection import ProjectedUNet2DModel
-from deme_lib.report import readme
+from deme_lib.report import tables
 
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *ROOT.glob("figures/*/README.md")]
-EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+FASHION8S = "experiment dataset pretrained image_size train_images search_images test_images "
+FASHION8S += "num_train_timesteps total_steps finetune_lr batch_size ema_decay sampling_steps "
+FASHION8S += "samples features second_features seeds"
+"""Parameters whose defaults are of fashion8 and no other experiment."""
 
 
 @pytest.fixture
-def own_model(tmp_path, monkeypatch):
-    """A tiny pipeline folder and image tensor, where the example expects a user's own."""
+def own(tmp_path, monkeypatch):
+    """A tiny pipeline and images, where the example expects a user's own."""
     monkeypatch.chdir(tmp_path)
-    save_pipeline(new_unet((3, 8, 8), [8, 8], 1, seed=0), new_scheduler(100), "my-model")
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    save_file({"images": images}, "my-images.safetensors")
-    return tmp_path
+    save_pipeline(new_unet((1, 8, 8), [8, 16], 1, seed=0), new_scheduler(1000), "my-model")
+    (tmp_path / "my-images").mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (80, 8, 8), np.uint8)):
+        Image.fromarray(image).save(f"my-images/{i}.png")
 
 
-def test_the_example_runs_as_it_stands(own_model):
+def test_the_example_runs_as_it_stands_but_for_sizes(own, capsys):
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    smaller = {"size=32": "size=8", "n=5000": "n=80", "inception": "fashion8-a"}
+    for written, small in smaller.items():
+        assert written in example
+        example = example.replace(written, small)
     scope = {}
-    exec(EXAMPLE, scope)
+    exec(example, scope)
     assert len(scope["experts"]) == 4
-    before, after = load_pipeline("my-model").unet, load_pipeline("my-merged-model").unet
-    assert isinstance(after, ProjectedUNet2DModel)
-    x = torch.randn(2, 3, 8, 8)
+    assert len(re.findall(r"FID \d.*KID.*IS.*n = 80", capsys.readouterr().out)) == 2
+    x, after = torch.randn(2, 1, 8, 8), ProjectedUNet2DModel.from_pretrained("my-merged-model/unet")
+    before = DDPMPipeline.from_pretrained("my-model").unet
     assert not torch.equal(before(x, 5).sample, after(x, 5).sample)
 
 
-def test_without_projections_diffusers_needs_no_help(own_model):
-    exec(EXAMPLE.replace("steps=50", "steps=1, channel_projection=False"), {})
-    pipeline = DDPMPipeline.from_pretrained("my-merged-model")
-    assert type(pipeline.unet).__name__ == "UNet2DModel"
-    assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 3)
+def test_the_table_is_that_of_the_committed_records(known):
+    table = re.search(r"<!-- table -->\n(.*)\n<!-- /table -->", README, re.DOTALL)[1]
+    assert table.strip() == tables.readme(known).strip()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_numbers_and_verdicts_are_those_of_the_committed_records(page):
-    assert readme.fill(page.read_text(), ROOT / "figures") == page.read_text()
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\(((?!http)[^)#]+)(?:#[^)]*)?\)", page.read_text())
-    assert not [link for link in links if not (page.parent / link).exists()]
+def test_numbers_of_the_findings_stand_in_a_committed_table():
+    findings = README.split("<!-- /table -->")[1].split("\n## ")[0]
+    folder = ROOT / "figures" / "fashion8"
+    printed = "".join((folder / f"{name}.md").read_text() for name in ("table", "comparisons"))
+    numbers = re.findall(r"[−+]?\d[\d,]*\.\d+(?: ± \d+\.\d+)?", findings)
+    assert numbers
+    for number in numbers:
+        assert re.search(rf"(?<![\d.−]){re.escape(number)}(?![\d.])", printed), number
 
 
 def test_the_readme_is_short():
     assert len(README.encode()) <= 8 * 1024
 
 
-def test_the_parameter_file_for_ones_own_model_is_valid():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_targets_and_parameter_files_are_there(page):
+    text, makefile = page.read_text(), (ROOT / "Makefile").read_text()
+    links = re.findall(r"\]\(((?!http)[^)#]+)(?:#[^)]*)?\)", text)
+    assert not [link for link in links if not (page.parent / link).exists()]
+    anchors = re.findall(r"\]\(([^)#]*)#([^)]*)\)", text)
+    for link, anchor in anchors:
+        heads = re.findall(r"^#+ (.*)", (page.parent / link if link else page).read_text(), re.M)
+        assert anchor in [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads]
+    for target in re.findall(r"(?:`|^)make ([a-z]+)", text, re.M):
+        assert f"\n{target}:" in makefile, target
+    files = set(re.findall(r"params/[\w-]+\.yaml", text)) - {"params/mine.yaml"}
+    assert not [file for file in files if not (ROOT / file).is_file()]
+
+
+def test_the_parameter_file_for_ones_own_model_names_what_is_fashion8s():
     text = (ROOT / "params" / "README.md").read_text()
-    block = re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1)
-    p = parameters.check(yaml.safe_load(block), "params/README.md")
+    values = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
+    p = parameters.check(values, "params/README.md")
     assert (p.pretrained, p.features) == ("my-model", "inception")
-
-
-def test_the_makefile_has_the_targets_and_files_named():
-    makefile = (ROOT / "Makefile").read_text()
-    text = "".join(page.read_text() for page in PAGES)
-    targets = set(re.findall(r"(?:`|^)make ([a-z]+)", text, flags=re.MULTILINE))
-    assert {"reproduce", "sweep", "check", "test", "figures"} <= targets
-    for target in targets:
-        assert f"\n{target}:" in makefile
-    files = set(re.findall(r"(?:PARAMS|SWEEP|-f )=?(params/\S+?\.yaml)", text)) - {
-        "params/mine.yaml"
-    }
-    assert files and all((ROOT / file).is_file() for file in files)
+    assert not set(FASHION8S.split()) - values.keys()

@@ -18,6 +18,7 @@ from deme_lib import ROOT
 from deme_lib.diffusion.data import DataError
 from deme_lib.diffusion.models import ModelError
 from deme_lib.experiment import graph, parameters
+from deme_lib.experiment.arms import ARMS
 from deme_lib.experiment.parameters import FIELDS
 from deme_lib.experiment.store import make
 from deme_lib.report import notebooks
@@ -67,11 +68,12 @@ def test_a_table_of_the_paper_by_papermill(tmp_path):
     assert done.returncode == 0, done.stderr
     shown = [text_of(output) for output in outputs(nbformat.read(tmp_path / "out.ipynb", 4))]
     table = next(text for text in shown if "difference to" in text)
-    for cell in parameters.load("params/techniques.yaml").cells:
-        rows = [line for line in table.splitlines() if cell["cell"] in line]
-        assert len(rows) >= len(cell.get("arms", "12")), cell
-        for fid in cell.get("paper", {}).values():
-            assert any(f" {fid:.2f} |" in row for row in rows), cell
+    p = parameters.load("params/techniques.yaml")
+    for cell in p.cells:
+        for arm in cell.get("arms", p.arms):
+            begin, paper = f"| {cell['cell']} / {ARMS[arm].title} |", cell.get("paper", {}).get(arm)
+            (row,) = [line for line in table.splitlines() if line.startswith(begin)]
+            assert row.endswith(f"| {paper:.2f} |" if paper else "| – |")
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -95,10 +97,9 @@ def test_a_typo_stops_at_once(tmp_path, flag):
 
 
 def test_cifar_offline_says_what_to_fetch_and_where_a_copy_is_named(tmp_path):
-    cifar = ROOT / "params" / "cifar.yaml"
-    failed = papermill(tmp_path, NOTEBOOKS["03"], "out.ipynb", "-f", cifar)
-    assert failed.returncode and "uoft-cs/cifar10" in failed.stderr
-    assert "parameter `dataset`" in failed.stderr
+    failed = papermill(tmp_path, NOTEBOOKS["03"], "out.ipynb", "-f", ROOT / "params/cifar.yaml")
+    assert failed.returncode
+    assert "uoft-cs/cifar10" in failed.stderr and "parameter `dataset`" in failed.stderr
 
 
 @pytest.mark.parametrize("name, stage", [("dataset", graph.data), ("pretrained", graph.baseline)])
@@ -108,16 +109,12 @@ def test_a_folder_that_is_missing_is_said_before_anything_is_trained(name, stage
         make(stage(parameters.load("params/smoke.yaml", **given)))
 
 
-def declaration(path) -> str:
-    cells = nbformat.read(path, as_version=4).cells
-    return next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
-
-
 @EVERY
 def test_declared_parameters_are_the_schemas(path):
     """Defaults, types and meanings, as `papermill --help-notebook` shows them too."""
-    assigned = ast.parse(declaration(path)).body
-    declared = {s.target.id: ast.literal_eval(s.value) for s in assigned}
+    cells = nbformat.read(path, as_version=4).cells
+    (source,) = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
+    declared = {s.target.id: ast.literal_eval(s.value) for s in ast.parse(source).body}
     assert 0 < len(declared) <= 8
     helped = inspect_notebook(str(path))
     assert set(helped) == set(declared)

@@ -5,7 +5,7 @@
 #   tests/cluster/slurm.sh OUT [kill] SNAKEMAKE_ARGUMENTS...
 #   tests/cluster/slurm.sh /tmp/out kill --config params=params/smoke.yaml
 #
-# runs/figures and a hash of every artefact go to OUT. With `kill` the node that trains experts dies
+# A hash of every artefact goes to OUT. With `kill` the node that trains experts dies
 # in the middle, with all that it runs.
 set -euo pipefail
 if [ -z "${INSIDE:-}" ]; then  # own mounts and process ids: when this ends, nothing of it is left
@@ -69,24 +69,17 @@ for _ in $(seq 60); do
     [ "$(sinfo --noheader --states=idle --format=%D)" = 2 ] && break
     sleep 1
 done
-sinfo
 
-kill_a_training_node() {
+kill_the_training_node() {
     until victim=$(squeue --noheader --states=RUNNING --format='%N %k' | grep make_deme) &&
         compgen -G 'runs/store/.partial/deme-2of*/out' > /dev/null; do sleep 0.2; done
-    victim=${victim%% *}
-    squeue --format='%i %N %T %k'
-    echo "== $(date +%T) $victim dies, with all that it runs"
-    kill -9 "${node[$victim]}"
-    sleep 45
-    echo "== $(date +%T) afterwards"
-    sinfo
-    squeue --format='%i %N %T reason=%r %k'
+    kill -9 "${node[${victim%% *}]}"
+    echo "== $(date +%T) dead, with all that it ran: $victim"
 }
 killer=
 if [ "${1:-}" = kill ]; then
     shift
-    kill_a_training_node &
+    kill_the_training_node &
     killer=$!
 fi
 here=(--slurm-status-command squeue --slurm-init-seconds-before-status-checks 5)  # no accounting
@@ -96,9 +89,7 @@ for job in $(squeue --noheader --states=all --format=%A | sort -n); do
     scontrol --oneliner show job "$job" |
         grep -oE '(JobState|Restarts|NodeList|BatchHost|RunTime|Comment)=[^ ]*' | paste -sd' '
 done
-mkdir -p "$out"
-[ ! -d runs/figures ] || cp -r runs/figures "$out"
-"$python" - > "$out/hashes.txt" << 'PYTHON'
+"$python" - > "$out" << 'PYTHON'
 import json, pathlib
 for path in sorted(pathlib.Path("runs/store").glob("*/record.json")):
     print(json.loads(path.read_text())["content"], path.parent.name)

@@ -61,6 +61,7 @@ On an H200: ratios (and our milliseconds) for UNets of 0.04 (fashion8), 1.05 (fa
 35.7 M parameters (CIFAR10), measured there at commit 85f9fcb, not by this run: torch 2.11, TF32
 convolutions; batches of 64, 128, 128 and 64; 500 images in 10 steps, CIFAR10's 250 in 5. Clocks
 varied: CIFAR10's parts, timed later, took longer than the step that they make up.
+How the textbook merge was written there is not recorded.
 """
 
 

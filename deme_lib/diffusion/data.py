@@ -135,10 +135,14 @@ def fingerprint(source: str) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    """All files of a folder in order, those of linked folders too; a file is alone."""
-    walked = os.walk(path, followlinks=True)
-    files = [Path(folder, name) for folder, _, names in walked for name in names]
-    return [path] if path.is_file() else sorted(files, key=str)
+    """All files of a folder in order, none hidden, of linked folders too; a file is alone."""
+    files, seen = [path] if path.is_file() else [], set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        new = os.path.realpath(folder) not in seen  # each folder once, wherever links lead
+        seen.add(os.path.realpath(folder))
+        folders[:] = sorted(name for name in folders if new and not name.startswith("."))
+        files += [Path(folder, name) for name in names if new and not name.startswith(".")]
+    return sorted(files, key=str)
 
 
 def content_hash(array: np.ndarray) -> str:
@@ -219,33 +223,45 @@ def _load(source: str) -> dict[str, Images]:
         ) from error
     counts = ", ".join(f"{len(part.labels):,} {name}" for name, part in parts.items())
     print(f"{source}: {counts} images of {found}")
+    if len(parts) > 1 and "train" not in parts:
+        raise DataError(
+            f"{source} has the parts {', '.join(parts)}, and none is train: name the folder of one "
+            "of them, or rename one"
+        )
     return dict(sorted(parts.items(), key=lambda part: part[0] != "train"))
 
 
 def _load_folder(folder: Path) -> tuple[dict[str, Images], str]:
     """Its parts and words on them. Folders of images are classes.
 
-    The names in a file's path say its part, where they do so for every file.
+    The names of the folders that a file is in say its part, of parquet its own name's words too,
+    where they do so for every file but those beside the train part's folder.
     """
-    files = [f for f in _files(folder) if not f.name.startswith(".")]
+    files = _files(folder)
     if any(f.name.endswith("-ubyte.gz") for f in files):
         return read_idx(folder), "Fashion-MNIST's four files"
     tables = [f for f in files if f.suffix == ".parquet"]
     taken = tables or [f for f in files if f.suffix.lower() in SUFFIXES]
     if not taken:
         raise ValueError("it holds neither parquet files nor images; unpack archives")
-    words = (re.split("[^a-z]+", str(f.relative_to(folder)).lower()) for f in taken)
-    names = [next((PARTS[word] for word in some if word in PARTS), None) for some in words]
-    names = ["train"] * len(names) if None in names else names
     groups: dict[str, list[Path]] = {}
-    for file, name in zip(taken, names, strict=True):
-        groups.setdefault(name, []).append(file)
+    for file in taken:
+        words = [name.lower() for name in file.relative_to(folder).parts[:-1]]
+        words += re.split("[^a-z]+", file.name.lower()) if tables else []
+        part = next((PARTS[word] for word in words if word in PARTS), "no part")
+        groups.setdefault(part, []).append(file)
+    beside, top = groups.get("no part", []), os.path.commonpath([f.parent for f in taken])
+    if len(groups) == 1 or any(f.parent != Path(top) for f in beside):
+        groups = {"train": taken} if beside else groups  # classes, one of which may be "train"
+    elif beside and "train" in groups:
+        del groups["no part"]
+        warnings.warn(f"{beside[0]} is in no part: {len(beside)} files left out", stacklevel=2)
     if tables:
         return _load_dataset(str(folder), groups)
     parts = {}
     for part, mine in groups.items():
         parts[part] = Images(mine, np.unique([f.parent.name for f in mine], return_inverse=True)[1])
-    classes = sorted({f.parent.name for f in taken})
+    classes = sorted({f.parent.name for mine in groups.values() for f in mine})
     return parts, f"{len(files):,} files, folders {', '.join(classes[:10])}"
 
 
@@ -313,6 +329,8 @@ def _cut(labels: np.ndarray, sizes: dict[str, int], seed: int, source: str) -> d
 
 def _read(pictures: Sequence, rows: Sequence[int], size: int, source: str | Path) -> np.ndarray:
     """uint8 images [n, C, H, W], each fitted to ``size``."""
+    if not isinstance(size, (int, np.integer)) or size < 0:
+        raise DataError(f"a size of {size!r}: give pixels a side, or 0 for images as they are")
     images = None
     for k, i in enumerate(map(int, rows)):
         name = pictures[i] if isinstance(pictures, list) else f"{source}: image {i}"

@@ -14,8 +14,8 @@ BATCH = 500  # of images up to 32x32
 
 
 def batch_of(most: int, images: torch.Tensor) -> int:
-    """``most`` images up to 32x32; of larger ones fewer, so that memory stays the same."""
-    return max(1, most * 32**2 // max(32**2, images[0, 0].numel()))
+    """``most`` images up to 3x32x32; of larger ones fewer, so that memory stays the same."""
+    return max(1, most * 32**2 // max(32**2, images[0, 0].numel(), images[0].numel() // 3))
 
 
 class FixedNoise:

@@ -6,6 +6,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
+from deme_lib.diffusion.denoisers import Denoiser
 from deme_lib.diffusion.models import shape_of
 from deme_lib.diffusion.randomness import generator
 from deme_lib.errors import Explained
@@ -25,9 +26,21 @@ def ddim_scheduler(scheduler: DDPMScheduler, steps: int, spacing: str) -> DDIMSc
 
     Args:
         spacing: ``leading``, ``trailing`` or ``linspace``; it moves FID, so it is recorded.
+
+    Raises:
+        SamplingError: it has no betas, or no such timesteps.
     """
-    given = {"trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
-    ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing, **given)
+    config = dict(scheduler.config)
+    if not hasattr(scheduler, "betas") or config.get("use_flow_sigmas"):
+        raise SamplingError(
+            f"{type(scheduler).__name__} is no DDPM schedule of betas, which is sampled here: "
+            "sample such a model by its own pipeline"
+        )
+    if steps < 1:
+        raise SamplingError(f"{steps} steps: give 1 or more")
+    config.pop("_use_default_values", None)  # from_config drops what is named there, given or not
+    config |= {"trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
+    ddim = DDIMScheduler.from_config(config, timestep_spacing=spacing)
     ddim.set_timesteps(steps)
     first, end = ddim.timesteps.max(), ddim.config.num_train_timesteps
     if first >= end:
@@ -55,7 +68,8 @@ def sample(
     """Images first..first+count-1 of the stream ``purpose``, such as ("evaluation", seed).
 
     Args:
-        denoiser: a ``UNet2DModel`` or an ensemble, already on ``device``.
+        denoiser: a ``UNet2DModel`` or an ensemble, already on ``device``; it samples in
+            evaluation mode, in its own type.
         scheduler: its config holds but for ``timestep_spacing``, in whose place ``spacing`` is
             taken, so that models are compared alike.
         on_batch: told the number of images of each finished batch.
@@ -64,17 +78,23 @@ def sample(
         uint8 [count, C, H, W].
 
     Raises:
-        SamplingError: an image is not finite.
+        SamplingError: an image is not finite, or the schedule has no such timesteps.
     """
     ddim, shape = ddim_scheduler(scheduler, steps, spacing), shape_of(denoiser)
     indices, images = range(first, first + count), torch.zeros(count, *shape, dtype=torch.uint8)
-    for start in range(0, count, batch_size):
-        mine = slice(start, start + batch_size)
-        x = initial_noise(indices[mine], shape, *purpose).to(device)
-        for t in ddim.timesteps:
-            x = ddim.step(denoiser(x, t, return_dict=False)[0], t, x).prev_sample
-        images[mine] = to_uint8(x).cpu()
-        on_batch(min(batch_size, count - start))
+    predict, modes = Denoiser(denoiser), {m: m.training for m in denoiser.modules()}
+    denoiser.eval()
+    try:
+        for start in range(0, count, batch_size):
+            mine = slice(start, start + batch_size)
+            x = initial_noise(indices[mine], shape, *purpose).to(device)
+            for t in ddim.timesteps:
+                x = ddim.step(predict(x, t), t, x).prev_sample
+            images[mine] = to_uint8(x).cpu()
+            on_batch(min(batch_size, count - start))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     return images
 
 

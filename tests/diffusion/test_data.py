@@ -124,6 +124,35 @@ def test_linked_folders_count_and_captions_and_hidden_files_do_not(tmp_path):
     assert len(load_images(photos)) == 20 and fingerprint(str(photos)) != before
 
 
+def test_hidden_folders_and_loops_of_links_do_not_count(tmp_path):
+    photos = Path(image_folder(tmp_path, ["a", ".ipynb_checkpoints"]))
+    (photos / "a" / "loop").symlink_to(photos)
+    (photos / "b").symlink_to(photos / "a")
+    assert len(load_images(photos)) == 10 and fingerprint(str(photos))
+
+
+def test_words_in_the_names_of_classes_are_no_parts(tmp_path):
+    assert len(load_images(image_folder(tmp_path, ["bullet train", "test tube"]))) == 20
+
+
+def test_an_image_beside_the_parts_is_left_out(tmp_path):
+    picture(99).save(Path(image_folder(tmp_path, ["train", "test"])) / "cover.png")
+    with pytest.warns(UserWarning, match=r"cover.png is in no part: 1 files left out"):
+        assert numbers(load_images(tmp_path)) == set(range(10))
+
+
+@pytest.mark.parametrize("folders", [["val", "test"], ["test", ""]])
+def test_parts_without_a_train_part_are_named(tmp_path, folders):
+    with pytest.raises(DataError, match=r"has the parts .*test.*, and none is train: name the"):
+        load_images(image_folder(tmp_path, folders))
+
+
+@pytest.mark.parametrize("size", [-8, 8.5, "8"])
+def test_a_size_that_is_none_is_refused(tmp_path, size):
+    with pytest.raises(DataError, match=r"a size of .*give pixels a side, or 0"):
+        load_images(image_folder(tmp_path, ["a"]), size)
+
+
 def test_of_two_image_columns_the_one_called_image_is_taken_as_it_now_is(tmp_path, capsys):
     """The library's own cache takes a replaced file of equal time and size for the old one."""
     for start in (0, 100):

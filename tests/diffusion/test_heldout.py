@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from deme_lib.diffusion.heldout import FixedNoise
+from deme_lib.diffusion.heldout import FixedNoise, batch_of
 from deme_lib.diffusion.training import to_model_range
 
 SCHEDULER = DDPMScheduler(1000)
@@ -38,3 +38,11 @@ def test_errors_and_means_are_those_of_one_draw_at_a_time(tiny_unet, fixed, imag
     assert fixed.loss(unet) == pytest.approx(found.mean().item())
     inside = [e for e, t in zip(found.tolist(), fixed.timesteps.tolist(), strict=True) if t < 300]
     assert fixed.mean_in(found, range(300)) == pytest.approx(sum(inside) / len(inside))
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"),
+    [((3, 32, 32), 500), ((1, 64, 64), 125), ((3, 64, 64), 125), ((4096, 64), 5)],
+)
+def test_batches_of_larger_data_are_smaller(shape, batch):
+    assert batch_of(500, torch.empty(1, *shape, device="meta")) == batch

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from deme_lib.diffusion.heldout import FixedNoise
@@ -121,11 +121,36 @@ def test_any_schedule_of_betas_is_kept(schedule):
     assert torch.equal(ddim.alphas_cumprod, scheduler.alphas_cumprod)
 
 
+@pytest.mark.parametrize("steps", [100, 2000])
+def test_a_schedule_keeps_its_length(tiny_unet, steps):
+    """Given in place of by name: diffusers calls such arguments defaults, and would drop them."""
+    scheduler = DDPMScheduler(steps, beta_end=0.01)
+    ddim = ddim_scheduler(scheduler, 20, "leading")
+    assert ddim.timesteps[0] == steps - steps // 20 and len(ddim.alphas_cumprod) == steps
+    assert sample(tiny_unet(), scheduler, 1, steps=2).shape == (1, 1, 8, 8)
+
+
 def test_a_timestep_that_the_schedule_has_not_is_refused():
     offset = DDPMScheduler(1000, steps_offset=1)
     assert ddim_scheduler(offset, 50, "leading").timesteps[-1] == 1
     with pytest.raises(SamplingError, match=r"1000 steps with steps_offset=1 .* timestep 1000 of"):
         ddim_scheduler(offset, 1000, "leading")
+
+
+def test_other_schedules_and_no_steps_are_refused(tiny_unet):
+    with pytest.raises(SamplingError, match=r"FlowMatch.* no DDPM schedule.*own pipeline"):
+        sample(tiny_unet(), FlowMatchEulerDiscreteScheduler(), 1, steps=2)
+    with pytest.raises(SamplingError, match="0 steps: give 1"):
+        sampled(tiny_unet(), steps=0)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_models_sample_in_their_type_without_dropout_or_a_learned_variance(tiny_unet, kind):
+    unet = tiny_unet(dropout=0.5, out_channels=2).to(kind)
+    expected = sampled(unet)
+    unet.train().conv_in.eval()
+    assert torch.equal(sampled(unet), expected)
+    assert unet.training and unet.mid_block.training and not unet.conv_in.training
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])

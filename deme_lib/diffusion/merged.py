@@ -6,10 +6,13 @@ A merged model has the wider of the base's and the experts' types. Adapters are 
 import copy
 import inspect
 import json
+import os
 import shutil
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import diffusers
 import torch
@@ -25,6 +28,7 @@ from deme_lib.method import merging
 from deme_lib.method.projection import ProjectedUNet2DModel, is_projection, plain_or_projected
 
 STOCK, PROJECTED = "UNet2DModel", ProjectedUNet2DModel.__name__
+PARTS = "unet", "transformer", "transformer_2"  # a pipeline's denoisers
 PIECE = 2**18  # numbers of a tensor that are added up at a time, so that they stay in the cache
 
 
@@ -66,7 +70,13 @@ def merge_experts(
 
     Of adapters (models that have one, or what else ``lora.adapter_state`` takes) it is a copy of
     ``base`` with one adapter, ``merged``, in place of all that it has.
+
+    Raises:
+        KeyError, ValueError, ModelError: as ``Merger`` and ``lora.merge_adapters``, or a model is
+            wrapped by peft.
     """
+    if any(hasattr(model, "get_base_model") for model in (base, *experts)):
+        raise ModelError("a PeftModel wraps the model: give its .get_base_model(), adapter and all")
     if all(isinstance(e, nn.Module) and not lora.has_adapters(e) for e in experts):
         return Merger(base, experts).merged(weights)
     for model in filter(lora.has_adapters, experts):
@@ -86,20 +96,25 @@ def merge_folders(
     A folder is a model's, or a pipeline's: its ``unet`` or ``transformer`` is merged, other parts
     are the base's. Added up in float32 (float64 stays), as (1 - sum_i w_i) theta + sum_i w_i
     theta_i. Files are mapped; memory holds one of ``out``'s, which has the base's shards.
-    Of adapters it is one adapter, as ``lora.merge_adapters`` makes it; ``base`` is not read.
+    Of adapters' folders or files it is one adapter, as ``lora.merge_adapters`` makes it; ``base``
+    is not read. ``out`` is there when all of it is.
 
     Args:
         dtype: of floating tensors; None takes the widest of the base's and the experts'.
 
     Raises:
-        ModelError: a folder has no readable model, settings differ, or ``out`` is there.
+        ModelError: a folder has no readable model, settings differ, ``out`` is there, or what is
+            merged has NaN or infinity.
         KeyError, ValueError: tensors or weights do not fit.
     """
     base, experts, out = Path(base), [Path(expert) for expert in experts], Path(out)
     merging.check_weights(weights, len(experts))
     lora.check_new(out)
-    if all(map(lora.is_adapter, experts)):
-        lora.merge_adapters(experts, weights, out)
+    if all(map(_is_adapter, experts)):
+        state = lora.merge_adapters(experts, weights)
+        state = {name: _finite(tensor.to(dtype or tensor.dtype)) for name, tensor in state.items()}
+        with _made_whole(out) as folder:
+            lora.save_adapter(state, folder, lora._read(experts[0])[2])
         return
     (home, settings, files), *others = map(_open, (base, *experts))
     start, *tuned = (ChainMap(*shards.values()) for shards in (files, *(o[2] for o in others)))
@@ -112,18 +127,44 @@ def merge_folders(
             told = ", ".join(f"{k} {settings.get(k)} and {found.get(k)}" for k in differ[:5])
             raise ModelError(f"{home} and {folder} differ: {told}; take copies of one model")
         merging.check_same(start, state)
-    _copy_the_rest(base, home, out, projected)
+    with _made_whole(out) as folder:
+        _copy_the_rest(base, home, folder, projected)
+        target, size = folder / home.relative_to(base), 0
+        for file, shard in files.items():
+            merged = {n: _sum([s[n] for s in (start, *tuned)], weights, dtype) for n in shard}
+            save_file(merged, target / file, {"format": "pt"})
+            size += sum(tensor.nbytes for tensor in merged.values())
+            del merged  # before the next file's is made
+        if len(files) > 1:
+            places = {name: file for file, shard in files.items() for name in shard}
+            index = {"metadata": {"total_size": size}, "weight_map": places}
+            (target / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2))
 
-    target, size = out / home.relative_to(base), 0
-    for file, shard in files.items():
-        merged = {n: _sum([s[n] for s in (start, *tuned)], weights, dtype) for n in shard}
-        save_file(merged, target / file, {"format": "pt"})
-        size += sum(tensor.nbytes for tensor in merged.values())
-        del merged  # before the next file's is made
-    if len(files) > 1:
-        places = {name: file for file, shard in files.items() for name in shard}
-        index = {"metadata": {"total_size": size}, "weight_map": places}
-        (target / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2))
+
+@contextmanager
+def _made_whole(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` to write to, which takes its place if all goes well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
+        folder = Path(beside) / out.name
+        folder.mkdir()
+        yield folder
+        os.replace(folder, out)
+
+
+def _is_adapter(source: Path) -> bool:
+    """Whether it is an adapter's file, or its folder with no model beside it."""
+    model = any((source / name).exists() for name in ("config.json", *PARTS))
+    return source.is_file() or (lora.is_adapter(source) and not model)
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.isfinite().all():
+        raise ModelError(
+            "merged weights hold NaN or infinity: take experts without, smaller merge weights, or "
+            "a wider dtype"
+        )
+    return tensor
 
 
 def _sum(
@@ -139,13 +180,13 @@ def _sum(
         for weight, part in zip(weights, parts, strict=True):
             if weight:
                 total.add_(part, alpha=weight)
-        room.copy_(total)
+        _finite(room.copy_(total))
     return merged
 
 
 def _open(folder: Path) -> tuple[Path, dict, dict[str, dict[str, torch.Tensor]]]:
     """A denoiser's folder, its settings, defaults too, and its mapped weights file by file."""
-    parts = [p for p in ("unet", "transformer", "transformer_2") if (folder / p).is_dir()]
+    parts = [p for p in PARTS if (folder / p).is_dir()]
     home = folder.joinpath(*parts[:1])
     if len(parts) > 1 or not (home / "config.json").is_file():
         found = " and ".join(parts) or "no config.json"

@@ -24,7 +24,7 @@ from torch_fidelity.utils import create_feature_extractor
 
 from deme_lib.diffusion import classifier
 from deme_lib.diffusion.data import CLASSIFIERS, check_images
-from deme_lib.diffusion.models import device_of
+from deme_lib.diffusion.models import device_of, shape_of
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.sampling import sample
 from deme_lib.errors import Explained
@@ -32,6 +32,7 @@ from deme_lib.errors import Explained
 INCEPTION = "inception"
 PIXELS = "pixels"
 BATCH = 500  # fixed: Inception's features depend on it on GPUs
+SPLITS = 10  # of Inception Scores
 MANY = 10_000  # images, of which all pairwise distances fit into memory
 PIXEL_GRID = 8  # larger images are averaged down to this many pixels a side
 
@@ -86,13 +87,17 @@ def evaluate(
         DataError, MetricError: a metric cannot be had of these images.
         SamplingError: the denoiser's images are not finite.
     """
-    where = device_of(device)
+    where, sampled = device_of(device), isinstance(generated, nn.Module)
     how = features, inception_weights, where.type == "cuda"
+    for images in (real,) if sampled else (real, generated):
+        check_images(images)
+    if sampled and scheduler is None:
+        raise MetricError("a denoiser needs its scheduler: pass scheduler=pipeline.scheduler")
+    n = (min(len(real), 5000) if n is None else n) if sampled else len(generated)
+    _check(shape_of(generated) if sampled else generated.shape[1:], n, real, features)
     reference = extract(real, *how)
-    if isinstance(generated, nn.Module):
-        if scheduler is None:
-            raise MetricError("a denoiser needs its scheduler: pass scheduler=pipeline.scheduler")
-        denoiser, n = copy.deepcopy(generated).eval().to(where), n or min(len(real), 5000)
+    if sampled:
+        denoiser = copy.deepcopy(generated).eval().to(where)
         drawn = {"steps": steps, "purpose": ("sample", seed), "batch_size": batch_size}
         with bar(n, "sampling", "image") as progress:
             drawn |= {"device": where, "on_batch": progress.update}
@@ -101,7 +106,7 @@ def evaluate(
     return Scores(
         fid=frechet(found, reference),
         kid=kid(found, reference, min(1000, len(found), len(reference)), subsets=100),
-        inception_score=inception_score(found, splits=10),
+        inception_score=inception_score(found, splits=SPLITS),
         n=len(found),
         n_real=len(reference),
         features=features,
@@ -145,6 +150,8 @@ def extract(
     if name == PIXELS:
         network = _pixels
     elif name == INCEPTION:
+        if images.shape[1] not in (1, 3):
+            raise MetricError(f"{INCEPTION} takes images of 1 or 3 channels, not {images.shape[1]}")
         images, network = images.expand(-1, 3, -1, -1), _inception(inception_weights, cuda)
     else:
         network = _classifier(name, images.shape[1:]).to(device)
@@ -176,13 +183,7 @@ def inception_score(generated: Features, splits: int) -> float:
 
     The order of the images is shuffled with torch-fidelity's fixed seed.
     """
-    if not generated.logits.shape[1]:
-        raise MetricError("an Inception Score needs class probabilities, which pixels have not")
-    if 2 * splits > len(generated):  # of single images it is 1 whatever they show
-        raise MetricError(
-            f"an Inception Score of {splits} splits needs {2 * splits} images or more, not "
-            f"{len(generated)}"
-        )
+    _check_scored(len(generated), splits, generated.logits.shape[1] > 0)
     return isc_features_to_metric(generated.logits, splits=splits)["inception_score_mean"]
 
 
@@ -219,6 +220,29 @@ def fresh_draws(count: int, n: int, draws: int, seed: int) -> list[torch.Tensor]
     while len(order) < draws:
         order += np.split(rng.permutation(count)[: count // n * n], count // n)
     return [torch.from_numpy(rows) for rows in order[:draws]]
+
+
+def _check(shape: Sequence[int], n: int, real: torch.Tensor, features: str) -> None:
+    """Raise where n images of a shape cannot be evaluated, before they are sampled."""
+    _check_scored(n, SPLITS, features != PIXELS)
+    if len(real) < 2:
+        raise MetricError("of 1 real image there is no distance: give many")
+    if features == INCEPTION and shape[0] in (1, 3):
+        return  # it takes images of any size
+    if tuple(shape) != tuple(real.shape[1:]):
+        raise MetricError(
+            f"images of {list(shape)} cannot be compared with real ones of {list(real.shape[1:])}"
+            f" in {features} features: take images alike"
+        )
+
+
+def _check_scored(n: int, splits: int, classes: bool) -> None:
+    if not classes:
+        raise MetricError("an Inception Score needs class probabilities, which pixels have not")
+    if 2 * splits > n:  # of single images it is 1 whatever they show
+        raise MetricError(
+            f"an Inception Score of {splits} splits needs {2 * splits} images or more, not {n}"
+        )
 
 
 def _pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

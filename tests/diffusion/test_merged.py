@@ -284,3 +284,54 @@ def test_models_of_other_architectures_are_refused(tiny_unet):
     tied.mid_block.resnets[0].conv1 = tied.mid_block.resnets[1].conv1
     with pytest.raises(ValueError, match=r"mid_block.*are tied"):
         merge_experts(tied, [tiny_unet(1)], [1.0])
+
+
+def test_a_merge_of_folders_is_whole_or_not_there(tmp_path, monkeypatch):
+    base, expert = (saved(tmp_path / str(k), tensors(k), 2) for k in range(2))
+    save, made = merged.save_file, []
+
+    def stops(*args):
+        made.append(save(*args))
+        if len(made) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(merged, "save_file", stops)
+    with pytest.raises(KeyboardInterrupt):
+        merge_folders(base, [expert], [0.5], tmp_path / "new" / "out")
+    assert not list((tmp_path / "new").iterdir())
+    merge_folders(base, [expert], [0.5], tmp_path / "new" / "out")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+def test_weights_that_are_not_finite_are_not_merged(tmp_path):
+    base = saved(tmp_path / "base", tensors(0))
+    expert = saved(tmp_path / "expert", tensors(1) | {"scale": torch.tensor(torch.nan)})
+    with pytest.raises(ModelError, match="merged weights hold NaN"):
+        merge_folders(base, [expert], [0.5], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_may_be_files_have_a_type_and_lie_in_a_model_s_folder(tmp_path):
+    name = "pytorch_lora_weights.safetensors"
+    state = {
+        "unet.to_q.lora_A.weight": torch.ones(2, 4),
+        "unet.to_q.lora_B.weight": torch.ones(4, 2),
+    }
+    model = saved(tmp_path / "model", tensors(1))
+    save_file(state, model / name)
+    merge_folders("none", [model / name] * 2, [0.5, 0.5], tmp_path / "a", torch.bfloat16)
+    found = load_file(tmp_path / "a" / name)
+    assert found.keys() == state.keys() and {t.dtype for t in found.values()} == {torch.bfloat16}
+    merge_folders(saved(tmp_path / "base", tensors(0)), [model], [1.0], tmp_path / "b")
+    assert torch.equal(loaded(tmp_path / "b")["scale"], tensors(1)["scale"])
+
+
+def test_a_model_that_peft_wraps_is_to_be_unwrapped(tiny_unet):
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(target_modules=["conv1"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(tiny_unet(), settings)
+    with pytest.raises(ModelError, match=r"give its \.get_base_model\(\)"):
+        merge_experts(tiny_unet(), [wrapped], [1.0])
+    x, t = torch.randn(1, 1, 8, 8), torch.tensor(5)
+    found = merge_experts(tiny_unet(), [wrapped.get_base_model()], [1.0])
+    torch.testing.assert_close(found(x, t).sample, wrapped(x, t).sample)

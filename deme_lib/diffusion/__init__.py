@@ -1,1 +1,1 @@
-"""The method done with diffusers, accelerate, torch-fidelity and optuna."""
+"""The method done with diffusers, torch-fidelity and optuna."""

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import diffusers
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
@@ -46,12 +44,6 @@ def device_of(device: str = "auto") -> torch.device:
     if device == "cuda" and not cuda:
         raise ModelError("device=cuda, but torch sees no CUDA device; set device to auto or cpu")
     return torch.device("cuda" if cuda and device != "cpu" else "cpu")
-
-
-def accelerator(device: str = "auto", precision: str = "no") -> Accelerator:
-    """accelerate's view of this process, under ``no``, ``bf16`` or ``fp16`` autocast."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=device_of(device).type == "cpu", mixed_precision=precision)
 
 
 def new_unet(
@@ -96,7 +88,7 @@ def new_scheduler(num_train_timesteps: int) -> DDPMScheduler:
     """
     stretch = 1000 / num_train_timesteps
     betas = {"beta_start": min(1e-4 * stretch, 0.999), "beta_end": min(0.02 * stretch, 0.999)}
-    return DDPMScheduler(num_train_timesteps, **betas)
+    return DDPMScheduler(num_train_timesteps=num_train_timesteps, **betas)
 
 
 def load_pipeline(source: str | Path) -> DiffusionPipeline:
@@ -140,7 +132,8 @@ def noise_schedule(
     Some samplers' own ``add_noise`` is not Eq. 1, so the betas are DDPM's.
 
     Raises:
-        ModelError: it has neither, predicts something else, or noise where all is noise.
+        ModelError: it has neither, predicts something else, or noise where all is noise; or its
+            noise is not that of its betas, such as CogVideoX's with ``snr_shift_scale``.
     """
     config, kind = scheduler.config, type(scheduler).__name__
     asked = config.get("prediction_type")
@@ -154,7 +147,13 @@ def noise_schedule(
             "that predicts epsilon, v_prediction or sample, or a FlowMatch one"
         )
     ddpm = isinstance(scheduler, DDPMScheduler)
-    schedule = scheduler if ddpm else DDPMScheduler.from_config(config)
+    told = {k: v for k, v in config.items() if k != "_use_default_values"}  # else DDPM's defaults
+    schedule = scheduler if ddpm else DDPMScheduler.from_config(told)
+    given = scheduler.alphas_cumprod.float()
+    if not torch.allclose(schedule.alphas_cumprod, given, atol=1e-4):
+        raise ModelError(
+            f"{kind} noises otherwise than its betas say: take a DDPMScheduler of trained_betas"
+        )
     if asked == "epsilon" and schedule.alphas_cumprod[-1] == 0:
         raise ModelError(
             f"{kind} has rescale_betas_zero_snr: True: at the last timestep all is noise, whose "
@@ -188,12 +187,17 @@ def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Pat
     """Save as a diffusers pipeline; without projections ``DDPMPipeline`` loads it unaided.
 
     Raises:
-        ModelError: ``unet`` is an ensemble.
+        ModelError: ``unet`` is an ensemble, or has adapters.
     """
     if not isinstance(unet, UNet2DModel):
         raise ModelError(
             f"a {type(unet).__name__} cannot be saved as one pipeline: merge its members with "
             "merge_experts first, or save each of its .members"
+        )
+    if any(".base_layer." in name for name in unet.state_dict()):
+        raise ModelError(
+            "the model's weights lie under its adapters, and could not be loaded: fuse and unload "
+            "these first, or save them with save_adapter"
         )
     DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
 

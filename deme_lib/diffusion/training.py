@@ -10,6 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -201,23 +202,24 @@ class Training:
         predict: Predict = denoisers.predict,
         cuda_graphs: bool = True,
     ):
-        self.model, self.teacher, self.spec = model, teacher, spec
+        self.model, self.spec = model, spec
         self.scheduler = models.noise_schedule(scheduler)
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
-        self.data = (images, dict(conditioning or {}), dict(null or {}))
-        check_data(*self.data, spec.drop)
+        check_data(images, conditioning or {}, null or {}, spec.drop)
+        given = [{k: v.detach() for k, v in (rows or {}).items()} for rows in (conditioning, null)]
+        self.data = (images.detach(), *given)  # neither encoders nor a VAE are trained here
         t_max, own = self.scheduler.config.num_train_timesteps, spec.own_range
         if not own or not 0 <= own[0] <= own[-1] < t_max:
             raise ArgumentError(f"{own} leaves [0, {t_max}): give another range")
         self.adapter = check_adapter(model) if lora.has_adapters(model) else None
-        self.accelerator = models.accelerator(device, spec.precision)
-        device = self.accelerator.device
+        device = self.device = models.device_of(device)
         model.to(device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parameters = list(self.trained.values())
         for parameter in self.parameters:
             parameter.data = parameter.data.float()
-        optimiser = torch.optim.AdamW(
+        self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
+        self.optimiser = torch.optim.AdamW(
             self.parameters,
             lr=spec.learning_rate,
             betas=(spec.adam_beta1, spec.adam_beta2),
@@ -232,12 +234,11 @@ class Training:
             ranges = split_timesteps(spec.n_tasks, t_max)
             self.uncertainty = UncertaintyWeighting(ranges).to(device)
             learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
-            optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
+            self.optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
         else:
             alphas = self.scheduler.alphas_cumprod if noise else torch.full((t_max,), 0.5)
             weights = snr_weights(spec.loss_weighting, alphas, spec.min_snr_gamma, spec.p2_gamma)
             self.weights = weights.to(device)
-        self.optimiser = self.accelerator.prepare(optimiser)
         least = 0.0 if spec.ema_warmup else spec.ema_decay
         self.ema = EMAModel(self.parameters, decay=spec.ema_decay, min_decay=least, foreach=True)
         self.drops = any(isinstance(m, nn.Dropout) and m.p for m in model.modules())
@@ -245,12 +246,12 @@ class Training:
             if isinstance(module, LabelEmbedding):
                 module.eval()  # labels are dropped by ``draw`` alone, the same for the teacher
         how = (predict, tuple(self.data[1]))
-        self.student, self.tutor = Denoiser(model, *how), None
+        self.student, self.teacher = Denoiser(model, *how), None
         if teacher is model:
-            self.tutor = WithoutAdapters(model, *how)
+            self.teacher = WithoutAdapters(model, *how)
         elif teacher is not None:
             teacher.float().eval().requires_grad_(False).to(device)
-            self.tutor = Denoiser(teacher, *how)
+            self.teacher = Denoiser(teacher, *how)
         self.history: list[dict[str, Any]] = []
         self.position = 0
         if checkpoint is not None and checkpoint.is_file():
@@ -284,28 +285,31 @@ class Training:
         spec = self.spec
         noisy, t, asked, *conditions = self._drawn(step)
         self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
-        with self.accelerator.autocast():
-            if self.tutor is not None:
+        with self._autocast():
+            if self.teacher is not None:
                 with torch.no_grad():
-                    taught = self.tutor(noisy, t, *conditions)
-            if self.drops:  # its masks too depend on the step alone
-                torch.manual_seed(seed_of(*spec.purpose, "dropout", step))
-            prediction = self.student(noisy, t, *conditions)
+                    taught = self.teacher(noisy, t, *conditions)
+            with self._fork():
+                if self.drops:  # its masks too depend on the step alone
+                    torch.manual_seed(seed_of(*spec.purpose, "dropout", step))
+                prediction = self.student(noisy, t, *conditions)
         denoising, cell = squared_error(prediction, asked), t.long()
-        consistency = None if self.tutor is None else squared_error(prediction, taught)
+        consistency = None if self.teacher is None else squared_error(prediction, taught)
         weights = self.weights if self.uncertainty is None else self.uncertainty.weights()
         loss = deme_loss(denoising, consistency, spec.consistency_weight, weights[cell])
         if self.uncertainty is not None:
             loss = loss + self.uncertainty(denoising, cell)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, spec.clip_norm)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
+        norm = nn.utils.clip_grad_norm_(self.parameters, spec.clip_norm)
         value, norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
         if not math.isfinite(value):
             raise self._error(f"the loss is {value}", step + 1)
-        scaler = self.accelerator.scaler
-        if not math.isfinite(norm) and (scaler is None or scaler.get_scale() < LEAST_SCALE):
+        skipped = self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE
+        if not (math.isfinite(norm) or skipped):
             raise self._error(f"the norm of the gradients is {norm}", step + 1)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.optimiser.zero_grad()
         self.ema.step(self.parameters)
         return value
@@ -315,13 +319,22 @@ class Training:
         images, *conditions = self.data
         batch = draw(images, self.scheduler, self.spec, step, *conditions)
         given = (batch.noisy, batch.timesteps, batch.target, *batch.conditions)
-        return tuple(tensor.to(self.accelerator.device) for tensor in given)
+        return tuple(tensor.to(self.device) for tensor in given)
+
+    def _autocast(self) -> torch.autocast:
+        narrow = torch.float16 if self.scaler.is_enabled() else torch.bfloat16
+        return torch.autocast(self.device.type, narrow, self.spec.precision != "no")
+
+    def _fork(self) -> AbstractContextManager[None]:
+        """Dropout's masks leave the caller's random numbers as they were."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices, self.drops)
 
     def _call_once(self, cuda_graphs: bool) -> None:
         """Tell what does not fit before the first step, and capture what may be captured."""
         x, t, _, *conditions = self._drawn(0)
         try:
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad(), self._autocast(), self._fork():
                 self.student(x[:1], t[:1], *(rows[:1] for rows in conditions))
         except models.ModelError:
             raise
@@ -337,8 +350,8 @@ class Training:
         if x.is_cuda and cuda_graphs and not forbidden:  # one launch a call, not hundreds
             how = {"sample_args": (x, t, *conditions), "allow_unused_input": True}
             self.student = torch.cuda.make_graphed_callables(self.student, **how)
-            if self.tutor is not None:
-                self.tutor = torch.cuda.make_graphed_callables(self.tutor, **how)
+            if self.teacher is not None:
+                self.teacher = torch.cuda.make_graphed_callables(self.teacher, **how)
 
     def _error(self, what: str, step: int) -> TrainingError:
         own = self.spec.own_range
@@ -356,14 +369,14 @@ class Training:
 
     def _save(self) -> None:
         self._check_weights()
-        moments, scaler = self.optimiser.state_dict()["state"], self.accelerator.scaler
+        moments = self.optimiser.state_dict()["state"]
         tensors = {f"model.{k}": v for k, v in self.trained.items()}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
         tensors |= {f"adam.{i}.{k}": v for i, s in moments.items() for k, v in s.items()}
         if self.uncertainty is not None:
             tensors["uncertainty.log_variances"] = self.uncertainty.log_variances
         rest = {"position": self.position, "history": self.history}
-        rest["scaler"] = scaler.state_dict() if scaler else {}
+        rest["scaler"] = self.scaler.state_dict()
         temporary = self.checkpoint.with_name(self.checkpoint.name + ".tmp")
         contiguous = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
         save_file(contiguous, temporary, {k: json.dumps(v) for k, v in rest.items()})
@@ -383,8 +396,8 @@ class Training:
             self.model.load_state_dict(of("model"), strict=False)
             if self.uncertainty is not None:
                 self.uncertainty.load_state_dict(of("uncertainty"))
-            device, shadows = self.accelerator.device, of("ema")
-            self.ema.shadow_params = [shadows[str(i)].to(device) for i in range(len(shadows))]
+            shadows = of("ema")
+            self.ema.shadow_params = [shadows[str(i)].to(self.device) for i in range(len(shadows))]
             self.ema.optimization_step = self.position
             moments: dict[int, dict[str, torch.Tensor]] = {}
             for name, tensor in of("adam").items():
@@ -392,7 +405,7 @@ class Training:
                 moments.setdefault(int(index), {})[kind] = tensor
             self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
             if rest["scaler"]:
-                self.accelerator.scaler.load_state_dict(rest["scaler"])
+                self.scaler.load_state_dict(rest["scaler"])
         except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(
@@ -401,11 +414,16 @@ class Training:
             ) from error
 
 
-def _copy(model: ModelMixin) -> ModelMixin:
-    """A float32 copy on the CPU, unfrozen, free of hooks."""
+def _copy(model: ModelMixin, projected: bool | None = False) -> ModelMixin:
+    """A float32 copy on the CPU, free of hooks, as much of it frozen; new projections are not."""
     check_untied(model)
     twin = type(model).from_config(model.config)
     twin.load_state_dict(model.state_dict())
+    twin, own = plain_or_projected(twin, projected), dict(model.named_parameters())
+    for name, parameter in twin.named_parameters():
+        parameter.requires_grad_(name not in own or own[name].requires_grad)
+    if getattr(model, "is_gradient_checkpointing", False):
+        twin.enable_gradient_checkpointing()
     return twin
 
 
@@ -436,7 +454,8 @@ def finetune(
         raise ArgumentError("adapters and projections do not mix: set channel_projection=False")
     if channel_projection is None and (adapted or not isinstance(pretrained, UNet2DModel)):
         warnings.warn(f"{type(pretrained).__name__}: no channel projections here", stacklevel=2)
-    copied = (lambda: pretrained) if adapted else (lambda: _copy(pretrained))
-    student = copied() if adapted else plain_or_projected(copied(), channel_projection)
-    teacher = copied() if spec.consistency_weight > 0 else None
+    student = pretrained if adapted else _copy(pretrained, channel_projection)
+    teacher = None
+    if spec.consistency_weight > 0:
+        teacher = pretrained if adapted else _copy(pretrained)
     return Training(student, scheduler, images, spec, teacher, **run)

@@ -169,6 +169,16 @@ def test_a_flow_is_taken_as_it_is_or_from_a_sampler_of_it(name):
     assert found.config.num_train_timesteps == 100 and (found is scheduler) == (not given)
 
 
+@pytest.mark.parametrize("given", [(100,), (1000, 0.00085, 0.012, "scaled_linear")])
+def test_a_schedule_is_the_sampler_s_however_it_was_made(given):
+    scheduler = DDIMScheduler(*given)
+    found = models.noise_schedule(scheduler)
+    assert found.config.num_train_timesteps == given[0]
+    torch.testing.assert_close(found.alphas_cumprod, scheduler.alphas_cumprod)
+    with pytest.raises(ModelError, match="CogVideoXDDIMScheduler noises otherwise than its betas"):
+        models.noise_schedule(diffusers.CogVideoXDDIMScheduler(snr_shift_scale=3.0))
+
+
 def test_other_pipelines_load_and_the_experiment_names_what_it_cannot_use(tiny_unet, tmp_path):
     vq = VQModel(block_out_channels=(8,), norm_num_groups=4)
     LDMPipeline(vq, tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path)
@@ -206,6 +216,15 @@ def test_an_ensemble_is_not_saved_as_if_it_were_a_unet(tiny_unet, tmp_path):
     assert not (tmp_path / "p").exists()
 
 
+def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tiny_unet, tmp_path):
+    peft = pytest.importorskip("peft")
+    unet = tiny_unet()
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["conv1"]), unet)
+    with pytest.raises(ModelError, match=r"under its adapters.*save_adapter"):
+        models.save_pipeline(unet, DDPMScheduler(), tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
 # shipped models
 
 
@@ -226,4 +245,4 @@ def test_what_ships_fits_the_built_in_data_and_its_seed():
 
 def test_an_unknown_device_is_refused():
     with pytest.raises(ModelError, match=r"device=gpu.*auto, cpu or cuda"):
-        models.accelerator("gpu")
+        models.device_of("gpu")

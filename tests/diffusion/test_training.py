@@ -4,12 +4,12 @@ import copy
 import dataclasses
 import itertools
 import math
-from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from deme_lib.diffusion import decouple as decoupling
@@ -343,18 +343,50 @@ def test_the_optimiser_uses_the_rate_of_the_step(start):
     assert moved.median().item() == pytest.approx(3e-4, rel=0.01)
 
 
+def test_what_is_frozen_stays_and_checkpointing_too(tiny_unet, images):
+    pretrained = tiny_unet()
+    pretrained.conv_out.requires_grad_(True)
+    pretrained.enable_gradient_checkpointing()
+    run = finetune(pretrained, SCHEDULER, images, SPEC, device="cpu")
+    trained = {name for name in run.trained if "projection" not in name}
+    assert trained == {"conv_out.weight", "conv_out.bias"} and len(run.trained) == 2 + 5
+    assert run.model.is_gradient_checkpointing
+    list(itertools.islice(run, 2))
+    assert equal(
+        {n: t for n, t in run.ema_unet().state_dict().items() if n not in run.trained},
+        {n: t for n, t in pretrained.state_dict().items() if n not in run.trained},
+    )
+
+
+def test_the_caller_s_process_stays_as_it_was(start, call):
+    """Its random numbers, also with dropout, and its own Accelerator."""
+    own = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
+    run = start(dropout=0.5)
+    state = torch.random.get_rng_state()
+    list(run)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    call(ranges=[0])
+    assert (own.mixed_precision, own.gradient_accumulation_steps) == ("bf16", 3)
+    assert Accelerator(cpu=True, mixed_precision="bf16").state is not None
+
+
+def test_latents_may_carry_a_graph(call, tiny_unet):
+    latents = (torch.rand(6, 1, 8, 8) * torch.ones(1, requires_grad=True)).exp()
+    assert len(call(images=latents, ranges=[0])) == 1
+
+
 # failure
 
 
 def nan_weight(run):
     """After the optimiser's step, so that no loss or gradient shows it first."""
     weight = run.parameters[0].data
-    run.optimiser.optimizer.register_step_post_hook(lambda *_: weight.fill_(math.nan))
+    run.optimiser.register_step_post_hook(lambda *_: weight.fill_(math.nan))
 
 
 def nan_average(run):
     weight = run.ema.shadow_params[0]
-    run.optimiser.optimizer.register_step_post_hook(lambda *_: weight.fill_(math.nan))
+    run.optimiser.register_step_post_hook(lambda *_: weight.fill_(math.nan))
 
 
 def nan_loss(run):
@@ -390,10 +422,9 @@ def test_what_is_not_finite_never_replaces_what_is(start, tmp_path, every, spoil
 
 def test_fp16_may_skip_steps_while_its_scale_can_fall(start, monkeypatch):
     run, scales = start(), [2.0**16, 1.0, 2.0**-20]
-    scaler = SimpleNamespace(get_scale=lambda: scales.pop(0))
-    monkeypatch.setattr(run.accelerator, "scaler", scaler)
-    monkeypatch.setattr(run.accelerator, "backward", lambda loss: None)
-    monkeypatch.setattr(run.accelerator, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    monkeypatch.setattr(run.scaler, "is_enabled", lambda: True)
+    monkeypatch.setattr(run.scaler, "get_scale", lambda: scales.pop(0))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     with pytest.raises(TrainingError, match="norm of the gradients is inf at step 3"):
         list(run)
 

@@ -34,7 +34,7 @@ def version(number: int) -> Callable:
 
 def device_of(on: Machine) -> torch.device:
     """The device that a stage computes on."""
-    return models.accelerator(on.device).device
+    return models.device_of(on.device)
 
 
 def images_of(data: Path, role: str) -> Tensor:

@@ -179,7 +179,8 @@ def jobs(p: Parameters, looked_at: bool, fine: bool = False) -> dict[str, list[A
         fine: a process for each copy and each arm; otherwise one for a family and its arms, since
             a process takes seconds to start.
     """
-    found = {f"prepare-{p.seed}": [data(p), reference(p), floor(p), baseline(p)]}
+    found = {"prepare": [data(p), reference(p), floor(p)]}  # the same for all training seeds
+    found[f"baseline-{p.seed}"] = [baseline(p)]
     for arm, q in p.rows().values():
         copied = copies(q, arm.family) if arm.family else []
         judged, job = [images(q, arm), scores(q, arm)], ""

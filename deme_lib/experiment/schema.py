@@ -112,7 +112,7 @@ class Parameters(BaseModel):
 
     # merge: weights of the arm deme_merged
     merge_weights: Literal["uniform", "search"] | list[Weight] = _of(
-        "uniform", "uniform (1/N), search (by FID to the search images), or one weight a range"
+        "uniform", "uniform (1/N), search (by FID), or one weight a range"
     )
     search_low: float = _of(0.0, "smallest weight that a search tries", le=0)
     search_high: float = _of(1.5, "largest weight that a search tries", ge=0.5)

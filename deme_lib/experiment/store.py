@@ -114,6 +114,8 @@ def make(wanted: Artefact | Sequence[Artefact]) -> Path | list[Path]:
 def _build(artefact: Artefact, arguments: dict[str, Any]) -> None:
     partial = artefact.on.store / ".partial" / artefact.name
     out, work = partial / "out", partial / "work"
+    if artefact.folder.is_dir() and any(artefact.folder.iterdir()):
+        raise StoreError(f"{artefact.folder} lacks its {RECORD}: delete it and run again")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     work.mkdir(exist_ok=True)

@@ -55,7 +55,7 @@ def test_what_several_seeds_share_is_made_by_one_job(planned):
     jobs = [(name, told) for name, told in planned(device="cuda") if name != "all"]
     made = [path for _, told in jobs for path in re.search("output: (.*)", told)[1].split(", ")]
     assert len(made) == len(set(made))
-    assert {"make_prepare_0", "make_prepare_1"} <= {name for name, _ in jobs}
+    assert {"make_prepare", "make_baseline_0", "make_baseline_1"} <= {name for name, _ in jobs}
     assert all("mem_mb=8000" in told and "gpu=1" in told for _, told in jobs)
 
 
@@ -63,10 +63,10 @@ def test_a_job_goes_on_from_what_a_stopped_one_made(preset):
     path = preset(seeds=[0])
     made = make(graph.data(parameters.load(path)))  # the first of the job's artefacts
     command = [sys.executable, "-m", "snakemake", "--profile", "params/profiles/local", "--cores=1"]
-    command += ["make_prepare_0", "--config", f"params={path}", f"figures={path.parent}"]
+    command += ["make_prepare", "--config", f"params={path}", f"figures={path.parent}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"making {made.name}" not in done.stdout and "making baseline" in done.stdout
+    assert f"making {made.name}" not in done.stdout and "making floor" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_cells_share_what_is_equal(tmp_path):
     assert len([name for name in jobs if name.startswith("scores-")]) == 4
 
 
-@pytest.mark.parametrize(("fine", "count"), [(True, 1 + 13 + 7 + 1), (False, 1 + 5 + 1)])
+@pytest.mark.parametrize(("fine", "count"), [(True, 2 + 13 + 7 + 1), (False, 2 + 5 + 1)])
 def test_jobs_hold_everything_and_every_upstream_artefact_has_a_maker(fine, count):
     jobs = graph.jobs(P, True, fine)
     made = [a.name for found in jobs.values() for a in found]

@@ -95,7 +95,7 @@ def test_named_comparisons_are_corrected_within_their_ablation_alone(known):
         assert part["level"].to_numpy() == pytest.approx(1 - alphas)
     others = found[found["kind"] != "primary"]
     exploratory = known.parameters["exploratory"]
-    assert len(others) == len(named) * len(intervals.SECONDARY) + len(exploratory)
+    assert len(others) == len(named) * len(intervals.SECONDARY) + 2 * len(exploratory)
     assert set(others["level"]) == {0.95}
 
 

@@ -59,7 +59,8 @@ def decouple(
         ranges: train only these of the N ranges, counted from 0, in this order; None: all.
         conditioning: what the denoiser is called with by name, [n, ...] each, such as
             ``encoder_hidden_states``.
-        null: rows [...] in place of an image's conditions with probability ``drop``.
+        null: rows [...] in place of an image's conditions with probability ``drop``; conditions
+            that are not named here are not dropped.
         channel_projection: None: on a ``UNet2DModel`` that has no adapter.
         ema_decay: of the EMA that each expert is returned with; by default it averages over the
             last fifth of the steps, 1 / (1 - ema_decay) = steps / 5.
@@ -82,8 +83,16 @@ def decouple(
         TrainingError: a loss became infinite or nan.
     """
     part = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
-    model, schedule = getattr(pipeline, part), models.noise_schedule(pipeline.scheduler)
+    model, schedule = getattr(pipeline, part, None), models.noise_schedule(pipeline.scheduler)
+    if not isinstance(model, ModelMixin):
+        raise ArgumentError(
+            f"the pipeline's unet or transformer is {type(model).__name__}: give it one model of "
+            "diffusers'"
+        )
     timesteps = schedule.config.num_train_timesteps
+    counts = {"steps": steps, "n_ranges": n_ranges, "checkpoint_every": checkpoint_every}
+    if odd := [f"{k}={v!r}" for k, v in counts.items() if not isinstance(v, int) or v < 1]:
+        raise ArgumentError(f"{', '.join(odd)}: give whole numbers, 1 or more")
     denoisers.check_data(images, conditioning or {}, null or {}, drop)
     spec = TrainingSpec(
         steps=steps,
@@ -99,8 +108,9 @@ def decouple(
         precision=precision,
     )
     cut = split_timesteps(n_ranges, timesteps)
-    wanted = list(range(n_ranges) if ranges is None else ranges)
-    if any(k not in range(n_ranges) for k in wanted) or len(set(wanted)) < len(wanted):
+    wanted = range(n_ranges) if ranges is None else ranges
+    whole = isinstance(wanted, Sequence) and all(isinstance(k, int) for k in wanted)
+    if not (whole and wanted and len(set(wanted) & set(range(n_ranges))) == len(wanted)):
         raise ArgumentError(f"ranges={wanted}: give each once, counted from 0 to {n_ranges - 1}")
     adapted = lora.has_adapters(model)
     if not adapted and not any(p.requires_grad for p in model.parameters()):
@@ -114,6 +124,11 @@ def decouple(
             "n_ranges": n_ranges,
             "channel_projection": channel_projection,
             "pretrained model": _hash(model.state_dict()),
+            "model's settings": _settings(model),
+            "predict": [
+                predict.__module__,
+                getattr(predict, "__qualname__", type(predict).__name__),
+            ],
             "noise schedule": _hash({"": betas}),
             "prediction": schedule.config.get("prediction_type", "flow"),
             "images": _hash({"": images}),
@@ -164,11 +179,13 @@ def decouple(
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Give back the adapter, its type and the device of a model that is trained in place."""
     held = [(p, p.data.clone()) for p in model.parameters() if p.requires_grad]
-    device, training = next(model.parameters()).device, model.training
+    device, modes = next(model.parameters()).device, {m: m.training for m in model.modules()}
     try:
         yield
     finally:
-        model.to(device).train(training)
+        model.to(device)
+        for module, mode in modes.items():
+            module.training = mode
         for parameter, values in held:
             parameter.data, parameter.grad = values, None
 
@@ -181,12 +198,33 @@ def _claim(folder: Path, arguments: Mapping[str, Any]) -> None:
         partial = folder / f"arguments-{os.getpid()}.tmp"
         partial.write_text(json.dumps(given, indent=1))
         os.replace(partial, note)
-    held = json.loads(note.read_text()) if note.is_file() else {}
+    try:
+        held = json.loads(note.read_text()) if note.is_file() else {}
+    except ValueError as error:
+        raise ArgumentError(f"{note} is damaged: give an empty folder") from error
     if other := [name for name, value in given.items() if held.get(name) != value]:
         raise ArgumentError(
             f"{folder} is of another call, with other {', '.join(other)}: give what its "
             f"{note.name} says, or an empty folder"
         )
+
+
+def _settings(model: ModelMixin) -> str:
+    """A hash of its configuration, its adapters' and their scalings, and of what is trained."""
+    modules, adapters = dict(model.named_modules()), getattr(model, "peft_config", {})
+    told = {
+        "config": {k: v for k, v in model.config.items() if not k.startswith("_")},
+        "adapters": {name: config.to_dict() for name, config in adapters.items()},
+        "scalings": {n: m.scaling for n, m in modules.items() if hasattr(m, "lora_A")},
+        "dropout": {n: m.p for n, m in modules.items() if isinstance(m, nn.Dropout)},
+        "trained": [name for name, p in model.named_parameters() if p.requires_grad],
+    }
+
+    def plain(value: Any) -> Any:
+        return sorted(value) if isinstance(value, set) else str(value)
+
+    text = json.dumps(told, sort_keys=True, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _hash(tensors: Mapping[str, torch.Tensor]) -> str:

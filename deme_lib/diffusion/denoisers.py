@@ -134,8 +134,12 @@ def check_data(
             raise ArgumentError(
                 f"conditioning {name!r} is {found}: give {shape[0]} rows, as images"
             )
+    for name, values in {"images": images, **conditioning}.items():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise ArgumentError(f"{name} hold NaN or infinity: leave these rows out")
     wanted = {name: tuple(rows.shape[1:]) for name, rows in conditioning.items()}
-    odd = {name: tuple(row.shape) for name, row in null.items() if wanted.get(name) != row.shape}
+    found = {name: tuple(row.shape) if hasattr(row, "shape") else row for name, row in null.items()}
+    odd = {name: shape for name, shape in found.items() if wanted.get(name) != shape}
     if odd or (drop and not null):
         raise ArgumentError(
             f"null rows {odd}, drop={drop}: give rows that stand in for dropped ones of {wanted}"

@@ -63,6 +63,8 @@ def merge_adapters(
 def adapter_state(source: Source, name: str = "") -> dict[str, torch.Tensor]:
     """An adapter, with its scaling (alpha / r, of rsLoRA alpha / sqrt(r)) multiplied into B.
 
+    Of a model that is the scaling in use: ``set_adapters("default", 0.25)`` is a quarter of it.
+
     Args:
         source: the file or folder that diffusers or peft saved it to, a model that has it, or a
             state dict, of scaling 1.
@@ -89,7 +91,8 @@ def adapter_state(source: Source, name: str = "") -> dict[str, torch.Tensor]:
         fits = (value for key, value in patterns if re.match(rf"(.*\.)?({key})$", module))
         alpha = next(fits, settings.get("lora_alpha", rank))
         root = math.sqrt(rank) if settings.get("use_rslora") else rank
-        state[module + B] = _times(up, alpha / root)
+        scaling = settings.get("scaling", {}).get(prefix + module, alpha / root)
+        state[module + B] = _times(up, scaling)
     return state
 
 
@@ -159,7 +162,9 @@ def _read(source: Source, name: str = "") -> tuple[State, dict, str]:
         if len(chosen := [n for n in known if name in ("", n)]) != 1:
             raise ModelError(f"the model's adapters are {sorted(known)}, not {name!r}: name one")
         tensors = get_peft_model_state_dict(source, adapter_name=chosen[0])
+        layers = {n: m for n, m in source.named_modules() if chosen[0] in getattr(m, "lora_A", ())}
         settings = known[chosen[0]].to_dict()
+        settings["scaling"] = {name: layer.scaling[chosen[0]] for name, layer in layers.items()}
     elif isinstance(source, Mapping):
         tensors = source
     else:

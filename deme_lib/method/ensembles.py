@@ -35,6 +35,8 @@ class _Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one member")
         moved = active_on is None
         self.members = nn.ModuleList(members) if moved else list(members)  # a list stays behind
+        for member in () if moved else members:
+            member.to("cpu")
         self.active_on, self.active, self.settings = active_on, None, {}
 
     def __getattr__(self, name: str) -> Any:
@@ -49,8 +51,21 @@ class _Ensemble(nn.Module):
     def device(self) -> torch.device:
         return self.members[0].device if self.active_on is None else torch.device(self.active_on)
 
+    def train(self, mode: bool = True) -> Self:
+        for member in self.members:  # also of a list
+            member.train(mode)
+        return super().train(mode)
+
     def save_pretrained(self, folder: Path | str) -> None:
-        """Save every member by its own ``save_pretrained``, and what the ensemble makes of them."""
+        """Save every member by its own ``save_pretrained``, and what the ensemble makes of them.
+
+        Raises:
+            ValueError: a member has adapters, under which its weights could not be loaded.
+        """
+        if any(".base_layer." in name for member in self.members for name in member.state_dict()):
+            raise ValueError(
+                "a member has adapters: fuse and unload them first, or save them with save_adapter"
+            )
         for k, member in enumerate(self.members):
             member.save_pretrained(Path(folder) / f"member-{k}")
         note = {"class": type(self).__name__, "members": len(self.members), **self.settings}
@@ -63,7 +78,8 @@ class _Ensemble(nn.Module):
         """What ``save_pretrained`` saved; ``how`` is of the members', such as ``torch_dtype``.
 
         Raises:
-            ValueError: the folder holds another kind of ensemble, or none.
+            ValueError: the folder holds another kind of ensemble, or none, or a member's weights
+                are not all there.
         """
         file = Path(folder) / NOTE
         note = json.loads(file.read_text()) if file.is_file() else {}
@@ -75,7 +91,10 @@ class _Ensemble(nn.Module):
         for k in range(note.pop("members")):
             home = Path(folder) / f"member-{k}"
             model = model_class(json.loads((home / "config.json").read_text()))
-            members.append(model.from_pretrained(home, **how))
+            member, keys = model.from_pretrained(home, **how, output_loading_info=True)
+            if wrong := keys["missing_keys"] + keys["unexpected_keys"]:
+                raise ValueError(f"{home}: config.json and weights do not fit, as in {wrong[0]}")
+            members.append(member)
         return cls(members, **note, active_on=active_on)
 
     def _call(self, k: int, args: tuple, kwargs: dict) -> Any:
@@ -159,19 +178,34 @@ class WithAdapter(_Ensemble):
     Args:
         model: has it, as after ``pipeline.load_lora_weights(folder, adapter_name=name)``.
         name: of the one that is active whenever this is called.
+
+    Raises:
+        ValueError: here or when called, there is no such adapter, or it is disabled or merged.
     """
 
     def __init__(self, model: nn.Module, name: str):
         super().__init__([model])
         self.name = name
+        self._layers()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        for layer in self._layers():
+            layer.set_adapter(self.name)
+        return self._call(0, args, kwargs)
+
+    def _layers(self) -> list[nn.Module]:
         from peft.tuners.tuners_utils import BaseTunerLayer  # the extra ``lora``
 
-        for layer in self.modules():
-            if isinstance(layer, BaseTunerLayer):
-                layer.set_adapter(self.name)
-        return self._call(0, args, kwargs)
+        layers = [layer for layer in self.modules() if isinstance(layer, BaseTunerLayer)]
+        known = sorted(getattr(self.members[0], "peft_config", {}))
+        if self.name not in known or any(
+            layer.disable_adapters or layer.merged for layer in layers
+        ):
+            raise ValueError(
+                f"adapter {self.name!r} is to be one of {known}, neither disabled nor merged: load "
+                "it, see enable_adapters and unfuse_lora"
+            )
+        return layers
 
 
 def _each(change: Callable[..., torch.Tensor], *alike: Any) -> Any:

@@ -476,6 +476,16 @@ def text():
             r"gives \(1, 3, 8, 8\) for data of \(1, 4, 8, 8\)",
         ),
         ({"channel_projection": True}, "has no channel projections .*channel_projection=False"),
+        ({"null": {"encoder_hidden_states": 2}}, "null rows {'encoder_hidden_states': 2}"),
+        (
+            {"conditioning": {"encoder_hidden_states": rows(5, 12) * torch.nan}},
+            "encoder_hidden_states hold NaN or infinity",
+        ),
+        ({"steps": "3", "n_ranges": 2.0}, r"n_ranges=2\.0.*whole numbers"),
+        ({"checkpoint_every": 0}, "checkpoint_every=0: give whole numbers"),
+        ({"ranges": 1}, "ranges=1: give each once"),
+        ({"ranges": [1.0]}, r"ranges=\[1\.0\]: give each once"),
+        ({"ranges": []}, r"ranges=\[\]: give each once"),
     ],
 )
 def test_what_does_not_fit_is_named(text, changes, words):
@@ -505,6 +515,33 @@ def test_an_adapter_that_would_not_be_trained_alone_is_named(text, spoil, words)
     spoil(text.model)
     with pytest.raises(ArgumentError, match=words):
         text.decoupled(channel_projection=False)
+
+
+def test_a_pipeline_of_no_one_denoiser_is_named(text):
+    text.pipeline.register_modules(unet=None)
+    with pytest.raises(ArgumentError, match="is NoneType: give it one"):
+        text.decoupled()
+    ensemble = AveragedEnsemble([text.model])
+    with pytest.raises(ArgumentError, match="is AveragedEnsemble: give it one"):
+        decouple(SimpleNamespace(unet=ensemble, scheduler=DDPMScheduler()), text.data, **CALL)
+
+
+def test_experts_of_another_adapter_or_predict_are_not_taken(text, tmp_path):
+    text.add_adapter()
+    text.model.train().mid_block.eval()
+    how = {"channel_projection": False, "folder": tmp_path}
+    first, before = text.decoupled(**how), {m: m.training for m in text.model.modules()}
+    assert not text.model.mid_block.training and text.model.conv_in.training
+    assert all(equal(a, b) for a, b in zip(text.decoupled(**how), first, strict=True))
+    assert before == {m: m.training for m in text.model.modules()}
+    with pytest.raises(ArgumentError, match="with other predict"):
+        text.decoupled(**how, predict=lambda m, x, t, c: denoisers.predict(m, x, t, c))
+    text.model.set_adapters("default", 0.25)
+    with pytest.raises(ArgumentError, match="with other model's settings"):
+        text.decoupled(**how)
+    (tmp_path / "arguments.json").write_text("{")
+    with pytest.raises(ArgumentError, match="is damaged"):
+        text.decoupled(**how)
 
 
 def test_an_adapter_that_could_not_be_merged_is_named(text):

@@ -135,6 +135,15 @@ def test_a_merge_is_the_sum_of_full_differences(family):
     torch.testing.assert_close(found, predict(textbook), rtol=1e-4, atol=1e-5)
 
 
+def test_the_scaling_in_use_counts():
+    model = text_unet()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    full = adapter_state(model)
+    model.set_adapters("default", 0.25)
+    quarter = adapter_state(model)
+    assert all(torch.equal(quarter[k], t / 4) for k, t in full.items() if k.endswith(lora.B))
+
+
 def test_the_saved_adapter_loads_with_diffusers_or_peft(family, tmp_path):
     base, predict, prefix = family
     experts = experts_of(base)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble
+from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble, WithAdapter
 from deme_lib.method.projection import ProjectedUNet2DModel
 from deme_lib.method.timesteps import split_timesteps
 
@@ -110,7 +111,8 @@ def test_only_the_active_expert_is_on_the_device(noisy_batch):
     for t in (900, 800, 100):
         ensemble(samples, torch.tensor(t))
     moves = [[a for a in expert.asked if isinstance(a, str)] for expert in experts]
-    assert moves == [["meta"], [], [], ["meta", "cpu"]]
+    assert moves == [["cpu", "meta"], ["cpu"], ["cpu"], ["cpu", "meta", "cpu"]]
+    assert not any(expert.training for expert in ensemble.eval().members)
 
 
 @kinds
@@ -130,6 +132,24 @@ def test_what_is_saved_loads_the_same(make, experts, noisy_batch, tmp_path):
     for folder in (tmp_path, tmp_path / "member-0"):
         with pytest.raises(ValueError, match=f"no ensemble.json of a {other.__name__}"):
             other.from_pretrained(folder)
+    file = tmp_path / "member-1" / "diffusion_pytorch_model.safetensors"
+    save_file({k: t for k, t in load_file(file).items() if k != "conv_in.bias"}, file)
+    with pytest.raises(ValueError, match=r"member-1: .*do not fit, as in conv_in\.bias"):
+        type(ensemble).from_pretrained(tmp_path)
+
+
+def test_adapters_take_turns_only_where_they_are_there_and_are_not_saved(experts, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = experts[0]
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["conv1"]), model, "a")
+    with pytest.raises(ValueError, match=r"'typo' is to be one of \['a'\]"):
+        WithAdapter(model, "typo")
+    member = WithAdapter(model, "a")
+    with pytest.raises(ValueError, match="fuse and unload them first"):
+        AveragedEnsemble([member]).save_pretrained(tmp_path)
+    member._layers()[0].enable_adapters(False)
+    with pytest.raises(ValueError, match="neither disabled nor merged"):
+        member(torch.zeros(1, 1, 8, 8), 3)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import diffusers
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
@@ -44,6 +46,33 @@ def device_of(device: str = "auto") -> torch.device:
     if device == "cuda" and not cuda:
         raise ModelError("device=cuda, but torch sees no CUDA device; set device to auto or cpu")
     return torch.device("cuda" if cuda and device != "cpu" else "cpu")
+
+
+class OwnAccelerator:
+    """accelerate's view of a device and a precision ("no", "bf16" or "fp16"), used in ``with``.
+
+    Outside, the process-wide state of accelerate is the caller's, whose own Accelerator stays.
+    """
+
+    def __init__(self, device: str, precision: str):
+        self._states, self.accelerator = ({}, {}, {}), None
+        with self:
+            cpu = device_of(device).type == "cpu"
+            self.accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
+
+    def __enter__(self) -> Accelerator:
+        self._swap()
+        return self.accelerator
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+    def _swap(self) -> None:
+        kinds = AcceleratorState, PartialState, GradientState
+        theirs = tuple(kind._shared_state for kind in kinds)
+        for kind, state in zip(kinds, self._states, strict=True):
+            kind._shared_state = state
+        self._states = theirs
 
 
 def new_unet(

@@ -212,14 +212,15 @@ class Training:
         if not own or not 0 <= own[0] <= own[-1] < t_max:
             raise ArgumentError(f"{own} leaves [0, {t_max}): give another range")
         self.adapter = check_adapter(model) if lora.has_adapters(model) else None
-        device = self.device = models.device_of(device)
+        self.accelerate = models.OwnAccelerator(device, spec.precision)
+        device = self.device = self.accelerate.accelerator.device
+        self.scaler = self.accelerate.accelerator.scaler  # None but for fp16
         model.to(device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parameters = list(self.trained.values())
         for parameter in self.parameters:
             parameter.data = parameter.data.float()
-        self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
-        self.optimiser = torch.optim.AdamW(
+        optimiser = torch.optim.AdamW(
             self.parameters,
             lr=spec.learning_rate,
             betas=(spec.adam_beta1, spec.adam_beta2),
@@ -234,11 +235,13 @@ class Training:
             ranges = split_timesteps(spec.n_tasks, t_max)
             self.uncertainty = UncertaintyWeighting(ranges).to(device)
             learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
-            self.optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
+            optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
         else:
             alphas = self.scheduler.alphas_cumprod if noise else torch.full((t_max,), 0.5)
             weights = snr_weights(spec.loss_weighting, alphas, spec.min_snr_gamma, spec.p2_gamma)
             self.weights = weights.to(device)
+        with self.accelerate as accelerator:
+            self.optimiser = accelerator.prepare(optimiser)
         least = 0.0 if spec.ema_warmup else spec.ema_decay
         self.ema = EMAModel(self.parameters, decay=spec.ema_decay, min_decay=least, foreach=True)
         self.drops = any(isinstance(m, nn.Dropout) and m.p for m in model.modules())
@@ -285,7 +288,7 @@ class Training:
         spec = self.spec
         noisy, t, asked, *conditions = self._drawn(step)
         self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
-        with self._autocast():
+        with self.accelerate as accelerator, accelerator.autocast():
             if self.teacher is not None:
                 with torch.no_grad():
                     taught = self.teacher(noisy, t, *conditions)
@@ -299,18 +302,18 @@ class Training:
         loss = deme_loss(denoising, consistency, spec.consistency_weight, weights[cell])
         if self.uncertainty is not None:
             loss = loss + self.uncertainty(denoising, cell)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(self.parameters, spec.clip_norm)
+        with self.accelerate as accelerator:
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(self.parameters, spec.clip_norm)
         value, norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
         if not math.isfinite(value):
             raise self._error(f"the loss is {value}", step + 1)
-        skipped = self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE
+        skipped = self.scaler is not None and self.scaler.get_scale() >= LEAST_SCALE
         if not (math.isfinite(norm) or skipped):
             raise self._error(f"the norm of the gradients is {norm}", step + 1)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        self.optimiser.zero_grad()
+        with self.accelerate:
+            self.optimiser.step()
+            self.optimiser.zero_grad()
         self.ema.step(self.parameters)
         return value
 
@@ -321,10 +324,6 @@ class Training:
         given = (batch.noisy, batch.timesteps, batch.target, *batch.conditions)
         return tuple(tensor.to(self.device) for tensor in given)
 
-    def _autocast(self) -> torch.autocast:
-        narrow = torch.float16 if self.scaler.is_enabled() else torch.bfloat16
-        return torch.autocast(self.device.type, narrow, self.spec.precision != "no")
-
     def _fork(self) -> AbstractContextManager[None]:
         """Dropout's masks leave the caller's random numbers as they were."""
         devices = [self.device] if self.device.type == "cuda" else []
@@ -334,7 +333,8 @@ class Training:
         """Tell what does not fit before the first step, and capture what may be captured."""
         x, t, _, *conditions = self._drawn(0)
         try:
-            with torch.no_grad(), self._autocast(), self._fork():
+            own = self.accelerate
+            with own as accelerator, torch.no_grad(), accelerator.autocast(), self._fork():
                 self.student(x[:1], t[:1], *(rows[:1] for rows in conditions))
         except models.ModelError:
             raise
@@ -376,7 +376,7 @@ class Training:
         if self.uncertainty is not None:
             tensors["uncertainty.log_variances"] = self.uncertainty.log_variances
         rest = {"position": self.position, "history": self.history}
-        rest["scaler"] = self.scaler.state_dict()
+        rest["scaler"] = self.scaler.state_dict() if self.scaler else {}
         temporary = self.checkpoint.with_name(self.checkpoint.name + ".tmp")
         contiguous = {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
         save_file(contiguous, temporary, {k: json.dumps(v) for k, v in rest.items()})

@@ -204,7 +204,7 @@ def test_a_merge_of_folders_holds_about_one_model(tmp_path):
     merge_folders(base, [expert] * 4, [0.25] * 4, tmp_path / "merged")
     done.set()
     watcher.join()
-    assert 0.6 < (max(seen) - before) / (3 * size) < 1.3
+    assert (max(seen) - before) / (3 * size) < 1.3
 
 
 @pytest.mark.parametrize("types", [("bfloat16", "float32"), ("float32", "bfloat16")])

@@ -66,6 +66,7 @@ for job, made in MISSING.items():
         params:
             names=[a.name for a in made or JOBS[job]],  # none: started again by a scheduler
         threads: P.threads
+        priority: len(made)  # the longest chain first
         resources: **RESOURCES
         shell:
             "{PYTHON} -m deme_lib make {params.names:q} -f {PARAMS:q}"

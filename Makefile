@@ -24,7 +24,7 @@ export LD_PRELOAD := $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4)
 reproduce: .venv/installed
 	$(SNAKEMAKE) --config params=$(PARAMS) seeds="$(SEEDS)"
 	@if [ -d figures/$(NAME)/records ]; then $(BIN)/python -m deme_lib compare \
-		figures/$(NAME)/records runs/figures/$(NAME)/records --seeds $(SEEDS); fi
+		figures/$(NAME)/records runs/figures/$(NAME)/records $(if $(SEEDS),--seeds $(SEEDS)); fi
 
 figures: .venv/installed
 	$(SNAKEMAKE) jobs --config params=$(PARAMS) figures=figures

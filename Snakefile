@@ -4,8 +4,7 @@
     snakemake jobs --cores 2 --config params=params/fashion8.yaml       # without notebooks
 
 Order, parallel jobs and clusters are Snakemake's (params/profiles). A job is a few artefacts that one
-process makes; its outputs are the records of those that the store lacks, so that nothing which is
-there is made again, or deleted by Snakemake before a job.
+process makes; its outputs are their records in the store, so what exists is not made again.
 """
 
 import sys
@@ -15,7 +14,7 @@ from deme_lib.experiment import collect, graph, parameters
 
 PARAMS = config.get("params", "params/fashion8.yaml")
 FIGURES = config.get("figures", "runs/figures")
-AGAIN = [int(seed) for seed in str(config.get("seeds", "")).split()]
+AGAIN = [int(seed) for seed in str(config.get("seeds") or "").split()]
 P = parameters.load(PARAMS, figures_dir=FIGURES, again=AGAIN)
 NAME = parameters.folder_name(P)
 SEEDS = ", ".join(map(str, AGAIN))
@@ -25,13 +24,12 @@ NOTEBOOKS = [path.stem for path in sorted(Path("notebooks").glob("0*.ipynb"))]
 JOBS = {}
 for q in collect.missing(P):
     JOBS |= graph.jobs(q, looked_at=P.looks_at(q.seed), fine="fine" in config)
-MISSING = {job: [a for a in made if not a.record.is_file()] for job, made in JOBS.items()}
 MAKER = {a.name: job for job, made in JOBS.items() for a in made}
 
 
 def upstream(job):
     """Records that a job reads and others make."""
-    needed = {a.name: a for made in MISSING[job] for a in made.upstream() if MAKER.get(a.name) != job}
+    needed = {a.name: a for made in JOBS[job] for a in made.upstream() if MAKER.get(a.name) != job}
     return [str(a.record) for a in needed.values()]
 
 
@@ -54,7 +52,7 @@ rule jobs:
         RECORDS,
 
 
-for job, made in MISSING.items():
+for job, made in JOBS.items():
 
     rule:
         name:
@@ -62,9 +60,9 @@ for job, made in MISSING.items():
         input:
             upstream(job),
         output:
-            [str(a.record) for a in made],
+            [update(str(a.record)) for a in made],  # else Snakemake deletes what is there first
         params:
-            names=[a.name for a in made or JOBS[job]],  # none: started again by a scheduler
+            names=[a.name for a in made],
         threads: P.threads
         priority: len(made)  # the longest chain first
         resources: **RESOURCES

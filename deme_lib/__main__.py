@@ -23,7 +23,7 @@ def make(options: argparse.Namespace) -> None:
     jobs = {k: v for q in p.per_seed() for k, v in graph.jobs(q, p.looks_at(q.seed)).items()}
     every = [artefact for found in jobs.values() for artefact in found]
     for name in options.names:
-        found = jobs.get(name) or [a for a in every if name in (a.name, a.label)]
+        found = [a for a in every if name in (a.name, a.label)] or jobs.get(name)
         if not found:
             known = sorted({*jobs, *(artefact.label for artefact in every)})
             raise parameters.ParameterError(

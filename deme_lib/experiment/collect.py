@@ -5,6 +5,7 @@ seeds count stands in ``run.json``, written last. A folder elsewhere (``runs/fig
 copy of the committed one. A recorded seed is not made again unless ``again`` names it.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -43,25 +44,53 @@ def collect(p: Parameters) -> Path:
     """
     out = folder_of(p)
     with locked(ROOT / p.runs_dir / "store", f"records-{out.name}"):
-        if _committed(p) and not out.exists():
-            shutil.copytree(_committed(p), out / "records")
-            run = _read_run(out / "records") | {"parameters": p.results()}
-            _replace(out / "records" / "run.json", _as_json(run))
+        records, run = out / "records", _read_run(out / "records")
+        committed = _read_run(_committed(p))["trainings"] if _committed(p) else {}
+        if committed.keys() - run["trainings"].keys():
+            copy = out.with_name(f"{out.name}.tmp")
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(_committed(p), copy / "records")
+            shutil.rmtree(out, ignore_errors=True)  # the store has what was only there
+            os.rename(copy, out)
+            run = _read_run(records)
+        if run["trainings"] and run["parameters"] != json.loads(json.dumps(p.results())):
+            _check_measured(records, p)
+            _replace(records / "run.json", _as_json(run | {"parameters": p.results()}))
         for q in missing(p):
-            _write(out / "records", q, *_made(q, looked_at=p.looks_at(q.seed)))
+            _write(records, q, *_made(q, looked_at=p.looks_at(q.seed)))
     return out
 
 
 def missing(p: Parameters) -> list[Parameters]:
-    """The training seeds, each as an experiment, that ``collect`` has to make."""
+    """The training seeds, each as an experiment, that ``collect`` has to make.
+
+    Those that no record has, that ``again`` names, or that were recorded from other artefacts:
+    an arm's function or an own data set has changed since.
+    """
     records = folder_of(p) / "records"
+    _check_measured(records, p)
+    there = _read_run(records)["trainings"]
+    there |= {} if _committed(p) is None else _read_run(_committed(p))["trainings"] | there
+
+    def current(q: Parameters) -> bool:
+        known = there.get(str(q.seed))
+        return known is not None and known.get("artefacts", _digest(q)) == _digest(q)
+
+    return [q for q in p.per_seed() if q.seed in p.again or not current(q)]
+
+
+def _digest(q: Parameters) -> str:
+    """A hash of the names of all artefacts that a training seed's rows come from."""
+    names = sorted(a.name for made in graph.jobs(q, looked_at=False).values() for a in made)
+    return hashlib.sha256("".join(names).encode()).hexdigest()[:12]
+
+
+def _check_measured(records: Path, p: Parameters) -> None:
     if odd := _differing(records, p):
         raise ParameterError(
             f"{records} was recorded with other {', '.join(odd)}: delete that folder to record it "
             "anew, or give the experiment another name"
         )
-    there = {**_read_run(_committed(p) or records)["trainings"], **_read_run(records)["trainings"]}
-    return [q for q in p.per_seed() if q.seed in p.again or str(q.seed) not in there]
 
 
 def _committed(p: Parameters) -> Path | None:
@@ -79,7 +108,11 @@ def _differing(records: Path, p: Parameters) -> list[str]:
 
 def _read_run(records: Path) -> dict[str, Any]:
     path = records / "run.json"
-    return json.loads(path.read_text()) if path.is_file() else {"trainings": {}}
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {"trainings": {}}
+        return found | {"trainings": found["trainings"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ParameterError(f"{path} is damaged ({error}): delete {records}") from error
 
 
 def _made(q: Parameters, looked_at: bool) -> tuple[dict[str, pd.DataFrame], dict, bytes | None]:
@@ -103,7 +136,7 @@ def _made(q: Parameters, looked_at: bool) -> tuple[dict[str, pd.DataFrame], dict
         parts["arms"][-1].insert(6, "training_steps", steps)
         add(graph.scores(of_cell, arm), cell=cell, arm=name)
         if arm.weighted and of_cell.merge_weights == "search":
-            add(graph.search(of_cell), cell=cell)
+            add(graph.search(of_cell, arm.family), cell=cell)
         for copy in copies if looked_at else ():
             add(copy, cell=cell, run=copy.label)
     if looked_at:
@@ -116,6 +149,7 @@ def _made(q: Parameters, looked_at: bool) -> tuple[dict[str, pd.DataFrame], dict
     frames = {k: pd.concat(found).astype(str).drop_duplicates() for k, found in parts.items()}
     frames["floor"] = frames["floor"].drop(columns="training_seed")
     training = {k: told[-1][k] for k in ("commit", "dirty", "device", "versions")}
+    training["artefacts"] = _digest(q)
     return frames, training, _samples(q) if looked_at else None
 
 
@@ -139,7 +173,9 @@ def _write(
     """Add a training seed's rows; it counts once ``run.json`` names it."""
     records.mkdir(parents=True, exist_ok=True)
     run = _read_run(records)
-    others = run["trainings"].keys() - {str(q.seed)}
+    if run["trainings"].pop(str(q.seed), None):  # it does not count while it is written
+        _replace(records / "run.json", _as_json(run))
+    others = run["trainings"].keys()
     for kind, frame in frames.items():
         path = records / f"{kind}.csv"
         if path.is_file() and "training_seed" in frame:
@@ -147,7 +183,7 @@ def _write(
             frame = pd.concat([there[there["training_seed"].isin(others)], frame])
             frame = frame.sort_values("training_seed", key=lambda x: x.astype(int), kind="stable")
         _replace(path, frame.to_csv(index=False).encode())
-    if samples is not None:
+    if samples is not None and all(q.seed < int(seed) for seed in others):
         _replace(records / "samples.safetensors", samples)
     trainings = sorted({**run["trainings"], str(q.seed): training}.items(), key=lambda x: int(x[0]))
     run = {"experiment": q.experiment, "parameters": q.results(), "trainings": dict(trainings)}

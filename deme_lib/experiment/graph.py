@@ -46,7 +46,7 @@ def baseline(p: Parameters) -> Artefact:
     """The pretrained model: shipped, a user's, or trained here."""
     names = ("num_train_timesteps", "loss_images", "seed")
     if p.pretrained:
-        shipped = (PRETRAINED / p.pretrained).is_dir()
+        shipped = p.pretrained in {folder.name for folder in PRETRAINED.iterdir()}
         source = str(shipped_pretrained(p.pretrained, p.seed)) if shipped else p.pretrained
         known = {"data": data(p), "pretrained": _source(p, source), **p.pick(*names)}
         return _artefact(p, "baseline", train.load_baseline, **known)
@@ -93,11 +93,11 @@ def _copy(p: Parameters, family: Family, purpose: str, k: int, steps: int) -> Ar
     return _artefact(p, label, train.finetune, **known)
 
 
-def search(p: Parameters) -> Artefact:
-    """The search of merge weights for DeMe's experts."""
+def search(p: Parameters, family: Family = DEME) -> Artefact:
+    """The search of merge weights for a family's copies."""
     names = ("search_low", "search_high", "search_trials", "search_samples", *SAMPLING)
     known = {"data": data(p), "reference": reference(p), "baseline": baseline(p)}
-    known |= {"members": experts(p), **_features(p), **p.pick(*names)}
+    known |= {"members": copies(p, family), **_features(p), **p.pick(*names)}
     return _artefact(p, "search", judge.search, **known)
 
 
@@ -106,7 +106,7 @@ def _denoiser(p: Parameters, arm: Arm) -> dict[str, Any]:
     members = copies(p, arm.family) if arm.family else []
     weights = None
     if arm.weighted and p.merge_weights != "uniform":
-        weights = search(p) if p.merge_weights == "search" else p.merge_weights
+        weights = search(p, arm.family) if p.merge_weights == "search" else p.merge_weights
     own = [[r.start, r.stop] for r in ranges(p)] if members else []
     found = {"baseline": baseline(p), "members": members, "ranges": own}
     return found | {"combine": arm.combine, "weights": weights}
@@ -185,14 +185,17 @@ def jobs(p: Parameters, looked_at: bool, fine: bool = False) -> dict[str, list[A
         copied = copies(q, arm.family) if arm.family else []
         judged, job = [images(q, arm), scores(q, arm)], ""
         if arm.weighted and q.merge_weights == "search":
-            judged.insert(0, search(q))
+            judged.insert(0, search(q, arm.family))
         if not fine:
             job = copied[0].name if copied else judged[-1].name
         for made in (*([copy] for copy in copied), judged):
             known = found.setdefault(job or made[-1].name, [])
             known += [artefact for artefact in made if artefact not in known]
     if looked_at:
-        found[f"looks-{p.seed}"] = [merged(p), *looks(p)]
+        made = {artefact.name for job in found.values() for artefact in job}
+        needed = [*experts(p), *merged(p).upstream()]  # also where no arm has them
+        others = {a.name: a for a in needed if a.name not in made}
+        found[f"looks-{p.seed}"] = [*others.values(), merged(p), *looks(p)]
     return found
 
 

@@ -173,7 +173,7 @@ class Parameters(BaseModel):
     threads: Count = _of(1, "CPU threads of one process", le=4096)
     sampling_batch: Count = _of(250, "images per denoiser call", le=2**20)
     checkpoint_every: Count = _of(500, "optimiser steps between checkpoints")
-    again: list[Seed] = _of([], "training seeds made anew although committed records hold them")
+    again: list[Seed] = _of([], "training seeds recorded anew, from the store where it has them")
     runs_dir: Folder = _of("runs", "folder of everything made")
     figures_dir: Folder = _of("runs/figures", "folder of records, tables and figures")
 
@@ -201,7 +201,7 @@ class Parameters(BaseModel):
 
     def looks_at(self, seed: int) -> bool:
         """Whether a training seed is the one whose models the paper's figures look at."""
-        return seed == self.seed and self.cells == ALONE
+        return seed == min(self.seeds) and self.cells == ALONE
 
     def per_seed(self) -> list[Self]:
         """One experiment for every training seed."""
@@ -211,14 +211,14 @@ class Parameters(BaseModel):
         """Cell -> this experiment with what the cell sets."""
         if self.cells == ALONE:
             return {DEFAULT: self}
-        alone = {"cells": ALONE, "base": "pretrained", "exploratory": []}
+        alone = {"cells": ALONE, "base": "pretrained", "exploratory": [], "again": []}
         alone |= {"primary_decoupling": [], "primary_merging": []}
-        return {
-            cell["cell"]: Parameters(
-                **self.model_dump() | alone | {k: v for k, v in cell.items() if k in OF_CELLS}
-            )
-            for cell in self.cells
-        }
+        found = {}
+        for cell in self.cells:
+            own = {name: value for name, value in cell.items() if name in OF_CELLS}
+            found[cell["cell"]] = Parameters(**self.model_dump() | alone | own)
+            found[cell["cell"]]._sources = self._sources
+        return found
 
     def rows(self) -> dict[tuple[str, str], tuple[Arm, Self]]:
         """(cell, arm) -> the arm and its cell's parameters, in the order of the table."""
@@ -288,6 +288,8 @@ def _check_arms(p: Parameters) -> None:
     for name in ("arms", "seeds", "sampling_seeds"):
         if len(set(getattr(p, name))) < len(getattr(p, name)):
             raise ValueError(f"{name} gives one twice: give each once")
+    if odd := sorted({*p.again} - {*p.seeds}):
+        raise ValueError(f"again names {odd}, which are not in seeds={p.seeds}: add them there")
     for name in p.arms:
         if name not in ARMS:
             raise ValueError(unknown(name, ARMS, "arm"))
@@ -329,7 +331,9 @@ def _check_cells(p: Parameters) -> None:
         raise ValueError(f"a cell does not fit: {problems[0]}") from error
     for cell in p.cells:
         paper = cell.get("paper", {})
-        if not isinstance(paper, dict) or not paper.keys() <= {*cells[cell["cell"]].arms}:
+        known = {*cells[cell["cell"]].arms}
+        typed = isinstance(paper, dict) and all(type(x) in (int, float) for x in paper.values())
+        if not typed or not paper.keys() <= known:
             raise ValueError(f"paper of cell {cell['cell']!r} must be {{arm of the cell: FID}}")
 
 

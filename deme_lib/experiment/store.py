@@ -121,7 +121,7 @@ def _build(artefact: Artefact, arguments: dict[str, Any]) -> None:
     work.mkdir(exist_ok=True)
     print(f"making {artefact.name}", flush=True)
     torch.set_num_threads(artefact.on.threads)
-    started = time.time()
+    started, on_cuda = time.time(), artefact.on.device != "cpu" and torch.cuda.is_available()
     artefact.stage(out, work, artefact.on, **arguments)
     record = {
         "label": artefact.label,
@@ -129,7 +129,7 @@ def _build(artefact: Artefact, arguments: dict[str, Any]) -> None:
         "arguments": {name: _key(value) for name, value in artefact.arguments.items()},
         "seconds": round(time.time() - started, 1),  # of the last part, if it was interrupted
         "content": _content(out),
-        **provenance(artefact.on.device),
+        **provenance("cuda" if on_cuda else "cpu"),
     }
     (out / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True))
     for path in [*out.rglob("*"), out]:  # on disk before the rename makes it count

@@ -19,7 +19,8 @@ def table(records: Records) -> pd.DataFrame:
     """
     p, fid, arms = records.parameters, records.of("fid"), records.arms.groupby("row")
     d = fid.drop(columns=records.base).sub(fid[records.base], axis=0)
-    ends = d.apply(intervals.t_interval, level=p["confidence"], result_type="expand")
+    ends = pd.DataFrame({row: intervals.t_interval(d[row], p["confidence"]) for row in d})
+    ends = ends.reindex(range(3))  # also of the base alone
     given = [(cell["cell"], cell.get("paper") or {}) for cell in p["cells"]]
     papers = {label(cell, arm): fid for cell, of in given for arm, fid in of.items()}
     rows = pd.DataFrame({"title": records.titles})

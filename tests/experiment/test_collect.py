@@ -1,6 +1,7 @@
 """An experiment of seconds from its parameters to its records; committed rows; the command line."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from tiny import experiment
 from deme_lib import ROOT
 from deme_lib.__main__ import main
 from deme_lib.experiment import collect, graph, parameters
-from deme_lib.experiment.arms import ARMS
+from deme_lib.experiment.arms import ARMS, averaged
 from deme_lib.experiment.parameters import ParameterError, folder_name
 from deme_lib.report import render
 from deme_lib.report.records import read
@@ -63,10 +64,10 @@ def test_with_cells_a_table_is_drawn_and_no_model_is_looked_at(made):
     assert (folder / "table.md").is_file() and (folder / "cells.png").is_file()
 
 
-def test_looks_are_of_the_first_training_seed(tmp_path):
-    folder = collect.collect(experiment(tmp_path / "runs", seeds=[1, 0], arms=["deme_merged"]))
+def test_looks_are_of_the_lowest_training_seed_also_without_an_arm_of_experts(tmp_path):
+    folder = collect.collect(experiment(tmp_path / "runs", seeds=[1, 0], arms=["all_plain"]))
     for kind in ("gradients", "landscape", "plane", "task_vectors", "activations", "history"):
-        assert pd.read_csv(folder / "records" / f"{kind}.csv")["training_seed"].unique() == [1]
+        assert pd.read_csv(folder / "records" / f"{kind}.csv")["training_seed"].unique() == [0]
 
 
 def test_collecting_again_changes_nothing(made):
@@ -124,6 +125,23 @@ def test_make_by_name_label_and_job(tmp_path, preset, capsys):
     assert main(["make", "expert-9of2", "-f", file]) == 1
     said = capsys.readouterr().err
     assert "no job or artefact 'expert-9of2'" in said and "deme-1of4" in said
+
+
+def test_rows_of_what_has_changed_since_are_made_again(tmp_path, monkeypatch):
+    p = experiment(tmp_path / "runs", arms=["all_plain"])
+    collect.collect(p)
+    assert collect.missing(p) == []
+    monkeypatch.setitem(ARMS, "all_plain", replace(ARMS["all_plain"], combine=averaged))
+    assert [q.seed for q in collect.missing(p)] == [0]
+
+
+def test_a_damaged_run_json_is_named(tmp_path):
+    p = experiment(tmp_path / "runs", arms=["all_plain"])
+    records = collect.folder_of(p) / "records"
+    records.mkdir(parents=True)
+    (records / "run.json").write_text('{"trainings": {"0"')
+    with pytest.raises(ParameterError, match=r"run.json is damaged .*delete"):
+        collect.missing(p)
 
 
 def test_every_arm_is_judged_by_the_same_noise():

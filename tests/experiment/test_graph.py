@@ -106,3 +106,8 @@ def test_weights_are_given_to_the_arm_that_takes_them():
     assert graph.images(p, ARMS["soup"]).arguments["weights"] is None
     p = changed(merge_weights="search")
     assert graph.images(p, ARMS["deme_merged"]).arguments["weights"].name == graph.search(p).name
+
+
+def test_a_model_in_an_absolute_folder_is_a_user_s(tmp_path):
+    found = graph.baseline(experiment(tmp_path, pretrained=str(tmp_path)).per_seed()[0])
+    assert found.arguments["pretrained"].name == str(tmp_path)

@@ -1,10 +1,11 @@
 """How each artefact is made: plain functions whose keyword arguments are their key.
 
 ``out`` is the folder to write, ``work`` one that outlives a killed process, ``on`` the machine.
-Folders of other artefacts arrive as paths. A stage whose results change gets a higher version.
+Folders of other artefacts arrive as paths. A stage whose results change gets a
+``stage.version = 2`` below it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,6 @@ from deme_lib.experiment.store import Machine
 
 FIXED_NOISE_SEEDS = {"search": 0, "train": 0, "test": 1}
 """Weights are never searched on the noise of a reported loss."""
-
-
-def version(number: int) -> Callable:
-    """Of a stage: raised when its results change."""
-
-    def mark(stage: Callable) -> Callable:
-        stage.version = number
-        return stage
-
-    return mark
 
 
 def device_of(on: Machine) -> torch.device:

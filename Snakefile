@@ -14,7 +14,8 @@ from deme_lib.experiment import collect, graph, parameters
 
 PARAMS = config.get("params", "params/fashion8.yaml")
 FIGURES = config.get("figures", "runs/figures")
-AGAIN = [int(seed) for seed in str(config.get("seeds") or "").split()]
+ASKED = config.get("seeds")  # Snakemake reads "0" as a number and "" as None
+AGAIN = [] if ASKED is None else [int(seed) for seed in str(ASKED).split()]
 P = parameters.load(PARAMS, figures_dir=FIGURES, again=AGAIN)
 NAME = parameters.folder_name(P)
 SEEDS = ", ".join(map(str, AGAIN))

@@ -60,6 +60,24 @@ def test_what_several_seeds_share_is_made_by_one_job(planned):
     assert all("mem_mb=8000" in told and "gpu=1" in told for _, told in jobs)
 
 
+@pytest.mark.parametrize(
+    ("seeds", "made"), [("0", {"0"}), ("0 1", {"0", "1"}), ("", set())], ids=["one", "two", "none"]
+)
+def test_reproduce_makes_the_seeds_again_that_it_names(tmp_path, seeds, made):
+    """Committed records hold them all: without their names nothing is made."""
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "2", "--config"]
+    command += ["params=params/fashion8.yaml", f"figures={tmp_path}", f"seeds={seeds}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = set(re.findall(r"rule make_baseline_(\d+)", done.stdout + done.stderr))
+    stored = {s for s in made if graph.baseline(seed_of(s)).record.is_file()}
+    assert planned == made - stored
+
+
+def seed_of(seed):
+    return parameters.load("params/fashion8.yaml", seeds=[int(seed)])
+
+
 def test_a_job_goes_on_from_what_a_stopped_one_made(preset):
     path = preset(seeds=[0])
     made = make(graph.data(parameters.load(path)))  # the first of the job's artefacts

@@ -45,11 +45,11 @@ def collect(p: Parameters) -> Path:
     out = folder_of(p)
     with locked(ROOT / p.runs_dir / "store", f"records-{out.name}"):
         records, run = out / "records", _read_run(out / "records")
-        committed = _read_run(_committed(p))["trainings"] if _committed(p) else {}
-        if committed.keys() - run["trainings"].keys():
+        committed = _committed(p)
+        if committed and _read_run(committed)["trainings"].keys() - run["trainings"].keys():
             copy = out.with_name(f"{out.name}.tmp")
             shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(_committed(p), copy / "records")
+            shutil.copytree(committed, copy / "records")
             shutil.rmtree(out, ignore_errors=True)  # the store has what was only there
             os.rename(copy, out)
             run = _read_run(records)
@@ -67,14 +67,14 @@ def missing(p: Parameters) -> list[Parameters]:
     Those that no record has, that ``again`` names, or that were recorded from other artefacts:
     an arm's function or an own data set has changed since.
     """
-    records = folder_of(p) / "records"
+    records, committed = folder_of(p) / "records", _committed(p)
     _check_measured(records, p)
-    there = _read_run(records)["trainings"]
-    there |= {} if _committed(p) is None else _read_run(_committed(p))["trainings"] | there
+    there = _read_run(committed)["trainings"] if committed else {}
+    there |= _read_run(records)["trainings"]
 
     def current(q: Parameters) -> bool:
         known = there.get(str(q.seed))
-        return known is not None and known.get("artefacts", _digest(q)) == _digest(q)
+        return known is not None and known.get("artefacts") in (None, _digest(q))
 
     return [q for q in p.per_seed() if q.seed in p.again or not current(q)]
 

@@ -1,15 +1,22 @@
-"""DDIM sampling in which the noise of an image depends on (purpose, index) alone."""
+"""Sampling in which the noise of an image depends on (purpose, index) alone."""
 
 from collections.abc import Callable
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    SchedulerMixin,
+)
 from torch import nn
 
 from deme_lib.diffusion.denoisers import Denoiser
-from deme_lib.diffusion.models import shape_of
+from deme_lib.diffusion.models import ModelError, noise_schedule, shape_of
 from deme_lib.diffusion.randomness import generator
 from deme_lib.errors import Explained
+
+SAMPLERS = ("dpm-solver", "ddim", "ddim-diffusers", "ddim-unclipped")
 
 
 class SamplingError(Explained, RuntimeError):
@@ -21,45 +28,78 @@ def initial_noise(indices: range, shape: tuple[int, ...], *purpose: int | str) -
     return torch.stack([torch.randn(shape, generator=generator(*purpose, i)) for i in indices])
 
 
-def ddim_scheduler(scheduler: DDPMScheduler, steps: int, spacing: str) -> DDIMScheduler:
-    """diffusers' DDIM scheduler (eta = 0) on the betas of a DDPM one, whatever their schedule.
+def sampling_scheduler(
+    scheduler: SchedulerMixin, sampler: str, steps: int
+) -> DPMSolverMultistepScheduler | DDIMScheduler:
+    """diffusers' scheduler for a sampler, set to ``steps`` timesteps that begin at the last one.
+
+    Of the model's own scheduler its betas, ``prediction_type``, and clipping or thresholding of the
+    estimated image hold; how it spaces timesteps does not, so that models are compared alike.
 
     Args:
-        spacing: ``leading``, ``trailing`` or ``linspace``; it moves FID, so it is recorded.
+        scheduler: a model's, of betas, whatever their schedule.
+        sampler: "dpm-solver", DPM-Solver++ of second order (Lu et al. 2022b) at equal steps in
+            log-SNR; or "ddim" (Song et al. 2021, eta = 0) at equal steps in t. Both go on from the
+            estimate that they clipped. Two distort, and are here to be measured: "ddim-diffusers",
+            diffusers' default for models with ``clip_sample``, clips the estimate and goes on with
+            the unclipped noise, at leading timesteps; "ddim-unclipped" never clips.
 
     Raises:
-        SamplingError: it has no betas, or no such timesteps.
+        SamplingError: an unknown sampler, a schedule without betas, too many steps for it, or a
+            ``clip_sample_range`` that DPM-Solver++ lacks.
     """
-    config = dict(scheduler.config)
-    if not hasattr(scheduler, "betas") or config.get("use_flow_sigmas"):
+    if sampler not in SAMPLERS:
+        raise SamplingError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    try:
+        schedule = noise_schedule(scheduler)
+    except ModelError as error:
+        raise SamplingError(str(error)) from error
+    if not isinstance(schedule, DDPMScheduler):
         raise SamplingError(
-            f"{type(scheduler).__name__} is no DDPM schedule of betas, which is sampled here: "
-            "sample such a model by its own pipeline"
+            f"{type(scheduler).__name__} is no schedule of betas, which is sampled here: sample "
+            "such a model by its own pipeline"
         )
-    if steps < 1:
-        raise SamplingError(f"{steps} steps: give 1 or more")
+    config, end = dict(schedule.config), schedule.config.num_train_timesteps
+    if not 1 <= steps <= end:
+        raise SamplingError(f"{steps} steps: give 1 to {end}, as many timesteps as there are")
     config.pop("_use_default_values", None)  # from_config drops what is named there, given or not
-    config |= {"trained_betas": scheduler.betas.tolist(), "rescale_betas_zero_snr": False}
-    ddim = DDIMScheduler.from_config(config, timestep_spacing=spacing)
-    ddim.set_timesteps(steps)
-    first, end = ddim.timesteps.max(), ddim.config.num_train_timesteps
-    if first >= end:
-        raise SamplingError(
-            f"{steps} steps with steps_offset={ddim.config.steps_offset} of the scheduler's config "
-            f"begin at timestep {first} of [0, {end}): take fewer, or `trailing`"
-        )
-    return ddim
+    config |= {"trained_betas": schedule.betas.tolist(), "steps_offset": 0}
+    config |= {"rescale_betas_zero_snr": bool(schedule.alphas_cumprod[-1] == 0)}
+    if sampler == "dpm-solver":
+        if config["clip_sample"] and not config["thresholding"]:
+            if (limit := config.get("clip_sample_range", 1.0)) != 1:
+                raise SamplingError(f"dpm-solver clips to 1, not to {limit}: take sampler='ddim'")
+            config |= {"thresholding": True, "dynamic_thresholding_ratio": 1.0}
+            config |= {"sample_max_value": 1.0}
+        found = DPMSolverMultistepScheduler.from_config(config, use_lu_lambdas=True)
+    else:
+        spacing = "leading" if sampler == "ddim-diffusers" else "trailing"
+        if sampler == "ddim-unclipped":
+            config |= {"clip_sample": False, "thresholding": False}
+        found = DDIMScheduler.from_config(config, timestep_spacing=spacing)
+    found.set_timesteps(steps)
+    return found
+
+
+def _steps(found: SchedulerMixin, sampler: str) -> Callable[..., torch.Tensor]:
+    """x_t to x of the next timestep, by a scheduler that starts a batch anew."""
+    if isinstance(found, DPMSolverMultistepScheduler):
+        found.set_timesteps(found.num_inference_steps)  # forget the last batch
+        found.set_begin_index(0)  # timesteps near 0 may be there twice
+        return lambda *given: found.step(*given).prev_sample
+    own = sampler != "ddim-diffusers"
+    return lambda *given: found.step(*given, use_clipped_model_output=own).prev_sample
 
 
 @torch.inference_mode()
 def sample(
     denoiser: nn.Module,
-    scheduler: DDPMScheduler,
+    scheduler: SchedulerMixin,
     count: int,
     *,
     steps: int,
+    sampler: str = SAMPLERS[0],
     purpose: tuple[int | str, ...] = ("sample", 0),
-    spacing: str = "leading",
     batch_size: int = 250,
     device: torch.device | str = "cpu",
     on_batch: Callable[[int], object] = lambda done: None,
@@ -70,17 +110,16 @@ def sample(
     Args:
         denoiser: a ``UNet2DModel`` or an ensemble, already on ``device``; it samples in
             evaluation mode, in its own type.
-        scheduler: its config holds but for ``timestep_spacing``, in whose place ``spacing`` is
-            taken, so that models are compared alike.
+        scheduler, sampler, steps: see ``sampling_scheduler``.
         on_batch: told the number of images of each finished batch.
 
     Returns:
         uint8 [count, C, H, W].
 
     Raises:
-        SamplingError: an image is not finite, or the schedule has no such timesteps.
+        SamplingError: an image is not finite, or the sampler does not fit the schedule.
     """
-    ddim, shape = ddim_scheduler(scheduler, steps, spacing), shape_of(denoiser)
+    chosen, shape = sampling_scheduler(scheduler, sampler, steps), shape_of(denoiser)
     indices, images = range(first, first + count), torch.zeros(count, *shape, dtype=torch.uint8)
     predict, modes = Denoiser(denoiser), {m: m.training for m in denoiser.modules()}
     denoiser.eval()
@@ -88,8 +127,9 @@ def sample(
         for start in range(0, count, batch_size):
             mine = slice(start, start + batch_size)
             x = initial_noise(indices[mine], shape, *purpose).to(device)
-            for t in ddim.timesteps:
-                x = ddim.step(predict(x, t), t, x).prev_sample
+            step = _steps(chosen, sampler)
+            for t in chosen.timesteps:
+                x = step(predict(x, t), t, x)
             images[mine] = to_uint8(x).cpu()
             on_batch(min(batch_size, count - start))
     finally:

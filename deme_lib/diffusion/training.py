@@ -40,11 +40,17 @@ from deme_lib.diffusion.denoisers import (
 from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.errors import Explained
 from deme_lib.method.merging import check_untied
-from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
+from deme_lib.method.objectives import (
+    UncertaintyWeighting,
+    balanced_weights,
+    deme_loss,
+    snr_weights,
+    squared_error,
+)
 from deme_lib.method.projection import plain_or_projected
 from deme_lib.method.timesteps import draw_timesteps, split_timesteps
 
-UNCERTAINTY = "uncertainty"
+UNCERTAINTY, BALANCED = "uncertainty", "balanced"
 LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hardly leave 1
 
 LEAST_SCALE = 1e-3  # fp16 skips a step whose gradients overflow, halves its scale and goes on
@@ -73,11 +79,12 @@ class TrainingSpec:
         drop: probability that the null rows stand in for a sample's conditions.
         consistency_weight: weight of Eq. 4; used where a teacher is given.
         loss_weighting: of the denoising loss: "none", a name that ``objectives.snr_weights`` knows,
-            or "uncertainty", which learns a weight for each of ``n_tasks`` ranges.
+            "uncertainty", which learns a weight for each of ``n_tasks`` ranges, or "balanced", by
+            the pretrained model's ``range_losses`` (``objectives.balanced_weights``).
         ema_warmup: let diffusers' EMA start short, for training from scratch. Without, runs of
             any length average over the same horizon, 1 / (1 - ema_decay) steps.
-        final_learning_rate: reached by a cosine after 80 % of the steps, then held. Equal to
-            ``learning_rate`` for a constant rate.
+        final_learning_rate: reached by a cosine. Equal to ``learning_rate`` for a constant rate.
+        held: share of the steps, at the end, in which it is held.
         precision: of autocast, "no", "bf16" or "fp16"; what is trained and its EMA are float32.
 
     Raises:
@@ -90,6 +97,7 @@ class TrainingSpec:
     learning_rate: NotNegative
     final_learning_rate: NotNegative
     batch_size: Count
+    held: Share = 0.0
     probability: Share = 0.0
     drop: Share = 0.0
     consistency_weight: NotNegative = 1.0
@@ -104,10 +112,11 @@ class TrainingSpec:
     min_snr_gamma: Positive = 5.0
     p2_gamma: NotNegative = 1.0
     n_tasks: Count = 1
+    range_losses: tuple[float, ...] = ()
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        progress = min(1.0, step / max(1, 0.8 * self.steps))
+        progress = min(1.0, step / max(1, (1 - self.held) * self.steps))
         share = (1 + math.cos(math.pi * progress)) / 2
         return self.final_learning_rate + share * (self.learning_rate - self.final_learning_rate)
 
@@ -227,7 +236,7 @@ class Training:
             weight_decay=spec.weight_decay,
             fused=True,
         )
-        self.uncertainty, flat = None, spec.loss_weighting in ("none", UNCERTAINTY)
+        self.uncertainty, flat = None, spec.loss_weighting in ("none", UNCERTAINTY, BALANCED)
         noise = self.scheduler.config.get("prediction_type") == "epsilon"
         if not (flat or noise):
             raise ArgumentError(f"loss_weighting={spec.loss_weighting!r} is of models of noise")
@@ -236,6 +245,9 @@ class Training:
             self.uncertainty = UncertaintyWeighting(ranges).to(device)
             learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
             optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
+        elif spec.loss_weighting == BALANCED:
+            ranges = split_timesteps(len(spec.range_losses), t_max)
+            self.weights = balanced_weights(spec.range_losses, ranges).to(device)
         else:
             alphas = self.scheduler.alphas_cumprod if noise else torch.full((t_max,), 0.5)
             weights = snr_weights(spec.loss_weighting, alphas, spec.min_snr_gamma, spec.p2_gamma)

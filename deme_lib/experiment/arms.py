@@ -1,7 +1,8 @@
 """The arms of the two ablations: what each is made of, and how its members become one denoiser.
 
 Every arm starts from the same pretrained weights. Families take the same number of optimiser steps
-in total. An arm of your own is one function and one entry, made before parameters are read:
+in total; the last expert alone takes its own. An arm of your own is one function and one entry, made
+before parameters are read:
 
     def ties(base, members, ranges):
         ...
@@ -33,23 +34,27 @@ class Family:
     Attributes:
         ranged: copy k trains on range k of N; otherwise on all timesteps.
         techniques: with DeMe's: probabilistic sampling, consistency loss, projections.
-        copies: "N", which share ``total_steps`` evenly, or "one", which takes them all.
-        reweighted: the denoising loss has the parameter ``loss_weighting``.
+        copies: "N", which share ``total_steps`` evenly; "last", of these the last alone; or "one",
+            which takes all steps.
+        weighting: of the denoising loss: "", "balanced", or "parameter", as ``loss_weighting``
+            says.
     """
 
     name: str
     ranged: bool = False
     techniques: bool = False
     copies: str = "N"
-    reweighted: bool = False
+    weighting: str = ""
 
 
 ALL_PLAIN = Family("all_plain", copies="one")
 ALL_SAME = Family("all_same", techniques=True, copies="one")
-REWEIGHTED = Family("reweighted", copies="one", reweighted=True)
+BALANCED = Family("balanced", copies="one", weighting="balanced")
+REWEIGHTED = Family("reweighted", copies="one", weighting="parameter")
 SOUP = Family("soup")
 SOUP_SAME = Family("soup_same", techniques=True)
 PLAIN = Family("plain", ranged=True)
+LAST = Family("plain", ranged=True, copies="last")
 DEME = Family("deme", ranged=True, techniques=True)
 
 
@@ -71,6 +76,12 @@ def merged(
 def routed(base: UNet2DModel, members: Sequence[UNet2DModel], ranges: Sequence[range]) -> nn.Module:
     """Eq. 7: the expert of the timestep's range."""
     return RoutedEnsemble(members, ranges)
+
+
+def last(base: UNet2DModel, members: Sequence[UNet2DModel], ranges: Sequence[range]) -> nn.Module:
+    """The only copy in the last range, the pretrained model elsewhere; two models are held."""
+    own = ranges[-1]
+    return RoutedEnsemble([base, *members], [range(own.start), own]) if own.start else members[0]
 
 
 def averaged(
@@ -106,8 +117,10 @@ ARMS = {
     for arm in (
         Arm("pretrained", "pretrained", (1, 2), None, first),
         Arm("all_plain", "one model, all timesteps", (1,), ALL_PLAIN, first),
+        Arm("balanced", "one model, balanced loss", (1,), BALANCED, first),
         Arm("soup", "soup of all-timestep models", (1,), SOUP, merged),
         Arm("plain_routed", "plain experts, routed", (1,), PLAIN, routed),
+        Arm("last_expert", "last expert, else pretrained", (1,), LAST, last),
         Arm("deme_routed", "DeMe experts, routed", (1, 2), DEME, routed),
         Arm("deme_merged", "DeMe merged", (1, 2), DEME, merged, weighted=True),
         Arm("averaged", "averaged ensemble", (2,), DEME, averaged),
@@ -118,7 +131,7 @@ ARMS = {
     )
 }
 
-DEFAULT_ARMS = tuple(ARMS)[:7]
+DEFAULT_ARMS = tuple(ARMS)[:9]
 
 
 def label(cell: str, arm: str) -> str:

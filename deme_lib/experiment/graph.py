@@ -19,9 +19,9 @@ from deme_lib.experiment.stages import judge, look, prepare, train
 from deme_lib.experiment.store import Artefact, Machine, Source
 from deme_lib.method.timesteps import split_timesteps
 
-ADAM = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "ema_decay")
+ADAM = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm")
 TRAINING = (*ADAM, "precision", "seed", "finetune_lr", "loss_images")
-SAMPLING = ("seed", "sampling_steps", "timestep_spacing")
+SAMPLING = ("seed", "sampler", "sampling_steps")
 SCORING = ("fid_reference", "is_splits", "kid_subset_size", "kid_subsets")
 
 
@@ -63,10 +63,11 @@ def ranges(p: Parameters) -> list[range]:
 def copies(p: Parameters, family: Family) -> list[Artefact]:
     """A family of finetuned copies, in order."""
     n, label = p.n_ranges, family.name.replace("_", "-")
-    if family.copies == "N":
-        labels = [f"{label}-{k}of{n}" for k in range(1, n + 1)]
-        return [_copy(p, family, name, k, p.total_steps // n) for k, name in enumerate(labels)]
-    if family.reweighted:  # the draws of the control, so that nothing else differs
+    if family.copies in ("N", "last"):
+        wanted = range(n) if family.copies == "N" else [n - 1]
+        labels = {k: f"{label}-{k + 1}of{n}" for k in wanted}
+        return [_copy(p, family, name, k, p.total_steps // n) for k, name in labels.items()]
+    if family.weighting:  # the draws of the control, so that nothing else differs
         return [_copy(p, family, "all-plain", 0, p.total_steps)]
     return [_copy(p, family, label, 0, p.total_steps)]
 
@@ -78,18 +79,20 @@ def experts(p: Parameters) -> list[Artefact]:
 
 def _copy(p: Parameters, family: Family, purpose: str, k: int, steps: int) -> Artefact:
     own = ranges(p)[k] if family.ranged else range(p.num_train_timesteps)
-    known: dict[str, Any] = {"data": data(p), "baseline": baseline(p), **p.pick(*TRAINING)}
+    known: dict[str, Any] = {"data": data(p), "baseline": baseline(p)}
+    known |= p.pick(*TRAINING, "final_lr", "ema_fraction")
     known |= {"purpose": purpose, "steps": steps, "own_range": [own.start, own.stop]}
     techniques = family.techniques
     known["probability"] = p.probability if techniques and family.ranged else 0.0
     known["consistency_weight"] = p.consistency_weight if techniques else 0.0
     known["channel_projection"] = techniques and p.channel_projection
     label = purpose
-    if family.reweighted:
-        used = {"min-snr": ("min_snr_gamma",), "p2": ("p2_gamma",)}.get(p.loss_weighting, ())
-        known |= p.pick("loss_weighting", *used)
-        known |= {"n_tasks": p.n_ranges} if p.loss_weighting == "uncertainty" else {}
-        label = f"all-{p.loss_weighting.replace('+', '-')}"
+    if family.weighting:
+        weighting = p.loss_weighting if family.weighting == "parameter" else family.weighting
+        used = {"min-snr": ("min_snr_gamma",), "p2": ("p2_gamma",)}.get(weighting, ())
+        known |= {"loss_weighting": weighting, **p.pick(*used)}
+        known |= {"n_tasks": p.n_ranges} if weighting in ("balanced", "uncertainty") else {}
+        label = f"all-{weighting.replace('+', '-')}"
     return _artefact(p, label, train.finetune, **known)
 
 
@@ -127,7 +130,7 @@ def images(p: Parameters, arm: Arm) -> Artefact:
 def scores(p: Parameters, arm: Arm) -> Artefact:
     """An arm's metrics per sampling seed."""
     known = {"images": images(p, arm), "reference": reference(p), **_features(p)}
-    known |= p.pick("sampling_seeds", "sampling_steps", *SCORING)
+    known |= p.pick("sampling_seeds", "sampler", "sampling_steps", *SCORING)
     return _artefact(p, f"scores-{arm.name}", judge.scores, **known)
 
 
@@ -187,7 +190,8 @@ def jobs(p: Parameters, looked_at: bool, fine: bool = False) -> dict[str, list[A
         if arm.weighted and q.merge_weights == "search":
             judged.insert(0, search(q, arm.family))
         if not fine:
-            job = copied[0].name if copied else judged[-1].name
+            shared = (job for job, made in found.items() if any(c in made for c in copied))
+            job = next(shared, (copied or judged)[0].name)
         for made in (*([copy] for copy in copied), judged):
             known = found.setdefault(job or made[-1].name, [])
             known += [artefact for artefact in made if artefact not in known]

@@ -18,19 +18,21 @@ from pydantic import (
 )
 
 from deme_lib.diffusion.data import CLASSIFIERS
+from deme_lib.diffusion.sampling import SAMPLERS
 from deme_lib.experiment.arms import ARMS, DEFAULT, DEFAULT_ARMS, Arm, label
 
 EXECUTION = {"device", "threads", "sampling_batch", "checkpoint_every"}
 EXECUTION |= {"runs_dir", "figures_dir", "seeds", "again"}
 """Parameters that change where, how fast and how many trainings, never what one of them gives."""
 
-ANALYSIS = {"base", "exploratory", "margin", "confidence"}
+ANALYSIS = {"base", "exploratory", "confirmation_seeds", "margin", "confidence"}
 """Parameters that change how records are read, and not what is recorded."""
 
 OF_CELLS = {"n_ranges", "probability", "consistency_weight", "channel_projection", "finetune_lr"}
-OF_CELLS |= {"batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "ema_decay"}
+OF_CELLS |= {"batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm", "final_lr"}
 OF_CELLS |= {"loss_weighting", "min_snr_gamma", "p2_gamma", "precision", "merge_weights", "arms"}
-"""Parameters that a cell may set: finetuning, merging and what is judged; not how long."""
+OF_CELLS |= {"ema_fraction", "sampler", "sampling_steps"}
+"""Parameters that a cell may set: finetuning, merging, sampling, what is judged; not how long."""
 
 ALONE = [{"cell": DEFAULT}]
 
@@ -97,18 +99,21 @@ class Parameters(BaseModel):
     total_steps: Count = _of(
         4000, "optimiser steps of all experts together; a control has as many", le=10**9
     )
-    finetune_lr: Positive = _of(2e-4, "constant learning rate")
+    finetune_lr: Positive = _of(2e-4, "learning rate at the start")
+    final_lr: NotNegative = _of(0.0, "learning rate at the end, reached by a cosine")
     batch_size: Count = _of(64, "images per optimiser step", le=2**20)
     adam_beta1: Decay = _of(0.9, "AdamW")
     adam_beta2: Decay = _of(0.999, "AdamW")
     weight_decay: NotNegative = _of(1e-2, "AdamW")
     clip_norm: Positive = _of(1.0, "gradient norm clipped to this")
-    ema_decay: Decay = _of(0.995, "EMA of the weights that are judged")
+    ema_fraction: NotNegative = _of(
+        0.05, "share of a run's steps that the EMA of its weights averages over; 0: no EMA", le=0.25
+    )
     loss_weighting: Weighting = _of("none", "re-weighting of the arm `reweighted`")
     min_snr_gamma: Positive = _of(5.0, "of Min-SNR (Hang et al. 2023)")
     p2_gamma: Positive = _of(1.0, "of P2 weighting (Choi et al. 2022)")
     precision: Literal["no", "bf16", "fp16"] = _of("no", "autocast in training")
-    seeds: Seeds = _of([0, 1, 2, 3, 4, 5, 6, 7], "training seeds; recorded ones are not made again")
+    seeds: Seeds = _of([*range(8)], "training seeds; recorded ones are not made again")
 
     # merge: weights of the arm deme_merged
     merge_weights: Literal["uniform", "search"] | list[Weight] = _of(
@@ -127,8 +132,8 @@ class Parameters(BaseModel):
         ALONE, "variants judged side by side: a name, what it sets, paper's FIDs"
     )
     base: str = _of("pretrained", "row that a table's differences are taken to")
-    sampling_steps: Count = _of(20, "DDIM steps")
-    timestep_spacing: Literal["leading", "trailing", "linspace"] = _of("leading", "of DDIM")
+    sampler: Literal[SAMPLERS] = _of(SAMPLERS[0], "how images are drawn, see sampling.py")
+    sampling_steps: Count = _of(20, "denoiser calls an image")
     samples: Images = _of(5000, "images per row, training seed and sampling seed")
     sampling_seeds: Seeds = _of([0], "sampling seeds: streams of noise of each training seed")
     features: str = _of("fashion8-a", "a shipped classifier (fashion8-a, digits-a) or inception")
@@ -141,7 +146,12 @@ class Parameters(BaseModel):
     loss_images: Count = _of(2000, "search images of curves and planes, one draw each")
     loss_draws: Count = _of(2, "(timestep, noise) draws per test image", le=1000)
     primary_decoupling: list[str] = _of(
-        ["plain_routed - all_plain", "deme_merged - all_plain", "deme_merged - soup"],
+        [
+            "plain_routed - all_plain",
+            "plain_routed - soup",
+            "deme_merged - all_plain",
+            "deme_merged - soup",
+        ],
         "comparisons of ablation 1 named before the run",
     )
     primary_merging: list[str] = _of(
@@ -150,13 +160,20 @@ class Parameters(BaseModel):
     )
     exploratory: list[str] = _of(
         [
+            "balanced - all_plain",
+            "last_expert - all_plain",
             "soup - all_plain",
-            "plain_routed - soup",
+            "plain_routed - balanced",
+            "plain_routed - last_expert",
             "deme_routed - all_plain",
             "deme_routed - plain_routed",
             "deme_merged - plain_routed",
         ],
         "further comparisons, uncorrected",
+    )
+    confirmation_seeds: list[Seed] = _of(
+        [8, 9, 10, 11, 12, 13, 14, 15],
+        "training seeds that verdicts are drawn on, none: all; by default of fashion8 alone",
     )
     margin: Positive = _of(0.05, "margin of interest, share of the pretrained model's excess", lt=1)
     confidence: float = _of(0.95, "level of the intervals", gt=0.5, lt=1)
@@ -190,6 +207,8 @@ class Parameters(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if "confirmation_seeds" not in self.model_fields_set and self.experiment != "fashion8":
+            self.__dict__["confirmation_seeds"] = []  # nobody has looked at the others
         for check in (_check_model, _check_arms, _check_sizes, _check_cells, _check_comparisons):
             check(self)
         return self
@@ -223,9 +242,11 @@ class Parameters(BaseModel):
     def rows(self) -> dict[tuple[str, str], tuple[Arm, Self]]:
         """(cell, arm) -> the arm and its cell's parameters, in the order of the table."""
         found = {(DEFAULT, "pretrained"): (ARMS["pretrained"], self)}
+        drawn = ("sampler", "sampling_steps")
         for cell, q in self.per_cell().items():
             for arm in (ARMS[name] for name in q.arms):
-                found.setdefault((cell if arm.family else DEFAULT, arm.name), (arm, q))
+                shared = not arm.family and self.pick(*drawn) == q.pick(*drawn)
+                found.setdefault((DEFAULT if shared else cell, arm.name), (arm, q))
         return found
 
     def pick(self, *names: str) -> dict[str, Any]:
@@ -264,14 +285,6 @@ def _check_model(p: Parameters) -> None:
         raise ValueError(
             f"total_steps={p.total_steps} cannot be shared evenly by n_ranges={p.n_ranges} "
             "experts: give a multiple"
-        )
-    steps = p.total_steps // p.n_ranges
-    longest = max(0.0, round(1 - 4 / steps, 9))
-    if p.ema_decay > longest:
-        raise ValueError(
-            f"ema_decay={p.ema_decay} averages over {1 / (1 - p.ema_decay):.0f} steps, more than a "
-            f"quarter of an expert's {steps}: experts would keep some of the pretrained weights "
-            f"that longer controls lose; set ema_decay to at most {longest}"
         )
     weights = p.merge_weights
     if isinstance(weights, list) and len(weights) != p.n_ranges:

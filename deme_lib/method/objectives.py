@@ -73,6 +73,28 @@ def snr_weights(
     return (weights / weights.mean()).float()
 
 
+def balanced_weights(losses: Sequence[float], ranges: Sequence[range]) -> torch.Tensor:
+    """Weights of a loss per timestep, float32 [T] of mean 1: L_k^(-1/2) in range k.
+
+    Ours, between equal weights (power 0) and the limit of ANT-UW's learnt ones (power -1).
+
+    Args:
+        losses: the pretrained model's loss L_k in each range.
+        ranges: adjacent ranges that tile [0, T).
+
+    Raises:
+        ValueError: a loss is 0 or not finite.
+    """
+    found = torch.tensor(losses, dtype=torch.float64)
+    if not (found.isfinite() & (found > 0)).all():
+        raise ValueError(
+            f"the pretrained model's losses per range are {[*losses]}: no weights follow from one "
+            "that is 0 or not finite; look at the model and its data"
+        )
+    weights = (found**-0.5).repeat_interleave(torch.tensor([len(own) for own in ranges]))
+    return (weights / weights.mean()).float()
+
+
 class UncertaintyWeighting(nn.Module):
     """Weights learnt per range of timesteps: exp(-s_k), with the task's log-variance s_k.
 

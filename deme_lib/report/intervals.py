@@ -11,8 +11,11 @@ from deme_lib.report.records import Records
 PRIMARY = {1: "primary_decoupling", 2: "primary_merging"}
 """Ablation -> the parameter that names its comparisons."""
 
-SECONDARY = ("inception_score", "fid_second", "kid", "test_loss")
-"""Measures of the primary comparisons beside FID."""
+JUDGED = ("fid", "inception_score")
+"""Measures in which primary comparisons get verdicts."""
+
+BESIDE = ("fid_second", "pixel", "kid", "precision", "recall", "test_loss")
+"""Further measures of the primary comparisons, estimated only."""
 
 FEWEST = 5
 """Training seeds below which an interval is given and no verdict."""
@@ -66,7 +69,7 @@ def family(differences: list[np.ndarray], level: float, margin: float) -> list[d
     p = np.array([t_interval(d, level)[2] for d in differences])
     rows = []
     for d, own in zip(differences, 1 - holm(p, 1 - level), strict=True):
-        found = {"n_units": len(d), "effect": np.mean(d), "level": own}
+        found = {"n_units": len(d), "effect": np.mean(d) if len(d) else np.nan, "level": own}
         found |= dict(zip(("low", "high", "p"), t_interval(d, own), strict=True))
         rows.append(found | {"verdict": verdict(d, own, margin)})
     return rows
@@ -82,19 +85,28 @@ def margin(records: Records, measure: str = "fid") -> float:
 def comparisons(records: Records) -> pd.DataFrame:
     """A row per comparison "a - b" and measure: effect, interval, level, p, margin, verdict.
 
-    Each ablation's primary comparisons are one Holm-corrected family in FID; the same pairs in
-    SECONDARY measures, and the exploratory pairs, are not corrected.
+    Kind "primary": an ablation's named comparisons in a JUDGED measure, one Holm-corrected family,
+    on the training seeds that confirm (``confirming``). Kind "estimate": the same pairs in all
+    measures on all trainings; "exploratory": others. Neither is corrected or gets a verdict.
     """
-    rows = []
+    rows, everyone = [], records.training_seeds
     for ablation, name in PRIMARY.items():
         named = pairs(records, name)
-        rows += _rows(records, named, "fid", "primary", ablation)
-        for pair, measure in product(named, SECONDARY):
-            rows += _rows(records, [pair], measure, "secondary", ablation)
-    for pair, measure in product(pairs(records, "exploratory"), ("fid", "test_loss")):
-        rows += _rows(records, [pair], measure, "exploratory", "")
+        for measure in JUDGED:
+            rows += _rows(records, named, measure, "primary", ablation, confirming(records))
+        for pair, measure in product(named, JUDGED + BESIDE):
+            rows += _rows(records, [pair], measure, "estimate", ablation, everyone)
+    for pair, measure in product(pairs(records, "exploratory"), (*JUDGED, "test_loss")):
+        rows += _rows(records, [pair], measure, "exploratory", "", everyone)
     columns = "ablation kind a b measure n_units effect low high level p margin verdict"
     return pd.DataFrame(rows, columns=columns.split())
+
+
+def confirming(records: Records) -> list[int]:
+    """The recorded training seeds on which verdicts are drawn: all where the parameter
+    ``confirmation_seeds`` names none, as of an experiment whose seeds nobody looked at before."""
+    named, there = records.parameters["confirmation_seeds"], records.training_seeds
+    return [seed for seed in there if seed in named or not named]
 
 
 def pairs(records: Records, name: str) -> list[tuple[str, str]]:
@@ -103,15 +115,20 @@ def pairs(records: Records, name: str) -> list[tuple[str, str]]:
     return [pair for pair in named if set(pair) <= records.titles.keys()]
 
 
-def _rows(records: Records, pairs: list, measure: str, kind: str, ablation: int | str) -> list:
+def _rows(
+    records: Records, pairs: list, measure: str, kind: str, ablation: int | str, seeds: list[int]
+) -> list:
     """The rows of pairs that are one family; none where the measure was not taken."""
     values, distance = records.of(measure), margin(records, measure)
     if values.isna().all(axis=None):
         return []
-    d = [(values[a] - values[b]).to_numpy() for a, b in pairs]
+    d = [(values[a] - values[b])[seeds].to_numpy() for a, b in pairs]
     found = family(d, records.parameters["confidence"], distance)
     same = {"ablation": ablation, "kind": kind, "measure": measure, "margin": distance}
-    return [same | {"a": a, "b": b, **row} for (a, b), row in zip(pairs, found, strict=True)]
+    if kind != "primary":
+        same["verdict"] = ""
+    rows = zip(pairs, found, strict=True)
+    return [{"a": a, "b": b, **row, **same} for (a, b), row in rows]
 
 
 def gate(records: Records) -> pd.DataFrame:

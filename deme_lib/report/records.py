@@ -12,8 +12,8 @@ from deme_lib.errors import Explained
 
 QUANTILES = ("q05", "q25", "median", "q75", "q95")
 COLUMNS = {
-    "metrics": "training_seed cell arm seed n features steps reference fid fid_second fid_train "
-    "pixel kid inception_score precision recall",
+    "metrics": "training_seed cell arm seed n features sampler steps reference fid fid_second "
+    "fid_train pixel kid inception_score precision recall",
     "arms": "training_seed cell arm title parameters calls_per_image training_steps weights",
     "losses": "training_seed cell arm bin_start bin_stop loss",
     "floor": "draw n fid fid_second pixel kid inception_score",
@@ -33,7 +33,7 @@ KEYS = {"metrics": ["seed"], "arms": [], "losses": ["bin_start"]}
 NEEDED = (*KEYS, "floor")
 """CSVs that must be there, as the other ones need not."""
 
-MEASURES = COLUMNS["metrics"].split()[8:]
+MEASURES = COLUMNS["metrics"].split()[9:]
 
 
 class RecordsError(Explained, ValueError):

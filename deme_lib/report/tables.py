@@ -78,15 +78,23 @@ def setting(records: Records) -> str:
     )
 
 
+NAMES = {"dpm-solver": "DPM-Solver++", "ddim": "DDIM"}
+"""Samplers as printed, where not by their name."""
+
+
 def sampler(records: Records) -> str:
-    """The sampler of every image, and what is wrong with it."""
-    p = records.parameters
-    how = f"DDIM, {p['sampling_steps']} steps, {p['timestep_spacing']}"
-    return f"{how} (clips as diffusers does, which distorts: figures/README.md)"
+    """The sampler of every image and its steps; that of a cell stands in its name."""
+    used = records.metrics[["sampler", "steps"]].drop_duplicates()
+    if len(used) > 1:
+        return "sampler and steps as the rows say"
+    ((name, steps),) = used.itertuples(index=False)
+    return f"{NAMES.get(name, name)}, {steps} steps"
 
 
 def seeds(kind: str, found: list[int]) -> str:
-    """Seeds in words: "training seeds 0 to 7"."""
+    """Seeds in words: "training seeds 0 to 7"; "" of none."""
+    if not found:
+        return ""
     if len(found) > 2 and found == list(range(found[0], found[-1] + 1)):
         return f"{kind} seeds {found[0]} to {found[-1]}"
     return f"{kind} seed{'s' * (len(found) > 1)} {', '.join(map(str, found))}"
@@ -101,6 +109,7 @@ def caption(records: Records) -> str:
 def compared_markdown(records: Records) -> str:
     """The comparisons as markdown, and what they were judged by."""
     found, share = intervals.comparisons(records), 100 * records.parameters["margin"]
+    judged = seeds("training", intervals.confirming(records)) if len(found) else ""
     half = (found["high"] - found["low"]) / 2
     columns = {
         "a − b": found["a"] + " − " + found["b"],
@@ -108,11 +117,14 @@ def compared_markdown(records: Records) -> str:
         "kind": found["kind"],
         "measure": found["measure"],
         "effect ± half its interval": [*map(plus_minus, found["effect"], half)],
+        "trainings": found["n_units"].map(str),
         "level": found["level"].map(lambda x: f"{100 * x:.4g} %"),
         "verdict": found["verdict"],
     }
     return f"{markdown(pd.DataFrame(columns))}\n\n" + (
-        f"{setting(records)}; t intervals over training seeds, "
-        f"the primary ones Holm-corrected; margin of FID {decimals(intervals.margin(records), 4)}: "
-        f"{share:g} % of what the pretrained model has above real images."
+        f"{setting(records)}; t intervals over training seeds. Verdicts of the primary ones, "
+        f"Holm-corrected, on {judged or 'no training seed yet'}. Margins: FID "
+        f"{decimals(intervals.margin(records), 4)}, IS "
+        f"{decimals(intervals.margin(records, 'inception_score'), 4)}, {share:g} % of what the "
+        "pretrained model lacks to real images."
     )

@@ -9,12 +9,14 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from deme_lib.diffusion import models
 from deme_lib.diffusion.progress import bar
-from deme_lib.diffusion.training import Training, TrainingSpec
+from deme_lib.diffusion.training import BALANCED, Training, TrainingSpec
 from deme_lib.diffusion.training import finetune as finetuned
 from deme_lib.experiment.stages import device_of, fixed_noise, images_of, pipeline_of, table
 from deme_lib.experiment.store import Machine
+from deme_lib.method.timesteps import split_timesteps
 
 CHECKPOINT = "checkpoint.safetensors"
+PRETRAINING_EMA = 0.995  # with diffusers' warm-up, so that it suits short runs too
 
 
 def load_baseline(
@@ -70,6 +72,8 @@ def train_baseline(
         own_range=range(num_train_timesteps),
         learning_rate=pretrain_lr,
         final_learning_rate=finetune_lr,
+        held=0.2,
+        ema_decay=PRETRAINING_EMA,
         ema_warmup=True,
         **optimiser,
     )
@@ -94,17 +98,25 @@ def finetune(
     consistency_weight: float,
     channel_projection: bool,
     finetune_lr: float,
+    final_lr: float,
+    ema_fraction: float,
     loss_images: int,
     **optimiser: Any,
 ) -> None:
     """A finetuned copy of the pretrained model, on [start, stop) of ``own_range`` (Eq. 3 to 6)."""
     pipeline = pipeline_of(baseline)
+    if optimiser.get("loss_weighting") == BALANCED:
+        noise = fixed_noise(data, "search", pipeline.scheduler, loss_images)
+        errors = noise.errors(pipeline.unet.eval().to(device := device_of(on)), device)
+        cut = split_timesteps(optimiser["n_tasks"], pipeline.scheduler.config.num_train_timesteps)
+        optimiser["range_losses"] = tuple(noise.mean_in(errors, own) for own in cut)
     spec = TrainingSpec(
         steps=steps,
         purpose=(seed, purpose),
         own_range=range(*own_range),
         learning_rate=finetune_lr,
-        final_learning_rate=finetune_lr,
+        final_learning_rate=final_lr,
+        ema_decay=max(0.0, 1 - 1 / max(1.0, ema_fraction * steps)),
         probability=probability,
         consistency_weight=consistency_weight,
         **optimiser,

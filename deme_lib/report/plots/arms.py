@@ -49,10 +49,14 @@ def _seeds(
     ax.errorbar(*place[::flip], **ends, **look)
 
 
-def _every_row(ax: plt.Axes, records: Records) -> None:
-    """FID of every row minus the base's."""
-    fid, base, titles = records.of("fid"), records.base, records.titles
-    d = fid.sub(fid[base], axis=0)
+MEASURES = {"fid": "FID", "inception_score": "IS"}
+BETTER = {"fid": "← better      worse →", "inception_score": "← worse      better →"}
+
+
+def _every_row(ax: plt.Axes, records: Records, measure: str) -> None:
+    """A measure of every row minus the base's."""
+    values, base, titles = records.of(measure), records.base, records.titles
+    d = values.sub(values[base], axis=0)
     for y, row in enumerate(titles):
         if row == base:
             ax.plot(0, y, **style.of(base))
@@ -63,29 +67,37 @@ def _every_row(ax: plt.Axes, records: Records) -> None:
     ax.set_ylim(len(titles) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="0.92")
-    sizes, scale = d.mean().abs().drop(base), "← better      worse →"
+    sizes, scale = d.mean().abs().drop(base), BETTER[measure]
     if sizes.max() > 40 * sizes.median() > 0:  # one row would squeeze all others to a point
         symlog(ax.xaxis, 10 ** np.ceil(np.log10(sizes.median())), ticks=(1,))
         scale += "\nsymmetric log scale"
-    ax.set_xlabel(f"FID minus that of {titles[base]} ({decimals(fid[base].mean())})\n{scale}")
+    what = f"{MEASURES[measure]} minus that of {titles[base]}"
+    ax.set_xlabel(f"{what} ({decimals(values[base].mean())})\n{scale}")
 
 
 def main(records: Records) -> Figure:
-    """Left, FID of every arm minus the base's; right, the named comparisons and their verdicts."""
+    """Above FID, below IS. Left, of every arm minus the base's; right, the named comparisons."""
     found = intervals.comparisons(records).query("kind == 'primary'")
-    height = 2 + 0.5 * max(len(records.titles), len(found) + found["ablation"].nunique())
-    figure, axes = subplots(1, 2 if len(found) else 1, height, sharex=True)
-    _every_row(axes[0, 0], records)
+    pairs = found[found["measure"] == "fid"]
+    height = 1 + 0.42 * max(len(records.titles) + 1, len(pairs) + pairs["ablation"].nunique())
+    shown = [m for m in MEASURES if records.of(m).notna().all(axis=None)]
+    size = (len(shown), 2 if len(found) else 1, 1 + height * len(shown))
+    figure, axes = subplots(*size, sharex="row")
+    for row, measure in zip(axes, shown, strict=True):
+        _every_row(row[0], records, measure)
+        if len(found):
+            _compared(row[1], records, found[found["measure"] == measure], measure)
     said = f"Points: training seeds; bars: mean and {_bars(records)}"
     if len(found):
-        _compared(axes[0, 1], records, found)
-        said += ", right Holm-corrected"
+        judged = tables.seeds("training", intervals.confirming(records))
+        said += f", right Holm-corrected, of {judged or 'none yet'} (verdicts); grey bars: of all"
     return captioned(figure, f"{said}. {tables.setting(records)}")
 
 
-def _compared(ax: plt.Axes, records: Records, found: pd.DataFrame) -> None:
+def _compared(ax: plt.Axes, records: Records, found: pd.DataFrame, measure: str) -> None:
     """Comparisons by ablation, each with its verdict at the right, over the margin."""
-    margin, fid, titles = intervals.margin(records), records.of("fid"), records.titles
+    margin, values = intervals.margin(records, measure), records.of(measure)
+    titles, judged = records.titles, intervals.confirming(records)
     ax.axvspan(-margin, margin, color="0.92", lw=0, zorder=0)
     ax.axvline(0, color=GREY, lw=1, zorder=0)
     y, place = 0, {"transform": ax.get_yaxis_transform(), "va": "center"}
@@ -93,20 +105,25 @@ def _compared(ax: plt.Axes, records: Records, found: pd.DataFrame) -> None:
         ax.text(0, y, ABLATIONS[ablation], weight="bold", fontsize=10.5, **place)
         for c in rows.itertuples():
             y += 1
-            _seeds(ax, y, fid[c.a] - fid[c.b], c.level, c.a, beside=0.27)
+            d, level = values[c.a] - values[c.b], records.parameters["confidence"]
+            if len(judged) < len(d):
+                plain = {"color": GREY, "ms": 5, "lw": 1.5}
+                _seeds(ax, y + 0.27, d, level, c.a, beside=0, **plain)
+            if judged:
+                _seeds(ax, y, d[judged], c.level, c.a, beside=0.14)
             said, look = f"{titles[c.a]} − {titles[c.b]}", {"bbox": style.WHITE, **place}
             ax.text(0, y - 0.36, said, fontsize=9.5, **look)
             ax.text(1.03, y, c.verdict.replace(", ", ",\n"), fontsize=10, **place)
         y += 1
     ax.set(yticks=[], ylim=(y - 0.4, -0.6))
     ax.spines["left"].set_visible(False)
-    ax.set_xlabel(f"difference in FID\ngrey: the margin, ±{decimals(margin)}")
+    ax.set_xlabel(f"difference in {MEASURES[measure]}\ngrey: the margin, ±{decimals(margin)}")
 
 
 def cells(records: Records) -> Figure:
     """FID of every row of an experiment with several cells, minus the base's."""
     figure, axes = subplots(1, 1, 1.7 + 0.42 * len(records.titles))
-    _every_row(axes[0, 0], records)
+    _every_row(axes[0, 0], records, "fid")
     said = f"Points: training seeds; bars: mean and {_bars(records)}. "
     return captioned(figure, said + tables.setting(records))
 

@@ -21,14 +21,16 @@ WIDTH = 9
 STYLES = {
     "pretrained": (GREY, "o"),
     "all_plain": (COLOURS[1], "s"),
+    "balanced": (COLOURS[8], "h"),
     "soup": (COLOURS[4], "v"),
     "plain_routed": (COLOURS[2], "^"),
+    "last_expert": (COLOURS[5], ">"),
     "deme_routed": (COLOURS[9], "D"),
     "deme_merged": (COLOURS[0], "*"),
     "averaged": (COLOURS[3], "P"),
     "plain_merged": (COLOURS[2], "X"),
     "reweighted": (COLOURS[7], "H"),
-    "all_same": (COLOURS[5], "d"),
+    "all_same": (COLOURS[3], "d"),
     "soup_same": (COLOURS[6], "p"),
 }
 """Arm -> (colour, marker); an arm of one's own is black."""

@@ -78,26 +78,19 @@ def decouple(
 
     Raises:
         ModelError: data and conditions do not fit the model, or its scheduler no training.
-        ValueError: an argument is out of its range or of another type, N does not fit T, the
-            adapter is not the one thing to train, or ``folder`` holds experts of other arguments.
+        ValueError: an argument is out of its range, N does not fit T, the adapter is not the one
+            thing to train, or ``folder`` holds experts of other arguments.
         TrainingError: a loss became infinite or nan.
     """
     part = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
     model, schedule = getattr(pipeline, part, None), models.noise_schedule(pipeline.scheduler)
     if not isinstance(model, ModelMixin):
-        raise ArgumentError(
-            f"the pipeline's unet or transformer is {type(model).__name__}: give it one model of "
-            "diffusers'"
-        )
-    timesteps = schedule.config.num_train_timesteps
-    counts = {"steps": steps, "n_ranges": n_ranges, "checkpoint_every": checkpoint_every}
-    if odd := [f"{k}={v!r}" for k, v in counts.items() if not isinstance(v, int) or v < 1]:
-        raise ArgumentError(f"{', '.join(odd)}: give whole numbers, 1 or more")
+        raise ArgumentError(f"the pipeline's {part} is {type(model).__name__}: give it one model")
     denoisers.check_data(images, conditioning or {}, null or {}, drop)
     spec = TrainingSpec(
         steps=steps,
         purpose=(seed, "expert"),
-        own_range=range(timesteps),
+        own_range=range(schedule.config.num_train_timesteps),
         learning_rate=learning_rate,
         final_learning_rate=learning_rate,
         batch_size=batch_size,
@@ -107,35 +100,31 @@ def decouple(
         ema_decay=max(0.0, 1 - 5 / max(1, steps)) if ema_decay is None else ema_decay,
         precision=precision,
     )
-    cut = split_timesteps(n_ranges, timesteps)
+    cut = split_timesteps(n_ranges, len(spec.own_range))
     wanted = range(n_ranges) if ranges is None else ranges
-    whole = isinstance(wanted, Sequence) and all(isinstance(k, int) for k in wanted)
-    if not (whole and wanted and len(set(wanted) & set(range(n_ranges))) == len(wanted)):
-        raise ArgumentError(f"ranges={wanted}: give each once, counted from 0 to {n_ranges - 1}")
+    if not wanted or not set(wanted) <= set(range(n_ranges)):
+        raise ArgumentError(f"ranges={wanted}: give some of 0 to {n_ranges - 1}")
     adapted = lora.has_adapters(model)
     if not adapted and not any(p.requires_grad for p in model.parameters()):
         raise ArgumentError(
             "all is frozen: give the model an adapter, or call requires_grad_(True)"
         )
     if folder is not None:
-        betas = getattr(schedule, "alphas_cumprod", torch.tensor(timesteps))
+        folder = Path(folder)
+        noise = getattr(schedule, "alphas_cumprod", torch.tensor(len(spec.own_range)))
         arguments = asdict(spec) | {
             "own_range": None,
             "n_ranges": n_ranges,
             "channel_projection": channel_projection,
             "pretrained model": _hash(model.state_dict()),
             "model's settings": _settings(model),
-            "predict": [
-                predict.__module__,
-                getattr(predict, "__qualname__", type(predict).__name__),
-            ],
-            "noise schedule": _hash({"": betas}),
-            "prediction": schedule.config.get("prediction_type", "flow"),
+            "predict": f"{predict.__module__}.{getattr(predict, '__qualname__', type(predict))}",
+            "noise schedule": _hash({schedule.config.get("prediction_type", "flow"): noise}),
             "images": _hash({"": images}),
             "conditioning": _hash(conditioning or {}),
             "null": _hash(null or {}),
         }
-        _claim(folder := Path(folder), arguments)
+        _claim(folder, arguments)
 
     experts = []
     for k in wanted:
@@ -179,13 +168,12 @@ def decouple(
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Give back the adapter, its type and the device of a model that is trained in place."""
     held = [(p, p.data.clone()) for p in model.parameters() if p.requires_grad]
-    device, modes = next(model.parameters()).device, {m: m.training for m in model.modules()}
+    device = next(model.parameters()).device
     try:
-        yield
+        with denoisers.modes_kept(model):
+            yield
     finally:
         model.to(device)
-        for module, mode in modes.items():
-            module.training = mode
         for parameter, values in held:
             parameter.data, parameter.grad = values, None
 
@@ -195,13 +183,10 @@ def _claim(folder: Path, arguments: Mapping[str, Any]) -> None:
     note, given = folder / "arguments.json", json.loads(json.dumps(arguments))
     folder.mkdir(parents=True, exist_ok=True)
     if not note.is_file() and not any(folder.glob("expert-*")):
-        partial = folder / f"arguments-{os.getpid()}.tmp"
+        partial = note.with_suffix(".tmp")
         partial.write_text(json.dumps(given, indent=1))
         os.replace(partial, note)
-    try:
-        held = json.loads(note.read_text()) if note.is_file() else {}
-    except ValueError as error:
-        raise ArgumentError(f"{note} is damaged: give an empty folder") from error
+    held = json.loads(note.read_text()) if note.is_file() else {}
     if other := [name for name, value in given.items() if held.get(name) != value]:
         raise ArgumentError(
             f"{folder} is of another call, with other {', '.join(other)}: give what its "
@@ -210,20 +195,11 @@ def _claim(folder: Path, arguments: Mapping[str, Any]) -> None:
 
 
 def _settings(model: ModelMixin) -> str:
-    """A hash of its configuration, its adapters' and their scalings, and of what is trained."""
-    modules, adapters = dict(model.named_modules()), getattr(model, "peft_config", {})
-    told = {
-        "config": {k: v for k, v in model.config.items() if not k.startswith("_")},
-        "adapters": {name: config.to_dict() for name, config in adapters.items()},
-        "scalings": {n: m.scaling for n, m in modules.items() if hasattr(m, "lora_A")},
-        "dropout": {n: m.p for n, m in modules.items() if isinstance(m, nn.Dropout)},
-        "trained": [name for name, p in model.named_parameters() if p.requires_grad],
-    }
-
-    def plain(value: Any) -> Any:
-        return sorted(value) if isinstance(value, set) else str(value)
-
-    text = json.dumps(told, sort_keys=True, default=plain)
+    """A hash of its configuration and layers, its adapters' scalings, and of what is trained."""
+    config = {name: value for name, value in model.config.items() if name[0] != "_"}
+    scalings = {n: m.scaling for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    text = f"{model} {sorted(config.items())} {scalings} {trained}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

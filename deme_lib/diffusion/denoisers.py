@@ -9,8 +9,8 @@ which takes t / 1000 and, for all images of a batch, places of the tokens (on it
         return model(x, timestep=t / 1000, return_dict=False, **ids, **conditioning)[0]
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -37,7 +37,7 @@ def predict(
 
 
 class Denoiser(nn.Module):
-    """A model called with tensors alone, in the type that most of it has; its results are float32.
+    """A model called with tensors alone, in its own type; what it predicts is float32.
 
     Args:
         names: of the conditions that it is called with, in this order.
@@ -46,14 +46,11 @@ class Denoiser(nn.Module):
     def __init__(self, model: nn.Module, predict: Predict = predict, names: tuple[str, ...] = ()):
         super().__init__()
         self.model, self.predict, self.names = model, predict, names
-        sizes = Counter({torch.float32: 0})
-        for p in model.parameters():
-            sizes[p.dtype] += p.numel() if p.is_floating_point() else 0
-        self.dtype = sizes.most_common(1)[0][0]
+        self.dtype = getattr(model, "dtype", torch.float32)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
-        """The prediction for x [B, C, ...], of its shape: the first C channels of 2 C, where the
-        model learns the variance too, which is not trained here.
+        """The prediction for x [B, C, ...], of its shape: of a learned variance, which is not
+        trained here, the first C of 2 C channels.
 
         Raises:
             ModelError: it is of another shape.
@@ -75,43 +72,49 @@ class WithoutAdapters(Denoiser):
     """What a model predicts without its adapters: Eq. 4's frozen teacher, and no second copy."""
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
-        layers, modes = _tuners(self.model), {m: m.training for m in self.model.modules()}
-        try:
-            self.model.eval()
-            for layer in layers:
-                layer.enable_adapters(False)
-            return super().forward(x, t, *conditions)
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
-            for module, mode in modes.items():
-                module.training = mode
+        layers = _adapter_layers(self.model)
+        with modes_kept(self.model):
+            try:
+                self.model.eval()
+                for layer in layers:
+                    layer.enable_adapters(False)
+                return super().forward(x, t, *conditions)
+            finally:
+                for layer in layers:
+                    layer.enable_adapters(True)
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module trains or evaluates as before."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def check_adapter(model: nn.Module) -> str:
-    """The name of a model's one active adapter, all that is trained.
+    """The name of the one adapter that a model trains.
 
     Raises:
-        ArgumentError: there are other active ones, or what is trained is not the adapter.
+        ArgumentError: it is frozen or disabled, or not alone.
         ModelError: it is more than LoRA's A and B, which could not be kept and merged.
     """
-    layers = [layer for layer in _tuners(model) if not (layer.disable_adapters or layer.merged)]
-    active = sorted({name for layer in layers for name in layer.active_adapters})
-    names = {name for name, _ in model.named_parameters() if ".lora_" in name}
-    own = {name for name in names if any(f".{one}." in f"{name}." for one in active)}
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    if len(active) != 1 or trained != own:
-        frozen, more = sorted(own - trained)[:2], sorted(trained - own)[:2]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    beside = [name for name in trained if ".lora_" not in name]
+    adapters = sorted({name.split(".")[-2] for name in trained if name not in beside})
+    if len(adapters) != 1 or beside:
         raise ArgumentError(
-            f"one adapter is to be active and trained, alone. Active of {sorted(model.peft_config)}"
-            f" are {active}; of it are frozen {frozen}, besides it can be trained {more}: see "
-            "add_adapter, set_adapter, enable_adapters and requires_grad"
+            f"of the adapters {sorted(model.peft_config)} one is to be trained, alone; trained are "
+            f"{adapters}, beside them {beside[:2]}: see set_adapter and requires_grad_"
         )
-    lora.adapter_state(model, active[0])
-    return active[0]
+    lora.adapter_state(model, adapters[0])
+    return adapters[0]
 
 
-def _tuners(model: nn.Module) -> list[nn.Module]:
+def _adapter_layers(model: nn.Module) -> list[nn.Module]:
     from peft.tuners.tuners_utils import BaseTunerLayer  # the extra ``lora``
 
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -120,29 +123,22 @@ def _tuners(model: nn.Module) -> list[nn.Module]:
 def check_data(
     images: torch.Tensor, conditioning: Conditioning, null: Conditioning, drop: float
 ) -> None:
-    """Raise where data and conditions are not what training takes, or do not fit each other."""
-    shape, kind = tuple(getattr(images, "shape", ())), getattr(images, "dtype", "objects")
-    usable = isinstance(images, torch.Tensor) and (kind == torch.uint8 or kind.is_floating_point)
-    if not usable or len(shape) < 2 or not len(images):
-        raise ArgumentError(
-            "images must be a torch.Tensor, uint8 [n, C, H, W] as from load_images, or float "
-            f"latents [n, ...], not a {type(images).__name__} of {kind} {shape}"
-        )
-    for name, rows in conditioning.items():
-        found = tuple(getattr(rows, "shape", ())) or type(rows).__name__
-        if not isinstance(rows, torch.Tensor) or found[:1] != shape[:1]:
+    """ArgumentError where data and conditions are not what is trained on, or do not fit."""
+    for name, rows in {"images": images, **conditioning}.items():
+        if not isinstance(rows, torch.Tensor) or not len(rows) or len(rows) != len(images):
+            kind = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
             raise ArgumentError(
-                f"conditioning {name!r} is {found}: give {shape[0]} rows, as images"
+                f"{name}: {kind}, give a torch.Tensor of {len(images)} rows, one for each image"
             )
-    for name, values in {"images": images, **conditioning}.items():
-        if values.is_floating_point() and not values.isfinite().all():
+        if rows.is_floating_point() and not rows.isfinite().all():
             raise ArgumentError(f"{name} hold NaN or infinity: leave these rows out")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ArgumentError(f"images are {images.dtype}: give uint8 images, or float latents")
     wanted = {name: tuple(rows.shape[1:]) for name, rows in conditioning.items()}
-    found = {name: tuple(row.shape) if hasattr(row, "shape") else row for name, row in null.items()}
-    odd = {name: shape for name, shape in found.items() if wanted.get(name) != shape}
-    if odd or (drop and not null):
+    given = {name: tuple(row.shape) for name, row in null.items()}
+    if not given.items() <= wanted.items() or (drop and not given):
         raise ArgumentError(
-            f"null rows {odd}, drop={drop}: give rows that stand in for dropped ones of {wanted}"
+            f"null rows {given}, drop={drop}: give rows that stand in for dropped ones of {wanted}"
         )
 
 

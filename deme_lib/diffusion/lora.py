@@ -20,43 +20,34 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from deme_lib.diffusion.models import ModelError
-from deme_lib.method.merging import State, check_same, check_weights, wide
+from deme_lib.method.merging import State, check_weights, wide
 
 Source = str | Path | nn.Module | State
 DIFFUSERS, PEFT = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 METADATA, CONFIG = "lora_adapter_metadata", "adapter_config.json"  # where each keeps its settings
 PREFIXES = "base_model.model.", "unet.", "transformer.", "transformer_2."  # peft's, pipelines'
 A, B = ".lora_A.weight", ".lora_B.weight"
-STARTS = True, False, "gaussian", "orthogonal", "eva"  # others change the pretrained weights
 
 
-def merge_adapters(
-    experts: Sequence[Source], weights: Sequence[float], out: Path | None = None
-) -> dict[str, torch.Tensor]:
+def merge_adapters(experts: Sequence[Source], weights: Sequence[float]) -> dict[str, torch.Tensor]:
     """Eq. 8 exactly, as one adapter, whose ranks are the sums of the experts'.
 
     Args:
         experts: what ``adapter_state`` takes, of any ranks, scalings and targets.
-        weights: one finite number an expert; one of weight 0 is not looked at.
-        out: a new folder to save it to, in the form of the first expert's file.
 
     Raises:
-        ModelError: an expert is no adapter of plain LoRA, or ``out`` is there.
+        ModelError: an expert is no adapter of plain LoRA.
         ValueError: weights do not fit, or the experts are of different models.
     """
     check_weights(weights, len(experts))
-    if out is not None:
-        check_new(out)
     states, merged = [adapter_state(expert) for expert in experts], {}
     for a in dict.fromkeys(name for state in states for name in state if name.endswith(A)):
         b = a.removesuffix(A) + B
         own = [(s[a], s[b], w) for s, w in zip(states, weights, strict=True) if a in s]
         if len({(down.shape[1:], len(up)) for down, up, _ in own}) > 1:
             raise ValueError(f"{a} differs in more than its rank: take experts of one model")
-        merged[a] = torch.cat([_times(down, float(w != 0)) for down, _, w in own])
-        merged[b] = torch.cat([_times(up, w) for _, up, w in own], 1)
-    if out is not None:
-        save_adapter(merged, out, _read(experts[0])[2])
+        merged[a] = torch.cat([down for down, _, _ in own])
+        merged[b] = torch.cat([_times(up, weight) for _, up, weight in own], 1)
     return merged
 
 
@@ -73,10 +64,8 @@ def adapter_state(source: Source, name: str = "") -> dict[str, torch.Tensor]:
     Raises:
         ModelError: there is none, or more than A's and B's: DoRA, biases, whole modules.
     """
-    tensors, settings, prefix = _read(source, name)
+    tensors, settings, prefix = read_adapter(source, name)
     odd = [key for key in tensors if not key.endswith((A, B))] + [k for k in settings if "." in k]
-    if (start := settings.get("init_lora_weights", True)) not in STARTS:
-        odd.append(f"init_lora_weights={start}")
     if odd or not tensors:
         raise ModelError(
             f"no adapter of plain LoRA, it has {odd[:5]}: save one of lora_A and lora_B of one "
@@ -84,75 +73,17 @@ def adapter_state(source: Source, name: str = "") -> dict[str, torch.Tensor]:
         )
     state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     for module in [key.removesuffix(B) for key in state if key.endswith(B)]:
-        up, rank = state[module + B], len(state[module + A])
-        if up.shape[1] != rank:
-            raise ModelError(f"{module} is a grouped convolution, whose adapter cannot be merged")
+        rank = len(state[module + A])
         patterns = (settings.get("alpha_pattern") or {}).items()
         fits = (value for key, value in patterns if re.match(rf"(.*\.)?({key})$", module))
         alpha = next(fits, settings.get("lora_alpha", rank))
         root = math.sqrt(rank) if settings.get("use_rslora") else rank
         scaling = settings.get("scaling", {}).get(prefix + module, alpha / root)
-        state[module + B] = _times(up, scaling)
+        state[module + B] = _times(state[module + B], scaling)
     return state
 
 
-def save_adapter(state: State, folder: Path, prefix: str = "") -> None:
-    """Save an adapter of scaling 1.
-
-    Args:
-        prefix: "unet." or "transformer." for a pipeline's ``load_lora_weights`` and its model's
-            ``load_lora_adapter(folder, prefix="unet", use_safetensors=True)``; "" for the latter
-            with None; "base_model.model." for ``peft.PeftModel.from_pretrained(model, folder)``.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    settings, file = _settings(state), folder / DIFFUSERS
-    if prefix == PREFIXES[0]:
-        (folder / CONFIG).write_text(json.dumps(settings, indent=2))
-        file = folder / PEFT
-    told = json.dumps({prefix + key: value for key, value in settings.items()})
-    tensors = {prefix + key: tensor.contiguous() for key, tensor in state.items()}
-    save_file(tensors, file, {"format": "pt", METADATA: told})
-
-
-def attached(base: nn.Module, state: State, name: str) -> nn.Module:
-    """A copy of ``base`` with this adapter, in place of all that it has."""
-    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-
-    model = copy.deepcopy(base)
-    recurse_remove_peft_layers(model)
-    vars(model).pop("peft_config", None)
-    inject_adapter_in_model(LoraConfig(**_settings(state)), model, name, state_dict=state)
-    if odd := set_peft_model_state_dict(model, state, name).unexpected_keys:
-        raise ValueError(f"the adapter is of another model, which has {odd[0]}")
-    model._hf_peft_config_loaded = True  # what diffusers' models look at
-    return model.eval()
-
-
-def has_adapters(model: nn.Module) -> bool:
-    return bool(getattr(model, "peft_config", None))
-
-
-def is_adapter(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (DIFFUSERS, PEFT))
-
-
-def check_frozen(base: nn.Module, expert: nn.Module) -> None:
-    """Raise where an expert differs from the base in more than adapters: a merge would lose it."""
-    start, state = (
-        {n.replace(".base_layer", ""): t for n, t in m.state_dict().items() if ".lora_" not in n}
-        for m in (base, expert)
-    )
-    check_same(start, state)
-    if more := [n for n, t in state.items() if not torch.equal(start[n].to(t), t)]:
-        raise ValueError(f"{more[:5]} are finetuned beside an adapter: fuse it, merge whole models")
-
-
-def check_new(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"{folder} is there already: name a new folder, nothing is overwritten")
-
-
-def _read(source: Source, name: str = "") -> tuple[State, dict, str]:
+def read_adapter(source: Source, name: str = "") -> tuple[State, dict, str]:
     """An adapter's tensors, its settings as peft names them, and the prefix of its tensors."""
     settings = {}
     if isinstance(source, nn.Module):
@@ -163,7 +94,6 @@ def _read(source: Source, name: str = "") -> tuple[State, dict, str]:
             raise ModelError(f"the model's adapters are {sorted(known)}, not {name!r}: name one")
         tensors = get_peft_model_state_dict(source, adapter_name=chosen[0])
         layers = {n: m for n, m in source.named_modules() if chosen[0] in getattr(m, "lora_A", ())}
-        settings = known[chosen[0]].to_dict()
         settings["scaling"] = {name: layer.scaling[chosen[0]] for name, layer in layers.items()}
     elif isinstance(source, Mapping):
         tensors = source
@@ -180,6 +110,45 @@ def _read(source: Source, name: str = "") -> tuple[State, dict, str]:
     return tensors, {key.removeprefix(prefix): value for key, value in settings.items()}, prefix
 
 
+def save_adapter(state: State, folder: Path, prefix: str = "") -> None:
+    """Save an adapter of scaling 1.
+
+    Args:
+        prefix: "unet." or "transformer." for a pipeline's ``load_lora_weights``; "" for a model's
+            ``load_lora_adapter(folder, prefix=None, use_safetensors=True)``; "base_model.model."
+            for ``peft.PeftModel.from_pretrained(model, folder)``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings, file = _settings(state), folder / DIFFUSERS
+    if prefix == PREFIXES[0]:
+        (folder / CONFIG).write_text(json.dumps(settings, indent=2))
+        file = folder / PEFT
+    told = json.dumps({prefix + key: value for key, value in settings.items()})
+    tensors = {prefix + key: tensor.contiguous() for key, tensor in state.items()}
+    save_file(tensors, file, {"format": "pt", METADATA: told})
+
+
+def attached(base: nn.Module, state: State) -> nn.Module:
+    """A copy of ``base`` with this adapter, ``merged``, float32 or wider, in place of all it has."""
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    model, name = copy.deepcopy(base), "merged"
+    recurse_remove_peft_layers(model)
+    vars(model).pop("peft_config", None)
+    inject_adapter_in_model(LoraConfig(**_settings(state)), model, name, state_dict=state)
+    for key, parameter in model.named_parameters():
+        if ".lora_" in key:
+            parameter.data = parameter.data.to(wide(*state.values()))
+    if odd := set_peft_model_state_dict(model, state, name).unexpected_keys:
+        raise ValueError(f"the adapter is of another model, which has {odd[0]}")
+    model._hf_peft_config_loaded = True  # what diffusers' models look at
+    return model.eval()
+
+
+def has_adapters(model: object) -> bool:
+    return bool(getattr(model, "peft_config", None))
+
+
 def _settings(state: State) -> dict:
     """What peft is to know of an adapter of scaling 1, whose modules it names in full."""
     ranks = {re.escape(key.removesuffix(A)): len(t) for key, t in state.items() if key.endswith(A)}
@@ -190,6 +159,5 @@ def _settings(state: State) -> dict:
 
 
 def _times(tensor: torch.Tensor, factor: float) -> torch.Tensor:
-    """The product, rounded once to the tensor's type; of 0 zeros, even where it diverged."""
-    product = tensor.to(wide(tensor)) * factor if factor else torch.zeros_like(tensor)
-    return product.to(tensor.dtype)
+    """The product, rounded once to the tensor's type."""
+    return (tensor.to(wide(tensor)) * factor).to(tensor.dtype)

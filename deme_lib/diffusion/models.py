@@ -25,6 +25,7 @@ from torch import nn
 from deme_lib.diffusion.data import local_folder
 from deme_lib.diffusion.randomness import seed_of
 from deme_lib.errors import Explained
+from deme_lib.method.ensembles import check_no_adapters
 from deme_lib.method.projection import model_class
 
 INDEX = "model_index.json"  # of a diffusers pipeline
@@ -216,18 +217,15 @@ def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Pat
     """Save as a diffusers pipeline; without projections ``DDPMPipeline`` loads it unaided.
 
     Raises:
-        ModelError: ``unet`` is an ensemble, or has adapters.
+        ModelError: ``unet`` is an ensemble.
+        ValueError: it has adapters.
     """
     if not isinstance(unet, UNet2DModel):
         raise ModelError(
             f"a {type(unet).__name__} cannot be saved as one pipeline: merge its members with "
             "merge_experts first, or save each of its .members"
         )
-    if any(".base_layer." in name for name in unet.state_dict()):
-        raise ModelError(
-            "the model's weights lie under its adapters, and could not be loaded: fuse and unload "
-            "these first, or save them with save_adapter"
-        )
+    check_no_adapters(unet)
     DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
 
 

@@ -78,6 +78,8 @@ def sampling_scheduler(
             config |= {"clip_sample": False, "thresholding": False}
         found = DDIMScheduler.from_config(config, timestep_spacing=spacing)
     found.set_timesteps(steps)
+    if len(found.timesteps) != steps:
+        raise SamplingError(f"{steps} steps cannot be spread over {end} timesteps: take fewer")
     return found
 
 

@@ -34,7 +34,6 @@ from deme_lib.diffusion.denoisers import (
     Schedule,
     WithoutAdapters,
     check_adapter,
-    check_data,
     to_model_range,
 )
 from deme_lib.diffusion.randomness import generator, seed_of
@@ -177,7 +176,7 @@ class Training:
     Args:
         model: what of it has ``requires_grad`` is trained in place, as float32; afterwards ask
             for ``ema_unet()``.
-        images, conditioning, null: see ``draw``.
+        images, conditioning, null: see ``draw``; ``decouple`` checks them, once for all runs.
         teacher: frozen pretrained model of the consistency loss (Eq. 4), or None; ``model``
             itself stands for what it is without its adapters.
         checkpoint: file to resume from if it is there, and to write to.
@@ -192,7 +191,9 @@ class Training:
             belongs to the step of ``position`` may be missing after a resumption: look again.
 
     Raises:
-        ArgumentError, ModelError: data, conditions, schedule or adapters do not fit the model.
+        ArgumentError: ``spec`` or ``checkpoint_every`` is out of its range, or an adapter is not
+            the one thing to train.
+        ModelError: data, conditions or schedule do not fit the model.
     """
 
     def __init__(
@@ -214,7 +215,8 @@ class Training:
         self.model, self.spec = model, spec
         self.scheduler = models.noise_schedule(scheduler)
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
-        check_data(images, conditioning or {}, null or {}, spec.drop)
+        if checkpoint_every < 1:
+            raise ArgumentError(f"checkpoint_every={checkpoint_every}: give 1 or more")
         given = [{k: v.detach() for k, v in (rows or {}).items()} for rows in (conditioning, null)]
         self.data = (images.detach(), *given)  # neither encoders nor a VAE are trained here
         t_max, own = self.scheduler.config.num_train_timesteps, spec.own_range
@@ -236,10 +238,7 @@ class Training:
             weight_decay=spec.weight_decay,
             fused=True,
         )
-        self.uncertainty, flat = None, spec.loss_weighting in ("none", UNCERTAINTY, BALANCED)
-        noise = self.scheduler.config.get("prediction_type") == "epsilon"
-        if not (flat or noise):
-            raise ArgumentError(f"loss_weighting={spec.loss_weighting!r} is of models of noise")
+        self.uncertainty, self.weights = None, torch.ones(t_max, device=device)
         if spec.loss_weighting == UNCERTAINTY:
             ranges = split_timesteps(spec.n_tasks, t_max)
             self.uncertainty = UncertaintyWeighting(ranges).to(device)
@@ -248,10 +247,11 @@ class Training:
         elif spec.loss_weighting == BALANCED:
             ranges = split_timesteps(len(spec.range_losses), t_max)
             self.weights = balanced_weights(spec.range_losses, ranges).to(device)
-        else:
-            alphas = self.scheduler.alphas_cumprod if noise else torch.full((t_max,), 0.5)
-            weights = snr_weights(spec.loss_weighting, alphas, spec.min_snr_gamma, spec.p2_gamma)
-            self.weights = weights.to(device)
+        elif spec.loss_weighting != "none":
+            if self.scheduler.config.get("prediction_type") != "epsilon":
+                raise ArgumentError(f"loss_weighting={spec.loss_weighting!r} is of models of noise")
+            given = self.scheduler.alphas_cumprod, spec.min_snr_gamma, spec.p2_gamma
+            self.weights = snr_weights(spec.loss_weighting, *given).to(device)
         with self.accelerate as accelerator:
             self.optimiser = accelerator.prepare(optimiser)
         least = 0.0 if spec.ema_warmup else spec.ema_decay
@@ -348,14 +348,11 @@ class Training:
             own = self.accelerate
             with own as accelerator, torch.no_grad(), accelerator.autocast(), self._fork():
                 self.student(x[:1], t[:1], *(rows[:1] for rows in conditions))
-        except models.ModelError:
-            raise
         except Exception as error:  # whatever a model raises
             raise models.ModelError(
-                f"the {type(self.model).__name__} fails on an image {tuple(x.shape[1:])} with "
-                f"conditions {list(self.student.names)} ({type(error).__name__}: {error}): give "
-                "what it takes, by conditioning= or predict=; projections (Sec. 3.2) need a UNet "
-                "whose levels halve the image evenly, of no K blocks"
+                f"the {type(self.model).__name__} fails on {tuple(x.shape[1:])} with conditions "
+                f"{[*self.data[1]]}: {type(error).__name__}: {error}. Give what it takes, by "
+                "conditioning= or predict=; projections need blocks that halve the image evenly"
             ) from error
         again = getattr(self.model, "is_gradient_checkpointing", False)
         forbidden = self.drops or again or self.adapter or self.spec.precision != "no"

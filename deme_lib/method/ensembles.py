@@ -3,8 +3,7 @@
 The paper's "before merge" is routed: each timestep is predicted by the expert of its range. The
 "simple ensemble" of a reader is the average of all predictions at every timestep. Members are
 called one after the other: stacked into one batched call (``torch.func.vmap``) they take longer on
-a CPU (figures/benchmarks.md). A pipeline takes an ensemble as its ``unet`` or ``transformer``, and
-guidance, prompts and decoding stay its own business.
+a CPU (figures/benchmarks.md). A pipeline takes an ensemble as its ``unet`` or ``transformer``.
 """
 
 import json
@@ -62,10 +61,8 @@ class _Ensemble(nn.Module):
         Raises:
             ValueError: a member has adapters, under which its weights could not be loaded.
         """
-        if any(".base_layer." in name for member in self.members for name in member.state_dict()):
-            raise ValueError(
-                "a member has adapters: fuse and unload them first, or save them with save_adapter"
-            )
+        for member in self.members:
+            check_no_adapters(member)
         for k, member in enumerate(self.members):
             member.save_pretrained(Path(folder) / f"member-{k}")
         note = {"class": type(self).__name__, "members": len(self.members), **self.settings}
@@ -78,23 +75,16 @@ class _Ensemble(nn.Module):
         """What ``save_pretrained`` saved; ``how`` is of the members', such as ``torch_dtype``.
 
         Raises:
-            ValueError: the folder holds another kind of ensemble, or none, or a member's weights
-                are not all there.
+            ValueError: the folder holds another kind of ensemble.
         """
-        file = Path(folder) / NOTE
-        note = json.loads(file.read_text()) if file.is_file() else {}
-        if note.pop("class", None) != cls.__name__:
-            raise ValueError(
-                f"{folder} has no {NOTE} of a {cls.__name__}: save_pretrained makes it"
-            )
+        note = json.loads((Path(folder) / NOTE).read_text())
+        if (kind := note.pop("class")) != cls.__name__:
+            raise ValueError(f"{folder} holds a {kind}: load it with {kind}.from_pretrained")
         members = []
         for k in range(note.pop("members")):
             home = Path(folder) / f"member-{k}"
             model = model_class(json.loads((home / "config.json").read_text()))
-            member, keys = model.from_pretrained(home, **how, output_loading_info=True)
-            if wrong := keys["missing_keys"] + keys["unexpected_keys"]:
-                raise ValueError(f"{home}: config.json and weights do not fit, as in {wrong[0]}")
-            members.append(member)
+            members.append(model.from_pretrained(home, **how))
         return cls(members, **note, active_on=active_on)
 
     def _call(self, k: int, args: tuple, kwargs: dict) -> Any:
@@ -137,10 +127,10 @@ class RoutedEnsemble(_Ensemble):
         }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the experts return, to any arguments; samples may be of several ranges.
+        """What the experts return, to any arguments.
 
         The timestep, one or [B] in [0, T), is ``timestep=``, or the second argument. Where it is
-        in several ranges an expert is given the samples of its own: of each tensor [B, ...].
+        in several ranges an expert is given its own of each tensor [B, ...].
         """
         t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
         scale = self.settings["timestep_scale"]
@@ -180,32 +170,31 @@ class WithAdapter(_Ensemble):
         name: of the one that is active whenever this is called.
 
     Raises:
-        ValueError: here or when called, there is no such adapter, or it is disabled or merged.
+        ValueError: there is no such adapter.
     """
 
     def __init__(self, model: nn.Module, name: str):
         super().__init__([model])
-        self.name = name
-        self._layers()
+        self.name, known = name, sorted(getattr(model, "peft_config", {}))
+        if name not in known:
+            raise ValueError(f"adapter {name!r} is to be one of {known}: load it first")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        for layer in self._layers():
-            layer.set_adapter(self.name)
-        return self._call(0, args, kwargs)
-
-    def _layers(self) -> list[nn.Module]:
         from peft.tuners.tuners_utils import BaseTunerLayer  # the extra ``lora``
 
-        layers = [layer for layer in self.modules() if isinstance(layer, BaseTunerLayer)]
-        known = sorted(getattr(self.members[0], "peft_config", {}))
-        if self.name not in known or any(
-            layer.disable_adapters or layer.merged for layer in layers
-        ):
-            raise ValueError(
-                f"adapter {self.name!r} is to be one of {known}, neither disabled nor merged: load "
-                "it, see enable_adapters and unfuse_lora"
-            )
-        return layers
+        for module in self.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.set_adapter(self.name)
+        return self._call(0, args, kwargs)
+
+
+def check_no_adapters(model: nn.Module) -> None:
+    """ValueError where a model's weights, saved from below its adapters, could not be loaded."""
+    if any(".base_layer." in name for name in model.state_dict()):
+        raise ValueError(
+            "the model's weights lie under its adapters: fuse and unload these first, or save them "
+            "with save_adapter"
+        )
 
 
 def _each(change: Callable[..., torch.Tensor], *alike: Any) -> Any:

@@ -1,14 +1,29 @@
-"""Sampling: diffusers' DDIM, with noise that belongs to the image and not to the batch."""
+"""Sampling by diffusers' schedulers, with noise that belongs to the image and not to the batch."""
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch import nn
 
+from deme_lib.diffusion import metrics, models
+from deme_lib.diffusion.data import fashion8, shipped_pretrained
 from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.randomness import seed_of
-from deme_lib.diffusion.sampling import SamplingError, ddim_scheduler, sample, to_uint8
+from deme_lib.diffusion.sampling import (
+    SAMPLERS,
+    SamplingError,
+    initial_noise,
+    sample,
+    sampling_scheduler,
+    to_uint8,
+)
 from deme_lib.diffusion.training import to_model_range
 
 SCHEDULER = DDPMScheduler(1000)
@@ -53,22 +68,69 @@ def test_seeds_are_63_bit_and_differ_by_purpose():
 # against diffusers
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_equals_diffusers_pipeline(tiny_unet, spacing):
+OWN_NOISE = {"use_clipped_model_output": True}
+PIPELINES = {
+    "ddim": ({"timestep_spacing": "trailing"}, OWN_NOISE),
+    "ddim-diffusers": ({}, {}),
+    "ddim-unclipped": ({"timestep_spacing": "trailing", "clip_sample": False}, {}),
+}
+
+
+@pytest.mark.parametrize("sampler", PIPELINES)
+def test_ddim_equals_diffusers_pipeline(tiny_unet, sampler):
     """The pipeline draws image i from a generator of its own, so it starts from the same noise."""
-    unet = tiny_unet()
-    pipeline = DDIMPipeline(unet, DDIMScheduler(1000, timestep_spacing=spacing))
+    unet, (given, called) = tiny_unet(), PIPELINES[sampler]
+    pipeline = DDIMPipeline(unet, DDIMScheduler(1000, **given))
     pipeline.set_progress_bar_config(disable=True)
     found = pipeline(
         batch_size=5,
         generator=[torch.Generator().manual_seed(seed_of(*PURPOSE, i)) for i in range(5)],
         num_inference_steps=4,
         output_type="np",
+        **called,
     ).images
     expected = torch.from_numpy((found * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
-    difference = sampled(unet, spacing=spacing).int() - expected.int()
+    difference = sampled(unet, sampler=sampler).int() - expected.int()
     assert difference.abs().max() <= 1
     assert (difference == 0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("clips", [True, False])
+def test_dpm_solver_is_diffusers_own(tiny_unet, clips):
+    """Thresholding at the largest pixel, but not above 1, is clipping; two batches start anew."""
+    unet, limits = tiny_unet(), {"dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.0}
+    solver = DPMSolverMultistepScheduler(1000, use_lu_lambdas=True, thresholding=clips, **limits)
+    solver.set_timesteps(7)
+    x = initial_noise(range(5), (1, 8, 8), *PURPOSE)
+    for t in solver.timesteps:
+        x = solver.step(unet(x, t).sample, t, x).prev_sample
+    found = sample(
+        unet, DDPMScheduler(1000, clip_sample=clips), 5, steps=7, purpose=PURPOSE, batch_size=3
+    )
+    assert (found.int() - to_uint8(x).int()).abs().max() <= 1
+
+
+def fids(sampler, steps, n=500):
+    """FID to test images of fashion8's first pretrained model, on the same noise for all steps."""
+    pipeline = models.load_pipeline(shipped_pretrained("fashion8", 0) / "pipeline")
+    real = metrics.extract(torch.from_numpy(fashion8()["test"].images), "fashion8-a")
+    made = {
+        k: sample(pipeline.unet, pipeline.scheduler, n, steps=k, sampler=sampler) for k in steps
+    }
+    return [metrics.frechet(metrics.extract(x, "fashion8-a"), real) for x in made.values()]
+
+
+def test_twenty_steps_of_dpm_solver_are_nearly_as_good_as_two_hundred():
+    """Of a trained model; n = 500 (presets take 5,000)."""
+    few, more, most = fids("dpm-solver", (20, 50, 200))
+    assert most < 1.05 * more and few < 1.1 * most
+
+
+def test_more_steps_make_ddim_better_and_diffusers_setting_of_it_worse():
+    few, more = fids("ddim", (20, 60))
+    assert more < few
+    few, more = fids("ddim-diffusers", (20, 60))
+    assert more > few
 
 
 # images and batches
@@ -113,35 +175,54 @@ def test_no_denoiser_beats_the_optimal_one(images, tiny_unet):
 # schedules that are unlike
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("schedule", ["sigmoid", "squaredcos_cap_v2"])
-def test_any_schedule_of_betas_is_kept(schedule):
+def test_any_schedule_of_betas_is_kept(schedule, sampler):
     """DDIM of diffusers knows no sigmoid."""
     scheduler = DDPMScheduler(1000, beta_schedule=schedule)
-    ddim = ddim_scheduler(scheduler, 20, "leading")
-    assert torch.equal(ddim.alphas_cumprod, scheduler.alphas_cumprod)
+    found = sampling_scheduler(scheduler, sampler, 20)
+    torch.testing.assert_close(found.alphas_cumprod, scheduler.alphas_cumprod)
 
 
-@pytest.mark.parametrize("steps", [100, 2000])
-def test_a_schedule_keeps_its_length(tiny_unet, steps):
+@pytest.mark.parametrize("sampler", SAMPLERS[:2])
+@pytest.mark.parametrize("total", [100, 2000])
+def test_sampling_begins_at_the_last_timestep_of_a_schedule_of_any_length(total, sampler):
     """Given in place of by name: diffusers calls such arguments defaults, and would drop them."""
-    scheduler = DDPMScheduler(steps, beta_end=0.01)
-    ddim = ddim_scheduler(scheduler, 20, "leading")
-    assert ddim.timesteps[0] == steps - steps // 20 and len(ddim.alphas_cumprod) == steps
-    assert sample(tiny_unet(), scheduler, 1, steps=2).shape == (1, 1, 8, 8)
+    scheduler = DDPMScheduler(total, beta_end=0.01, steps_offset=1, timestep_spacing="leading")
+    for steps in (1, 7, 60, 100):
+        found = sampling_scheduler(scheduler, sampler, steps).timesteps
+        assert found[0] == total - 1 and found[-1] >= 0 and len(found) == steps
 
 
-def test_a_timestep_that_the_schedule_has_not_is_refused():
-    offset = DDPMScheduler(1000, steps_offset=1)
-    assert ddim_scheduler(offset, 50, "leading").timesteps[-1] == 1
-    with pytest.raises(SamplingError, match=r"1000 steps with steps_offset=1 .* timestep 1000 of"):
-        ddim_scheduler(offset, 1000, "leading")
+@pytest.mark.parametrize("sampler", SAMPLERS[:2])
+def test_a_last_timestep_without_signal_is_sampled_where_it_can_be(tiny_unet, sampler):
+    zero = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    assert sample(tiny_unet(), DDPMScheduler(**zero), 2, steps=3, sampler=sampler).float().std() > 1
+    with pytest.raises(SamplingError, match="all is noise"):
+        sample(tiny_unet(), DDPMScheduler(rescale_betas_zero_snr=True), 1, steps=2, sampler=sampler)
 
 
-def test_other_schedules_and_no_steps_are_refused(tiny_unet):
-    with pytest.raises(SamplingError, match=r"FlowMatch.* no DDPM schedule.*own pipeline"):
+def test_clipping_is_as_the_model_s_scheduler_says():
+    found = sampling_scheduler(DDPMScheduler(clip_sample_range=2.0), "ddim", 4)
+    assert found.config.clip_sample_range == 2
+    with pytest.raises(SamplingError, match=r"clips to 1, not to 2\.0: take sampler='ddim'"):
+        sampling_scheduler(DDPMScheduler(clip_sample_range=2.0), "dpm-solver", 4)
+    dynamic = DDPMScheduler(thresholding=True, sample_max_value=3.0)
+    for sampler in SAMPLERS[:2]:
+        found = sampling_scheduler(dynamic, sampler, 4).config
+        assert (found.dynamic_thresholding_ratio, found.sample_max_value) == (0.995, 3.0)
+
+
+def test_a_sampler_that_does_not_fit_is_refused(tiny_unet):
+    with pytest.raises(SamplingError, match=r"FlowMatch.* no schedule of betas.*own pipeline"):
         sample(tiny_unet(), FlowMatchEulerDiscreteScheduler(), 1, steps=2)
-    with pytest.raises(SamplingError, match="0 steps: give 1"):
-        sampled(tiny_unet(), steps=0)
+    for steps in (0, 1001):
+        with pytest.raises(SamplingError, match=f"{steps} steps: give 1 to 1000"):
+            sampled(tiny_unet(), steps=steps)
+    with pytest.raises(SamplingError, match=r"463 steps .* fewer"):
+        sampled(tiny_unet(), steps=463, sampler="ddim")
+    with pytest.raises(SamplingError, match="choose one of dpm-solver, ddim"):
+        sampled(tiny_unet(), sampler="euler")
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

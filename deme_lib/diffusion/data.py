@@ -224,24 +224,22 @@ def _load(source: str) -> dict[str, Images]:
     counts = ", ".join(f"{len(part.labels):,} {name}" for name, part in parts.items())
     print(f"{source}: {counts} images of {found}")
     if len(parts) > 1 and "train" not in parts:
-        raise DataError(
-            f"{source} has the parts {', '.join(parts)}, and none is train: name the folder of one "
-            "of them, or rename one"
-        )
+        raise DataError(f"{source} has the parts {', '.join(parts)}: name the folder of one")
     return dict(sorted(parts.items(), key=lambda part: part[0] != "train"))
 
 
 def _load_folder(folder: Path) -> tuple[dict[str, Images], str]:
-    """Its parts and words on them. Folders of images are classes.
+    """Its parts and words on them. Folders of images are classes, pictures beside them left out.
 
     The names of the folders that a file is in say its part, of parquet its own name's words too,
-    where they do so for every file but those beside the train part's folder.
+    where they do so for every file.
     """
     files = _files(folder)
     if any(f.name.endswith("-ubyte.gz") for f in files):
         return read_idx(folder), "Fashion-MNIST's four files"
     tables = [f for f in files if f.suffix == ".parquet"]
-    taken = tables or [f for f in files if f.suffix.lower() in SUFFIXES]
+    pictures = [f for f in files if f.suffix.lower() in SUFFIXES]
+    taken = tables or [f for f in pictures if f.parent != folder] or pictures
     if not taken:
         raise ValueError("it holds neither parquet files nor images; unpack archives")
     groups: dict[str, list[Path]] = {}
@@ -250,12 +248,8 @@ def _load_folder(folder: Path) -> tuple[dict[str, Images], str]:
         words += re.split("[^a-z]+", file.name.lower()) if tables else []
         part = next((PARTS[word] for word in words if word in PARTS), "no part")
         groups.setdefault(part, []).append(file)
-    beside, top = groups.get("no part", []), os.path.commonpath([f.parent for f in taken])
-    if len(groups) == 1 or any(f.parent != Path(top) for f in beside):
-        groups = {"train": taken} if beside else groups  # classes, one of which may be "train"
-    elif beside and "train" in groups:
-        del groups["no part"]
-        warnings.warn(f"{beside[0]} is in no part: {len(beside)} files left out", stacklevel=2)
+    if "no part" in groups:
+        groups = {"train": taken}  # classes, one of which may be "train"
     if tables:
         return _load_dataset(str(folder), groups)
     parts = {}

@@ -52,29 +52,24 @@ def decouple(
     adapter, and the teacher of Eq. 4 the model without it: one copy in memory.
 
     Args:
-        pipeline: left as it was. Of its scheduler the betas count, or that it is of a flow.
+        pipeline: left as it was. Of its scheduler the betas count, or that it is a flow's.
         images: uint8 [n, C, H, W]; or latents [n, ...], float, times the VAE's scaling factor.
-        steps: optimiser steps of each expert.
-        n_ranges: N of Eq. 3.
         ranges: train only these of the N ranges, counted from 0, in this order; None: all.
         conditioning: what the denoiser is called with by name, [n, ...] each, such as
             ``encoder_hidden_states``.
         null: rows [...] in place of an image's conditions with probability ``drop``; conditions
             that are not named here are not dropped.
         channel_projection: None: on a ``UNet2DModel`` that has no adapter.
-        ema_decay: of the EMA that each expert is returned with; by default it averages over the
-            last fifth of the steps, 1 / (1 - ema_decay) = steps / 5.
+        ema_decay: of the EMA that an expert is; None: over the last fifth of the steps,
+            1 / (1 - ema_decay) = steps / 5.
         predict: calls denoisers of another convention, see ``denoisers``.
         cuda_graphs: see ``Training``.
         folder: where experts are kept, ``expert-0`` and so on, with a checkpoint of the one in
             work: the same call goes on where it was stopped, and ends the same to the bit.
             Adapters are files that ``pipeline.load_lora_weights`` takes.
-        checkpoint_every: steps between checkpoints.
-        progress: show a bar with the time left for each expert.
 
     Returns:
-        For each range, float32 on the CPU with EMA weights, a model, or an adapter's state of
-        scaling 1 (see ``lora``).
+        For each range, float32 on the CPU, a model or an adapter's state of scaling 1 (``lora``).
 
     Raises:
         ModelError: data and conditions do not fit the model, or its scheduler no training.
@@ -112,19 +107,18 @@ def decouple(
     if folder is not None:
         folder = Path(folder)
         noise = getattr(schedule, "alphas_cumprod", torch.tensor(len(spec.own_range)))
-        arguments = asdict(spec) | {
-            "own_range": None,
-            "n_ranges": n_ranges,
-            "channel_projection": channel_projection,
-            "pretrained model": _hash(model.state_dict()),
-            "model's settings": _settings(model),
-            "predict": f"{predict.__module__}.{getattr(predict, '__qualname__', type(predict))}",
-            "noise schedule": _hash({schedule.config.get("prediction_type", "flow"): noise}),
-            "images": _hash({"": images}),
-            "conditioning": _hash(conditioning or {}),
-            "null": _hash(null or {}),
-        }
-        _claim(folder, arguments)
+        _claim(
+            folder,
+            spec=asdict(spec) | {"own_range": n_ranges},
+            channel_projection=channel_projection,
+            model=_hash(model.state_dict()),
+            settings=_settings(model),
+            predict=f"{predict.__module__}.{getattr(predict, '__qualname__', type(predict))}",
+            noise_schedule=_hash({schedule.config.get("prediction_type", "flow"): noise}),
+            images=_hash({"": images}),
+            conditioning=_hash(conditioning or {}),
+            null=_hash(null or {}),
+        )
 
     experts = []
     for k in wanted:
@@ -168,30 +162,28 @@ def decouple(
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Give back the adapter, its type and the device of a model that is trained in place."""
     held = [(p, p.data.clone()) for p in model.parameters() if p.requires_grad]
-    device = next(model.parameters()).device
+    device, modes = next(model.parameters()).device, {m: m.training for m in model.modules()}
     try:
-        with denoisers.modes_kept(model):
-            yield
+        yield
     finally:
         model.to(device)
+        for module, mode in modes.items():
+            module.training = mode
         for parameter, values in held:
             parameter.data, parameter.grad = values, None
 
 
-def _claim(folder: Path, arguments: Mapping[str, Any]) -> None:
+def _claim(folder: Path, **arguments: Any) -> None:
     """Note down what the experts of a folder depend on; refuse a folder that holds others."""
-    note, given = folder / "arguments.json", json.loads(json.dumps(arguments))
+    note, told = folder / "arguments.json", json.dumps(arguments, indent=1)
+    if note.is_file():
+        if other := sorted(set(told.splitlines()) - set(note.read_text().splitlines())):
+            raise ArgumentError(f"{note} is of another call, without {other}: give an empty folder")
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    if not note.is_file() and not any(folder.glob("expert-*")):
-        partial = note.with_suffix(".tmp")
-        partial.write_text(json.dumps(given, indent=1))
-        os.replace(partial, note)
-    held = json.loads(note.read_text()) if note.is_file() else {}
-    if other := [name for name, value in given.items() if held.get(name) != value]:
-        raise ArgumentError(
-            f"{folder} is of another call, with other {', '.join(other)}: give what its "
-            f"{note.name} says, or an empty folder"
-        )
+    partial = note.with_suffix(".tmp")
+    partial.write_text(told)
+    os.replace(partial, note)
 
 
 def _settings(model: ModelMixin) -> str:

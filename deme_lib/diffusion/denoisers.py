@@ -9,8 +9,7 @@ which takes t / 1000 and, for all images of a batch, places of the tokens (on it
         return model(x, timestep=t / 1000, return_dict=False, **ids, **conditioning)[0]
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -72,27 +71,14 @@ class WithoutAdapters(Denoiser):
     """What a model predicts without its adapters: Eq. 4's frozen teacher, and no second copy."""
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
-        layers = _adapter_layers(self.model)
-        with modes_kept(self.model):
-            try:
-                self.model.eval()
-                for layer in layers:
-                    layer.enable_adapters(False)
-                return super().forward(x, t, *conditions)
-            finally:
-                for layer in layers:
-                    layer.enable_adapters(True)
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards each module trains or evaluates as before."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+        layers = adapter_layers(self.model)
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            return super().forward(x, t, *conditions)
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
 
 
 def check_adapter(model: nn.Module) -> str:
@@ -114,7 +100,7 @@ def check_adapter(model: nn.Module) -> str:
     return adapters[0]
 
 
-def _adapter_layers(model: nn.Module) -> list[nn.Module]:
+def adapter_layers(model: nn.Module) -> list[nn.Module]:
     from peft.tuners.tuners_utils import BaseTunerLayer  # the extra ``lora``
 
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]

@@ -62,7 +62,7 @@ def adapter_state(source: Source, name: str = "") -> dict[str, torch.Tensor]:
         name: which of a model's adapters, where it has several.
 
     Raises:
-        ModelError: there is none, or more than A's and B's: DoRA, biases, whole modules.
+        OSError, ModelError: there is none, or more than A's and B's: DoRA, biases, modules.
     """
     tensors, settings, prefix = read_adapter(source, name)
     odd = [key for key in tensors if not key.endswith((A, B))] + [k for k in settings if "." in k]
@@ -98,13 +98,11 @@ def read_adapter(source: Source, name: str = "") -> tuple[State, dict, str]:
     elif isinstance(source, Mapping):
         tensors = source
     else:
-        places = [Path(source), Path(source) / DIFFUSERS, Path(source) / PEFT]
-        if not (found := [place for place in places if place.is_file()]):
-            raise ModelError(f"{source} has no {DIFFUSERS} or {PEFT}: give an adapter's folder")
-        tensors = load_file(found[0])
-        with safe_open(found[0], "pt") as file:
+        path = file_of(Path(source))
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
             settings = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-        if (config := found[0].with_name(CONFIG)).is_file():
+        if (config := path.with_name(CONFIG)).is_file():
             settings = json.loads(config.read_text())
     prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), "")
     return tensors, {key.removeprefix(prefix): value for key, value in settings.items()}, prefix
@@ -129,7 +127,7 @@ def save_adapter(state: State, folder: Path, prefix: str = "") -> None:
 
 
 def attached(base: nn.Module, state: State) -> nn.Module:
-    """A copy of ``base`` with this adapter, ``merged``, float32 or wider, in place of all it has."""
+    """A copy of ``base`` whose one adapter is this, ``merged``, in float32 or wider."""
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
     model, name = copy.deepcopy(base), "merged"
@@ -143,6 +141,12 @@ def attached(base: nn.Module, state: State) -> nn.Module:
         raise ValueError(f"the adapter is of another model, which has {odd[0]}")
     model._hf_peft_config_loaded = True  # what diffusers' models look at
     return model.eval()
+
+
+def file_of(source: Path) -> Path:
+    """An adapter's file, or the one in its folder."""
+    places = (source, source / DIFFUSERS, source / PEFT)
+    return next((place for place in places if place.is_file()), places[1])
 
 
 def has_adapters(model: object) -> bool:

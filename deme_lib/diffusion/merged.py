@@ -170,8 +170,7 @@ def _sum(
 def _is_adapter(source: Path) -> bool:
     """Whether it is an adapter's file, or its folder with no model beside it."""
     model = any((source / name).exists() for name in ("config.json", *PARTS))
-    adapter = any((source / name).is_file() for name in (lora.DIFFUSERS, lora.PEFT))
-    return source.is_file() or (adapter and not model)
+    return lora.file_of(source).is_file() and not model
 
 
 def _home(folder: Path) -> Path:

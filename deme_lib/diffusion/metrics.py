@@ -24,7 +24,7 @@ from torch_fidelity.utils import create_feature_extractor
 
 from deme_lib.diffusion import classifier
 from deme_lib.diffusion.data import CLASSIFIERS, check_images
-from deme_lib.diffusion.models import device_of, shape_of
+from deme_lib.diffusion.models import device_of
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.sampling import sample
 from deme_lib.errors import Explained
@@ -71,8 +71,8 @@ def evaluate(
 ) -> Scores:
     """FID, KID and Inception Score of images, or of what a denoiser samples, against real images.
 
-    FID falls with n: compare like with like. KID is the mean of 100 subsets of 1,000 images, or of
-    all where there are fewer, IS of 10 splits.
+    FID falls with n: compare like with like. KID is the mean of 100 subsets of at most 1,000
+    images, IS of 10 splits.
 
     Args:
         generated: uint8 [n, C, H, W], or a denoiser, of which a copy samples ``n`` images in
@@ -93,10 +93,9 @@ def evaluate(
         check_images(images)
     if sampled and scheduler is None:
         raise MetricError("a denoiser needs its scheduler: pass scheduler=pipeline.scheduler")
-    n = (min(len(real), 5000) if n is None else n) if sampled else len(generated)
-    _check(shape_of(generated) if sampled else generated.shape[1:], n, real, features)
     reference = extract(real, *how)
     if sampled:
+        n = min(len(real), 5000) if n is None else n
         denoiser = copy.deepcopy(generated).eval().to(where)
         drawn = {"steps": steps, "purpose": ("sample", seed), "batch_size": batch_size}
         with bar(n, "sampling", "image") as progress:
@@ -183,7 +182,13 @@ def inception_score(generated: Features, splits: int) -> float:
 
     The order of the images is shuffled with torch-fidelity's fixed seed.
     """
-    _check_scored(len(generated), splits, generated.logits.shape[1] > 0)
+    if not generated.logits.shape[1]:
+        raise MetricError("an Inception Score needs class probabilities, which pixels have not")
+    if 2 * splits > len(generated):  # of single images it is 1 whatever they show
+        raise MetricError(
+            f"an Inception Score of {splits} splits needs {2 * splits} images or more, not "
+            f"{len(generated)}"
+        )
     return isc_features_to_metric(generated.logits, splits=splits)["inception_score_mean"]
 
 
@@ -220,29 +225,6 @@ def fresh_draws(count: int, n: int, draws: int, seed: int) -> list[torch.Tensor]
     while len(order) < draws:
         order += np.split(rng.permutation(count)[: count // n * n], count // n)
     return [torch.from_numpy(rows) for rows in order[:draws]]
-
-
-def _check(shape: Sequence[int], n: int, real: torch.Tensor, features: str) -> None:
-    """Raise where n images of a shape cannot be evaluated, before they are sampled."""
-    _check_scored(n, SPLITS, features != PIXELS)
-    if len(real) < 2:
-        raise MetricError("of 1 real image there is no distance: give many")
-    if features == INCEPTION and shape[0] in (1, 3):
-        return  # it takes images of any size
-    if tuple(shape) != tuple(real.shape[1:]):
-        raise MetricError(
-            f"images of {list(shape)} cannot be compared with real ones of {list(real.shape[1:])}"
-            f" in {features} features: take images alike"
-        )
-
-
-def _check_scored(n: int, splits: int, classes: bool) -> None:
-    if not classes:
-        raise MetricError("an Inception Score needs class probabilities, which pixels have not")
-    if 2 * splits > n:  # of single images it is 1 whatever they show
-        raise MetricError(
-            f"an Inception Score of {splits} splits needs {2 * splits} images or more, not {n}"
-        )
 
 
 def _pixels(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

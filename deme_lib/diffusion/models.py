@@ -122,9 +122,9 @@ def new_scheduler(num_train_timesteps: int) -> DDPMScheduler:
 
 
 def load_pipeline(source: str | Path) -> DiffusionPipeline:
-    """A pipeline from a folder or a hub id, in float32; of a UNet and a scheduler alone a DDPM one.
+    """A pipeline from a folder or a hub id, in float32.
 
-    The UNet of such a ``DDPMPipeline`` is stock or projected, its scheduler a ``noise_schedule``.
+    Of a UNet, stock or projected, and a scheduler alone a ``DDPMPipeline`` of ``noise_schedule``.
 
     Raises:
         ModelError: it cannot be reached or read, or its noise is of another kind.
@@ -157,13 +157,11 @@ def load_pipeline(source: str | Path) -> DiffusionPipeline:
 def noise_schedule(
     scheduler: SchedulerMixin,
 ) -> DDPMScheduler | FlowMatchEulerDiscreteScheduler:
-    """What noises the data to train with a sampler of whatever kind: its betas, or the flow's.
-
-    Some samplers' own ``add_noise`` is not Eq. 1, so the betas are DDPM's.
+    """What noises the data to train with a sampler of whatever kind: DDPM's of its betas, since
+    some samplers' own ``add_noise`` is not Eq. 1, or a flow's.
 
     Raises:
-        ModelError: it has neither, predicts something else, or noise where all is noise; or its
-            noise is not that of its betas, such as CogVideoX's with ``snr_shift_scale``.
+        ModelError: it has neither, predicts something else, or noise where all is noise.
     """
     config, kind = scheduler.config, type(scheduler).__name__
     asked = config.get("prediction_type")
@@ -179,11 +177,8 @@ def noise_schedule(
     ddpm = isinstance(scheduler, DDPMScheduler)
     told = {k: v for k, v in config.items() if k != "_use_default_values"}  # else DDPM's defaults
     schedule = scheduler if ddpm else DDPMScheduler.from_config(told)
-    given = scheduler.alphas_cumprod.float()
-    if not torch.allclose(schedule.alphas_cumprod, given, atol=1e-4):
-        raise ModelError(
-            f"{kind} noises otherwise than its betas say: take a DDPMScheduler of trained_betas"
-        )
+    if not torch.allclose(schedule.alphas_cumprod, scheduler.alphas_cumprod.float(), atol=1e-4):
+        raise ModelError(f"{kind} noises otherwise than its betas: take one of trained_betas")
     if asked == "epsilon" and schedule.alphas_cumprod[-1] == 0:
         raise ModelError(
             f"{kind} has rescale_betas_zero_snr: True: at the last timestep all is noise, whose "

@@ -33,6 +33,7 @@ from deme_lib.diffusion.denoisers import (
     Predict,
     Schedule,
     WithoutAdapters,
+    adapter_layers,
     check_adapter,
     to_model_range,
 )
@@ -139,6 +140,7 @@ class Batch(NamedTuple):
     conditions: tuple[torch.Tensor, ...]
 
 
+@torch.no_grad()  # neither encoders nor a VAE are trained here
 def draw(
     images: torch.Tensor,
     schedule: Schedule,
@@ -181,14 +183,14 @@ class Training:
             itself stands for what it is without its adapters.
         checkpoint: file to resume from if it is there, and to write to.
         predict: calls a model, see ``denoisers``.
-        cuda_graphs: on CUDA capture student and teacher before the first step, where neither
-            adapters, dropout, gradient checkpointing nor autocast forbid it. False for a model or
-            ``predict`` that cannot be captured, such as one that copies from the CPU.
+        cuda_graphs: on CUDA capture student and teacher, where neither adapters, dropout, gradient
+            checkpointing nor autocast forbid it. False for what cannot be captured, such as a
+            ``predict`` that copies from the CPU.
 
     Attributes:
         position: steps taken.
-        history: the caller's rows of JSON, such as losses on the way, as of the checkpoint. What
-            belongs to the step of ``position`` may be missing after a resumption: look again.
+        history: the caller's rows of JSON, such as losses on the way, as of the checkpoint; of the
+            step of ``position`` they may be missing after a resumption.
 
     Raises:
         ArgumentError: ``spec`` or ``checkpoint_every`` is out of its range, or an adapter is not
@@ -217,8 +219,7 @@ class Training:
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         if checkpoint_every < 1:
             raise ArgumentError(f"checkpoint_every={checkpoint_every}: give 1 or more")
-        given = [{k: v.detach() for k, v in (rows or {}).items()} for rows in (conditioning, null)]
-        self.data = (images.detach(), *given)  # neither encoders nor a VAE are trained here
+        self.data = images, conditioning or {}, null or {}
         t_max, own = self.scheduler.config.num_train_timesteps, spec.own_range
         if not own or not 0 <= own[0] <= own[-1] < t_max:
             raise ArgumentError(f"{own} leaves [0, {t_max}): give another range")
@@ -260,6 +261,10 @@ class Training:
         for module in model.train().modules():
             if isinstance(module, LabelEmbedding):
                 module.eval()  # labels are dropped by ``draw`` alone, the same for the teacher
+        if self.adapter:  # the teacher is the same model, of no dropout
+            model.eval()
+            for layer in adapter_layers(model):
+                layer.lora_dropout.train()
         how = (predict, tuple(self.data[1]))
         self.student, self.teacher = Denoiser(model, *how), None
         if teacher is model:
@@ -345,8 +350,7 @@ class Training:
         """Tell what does not fit before the first step, and capture what may be captured."""
         x, t, _, *conditions = self._drawn(0)
         try:
-            own = self.accelerate
-            with own as accelerator, torch.no_grad(), accelerator.autocast(), self._fork():
+            with self.accelerate as own, torch.no_grad(), own.autocast(), self._fork():
                 self.student(x[:1], t[:1], *(rows[:1] for rows in conditions))
         except Exception as error:  # whatever a model raises
             raise models.ModelError(
@@ -447,13 +451,10 @@ def finetune(
 ) -> Training:
     """A run that finetunes ``pretrained`` on one range of timesteps (Eq. 3 to 6).
 
-    Iterate over it to train, then ask for its ``ema_unet()``. A copy is trained and ``pretrained``
-    stays as it was; if it has an adapter, that is trained in place, alone.
+    A copy is trained, and another the frozen teacher of Eq. 4 where its weight is above 0; if
+    ``pretrained`` has an adapter, that is trained in place, and the teacher goes without.
 
     Args:
-        images: see ``draw``.
-        spec: a ``consistency_weight`` above 0 takes the frozen teacher of Eq. 4: another copy, or
-            ``pretrained`` without its adapter.
         channel_projection: give the copy the projections of Sec. 3.2; None: where they are
             defined, on a ``UNet2DModel`` without adapters.
         run: what else ``Training`` takes.

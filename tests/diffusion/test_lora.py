@@ -3,111 +3,35 @@
 import copy
 import json
 
+import peft
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from safetensors.torch import save_file
+from tiny_models import add_adapter, family_of
 
-from deme_lib import __main__ as shell
-from deme_lib.diffusion import lora
-from deme_lib.diffusion.lora import adapter_state, merge_adapters, save_adapter
-from deme_lib.diffusion.merged import Merger, merge_experts
+from deme_lib.__main__ import main
+from deme_lib.diffusion.lora import B, adapter_state, merge_adapters, save_adapter
+from deme_lib.diffusion.merged import merge_experts
 from deme_lib.diffusion.models import ModelError
 
-peft = pytest.importorskip("peft")
 WEIGHTS = [0.3, -0.6]
-TIMES = torch.tensor([3, 700])
+FIRST = {"r": 4, "lora_alpha": 8, "target_modules": ["to_q", "conv1", "to_out.0"]}
+SECOND = {"r": 3, "lora_alpha": 5, "target_modules": ["to_q", "to_v", "conv2"]}
+SECOND |= {"use_rslora": True, "alpha_pattern": {"to_q|conv2": 7}}
 
 
-def text_unet():
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=12,
-        attention_head_dim=4,
-    )
+@pytest.fixture(params=["labelled", "stable_diffusion", "dit", "sd3"])
+def family(request):
+    return family_of(request.param)
 
 
-def sd3():
-    return SD3Transformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        caption_projection_dim=16,
-        pooled_projection_dim=10,
-        pos_embed_max_size=8,
-    )
-
-
-def dit():
-    return DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        out_channels=8,
-        num_layers=2,
-        sample_size=8,
-        num_embeds_ada_norm=10,
-        norm_num_groups=4,
-    )
-
-
-@pytest.fixture(params=["unet", "text_unet", "sd3", "dit"])
-def family(request, tiny_unet):
-    """A base, its predictions for fixed inputs, and the prefix of its adapters' files."""
-    generator = torch.Generator().manual_seed(0)
-    x, tokens, pooled = (
-        torch.randn(2, *shape, generator=generator) for shape in ((4, 8, 8), (3, 12), (10,))
-    )
-    torch.manual_seed(0)
-    make, prefix, conditions = {
-        "unet": (tiny_unet, "base_model.model.", {}),
-        "text_unet": (text_unet, "unet.", {"encoder_hidden_states": tokens}),
-        "sd3": (
-            sd3,
-            "transformer.",
-            {"encoder_hidden_states": tokens, "pooled_projections": pooled},
-        ),
-        "dit": (dit, "base_model.model.", {"class_labels": torch.tensor([1, 2])}),
-    }[request.param]
-    x = x[:, :1] if request.param == "unet" else x
-
-    def predict(model):
-        with torch.inference_mode():
-            return model(x, timestep=TIMES, return_dict=False, **conditions)[0]
-
-    return make().eval(), predict, prefix
-
-
-def adapted(base, seed=0, name="default", **settings):
-    """A copy with one more adapter, of random A and B."""
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["to_q", "conv1", "to_out.0"]} | settings
-    model, config = copy.deepcopy(base), peft.LoraConfig(**settings)
-    peft.inject_adapter_in_model(config, model, name)
-    model._hf_peft_config_loaded = True
-    generator = torch.Generator().manual_seed(seed)
-    for key, tensor in model.named_parameters():
-        if f".{name}." in key:
-            tensor.data = 0.3 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-    return model
+def adapted(base, *args, **settings):
+    return add_adapter(copy.deepcopy(base), *args, **FIRST | settings)
 
 
 def experts_of(base):
     """Two of other ranks, scalings and targets."""
-    other = {
-        "r": 3,
-        "lora_alpha": 5,
-        "use_rslora": True,
-        "target_modules": ["to_q", "to_v", "conv2"],
-    }
-    return [adapted(base, 1), adapted(base, 2, **other, alpha_pattern={"to_q|conv2": 7})]
+    return [adapted(base, 1), adapted(base, 2, **SECOND)]
 
 
 def deltas(model, name="default"):
@@ -117,62 +41,77 @@ def deltas(model, name="default"):
 
 
 def test_a_merge_is_the_sum_of_full_differences(family):
-    base, predict, _ = family
-    experts = experts_of(base)
-    merged, before = merge_experts(base, experts, WEIGHTS), predict(base)
-    found, terms = predict(merged), [deltas(copy.deepcopy(e)) for e in experts]
-    assert list(merged.peft_config) == ["merged"]
-    assert not lora.has_adapters(base) and torch.equal(predict(base), before)
-    assert (found - before).abs().max() > 1e-2
+    base, experts = family.model, experts_of(family.model)
+    before, merged = family.predicted(base), merge_experts(base, experts, WEIGHTS)
+    found, terms = family.predicted(merged), [deltas(copy.deepcopy(e)) for e in experts]
+    assert list(merged.peft_config) == ["merged"] and (found - before).abs().max() > 1e-2
+    assert torch.equal(family.predicted(base), before)
     textbook = copy.deepcopy(base)
-    state = textbook.state_dict()
-    summed = deltas(merged, "merged")
+    state, summed = textbook.state_dict(), deltas(merged, "merged")
     assert summed.keys() == terms[0].keys() | terms[1].keys() != terms[0].keys()
     for name, delta in summed.items():
         sizes = [w * t[name] for w, t in zip(WEIGHTS, terms, strict=True) if name in t]
         torch.testing.assert_close(delta, sum(sizes), rtol=1e-5, atol=1e-6)
         state[f"{name}.weight"] += sum(sizes)
-    torch.testing.assert_close(found, predict(textbook), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, family.predicted(textbook), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_on_a_narrow_base_the_merged_adapter_is_float32_or_wider(tiny_unet, dtype):
+    states = [
+        {name: tensor.to(dtype) for name, tensor in adapter_state(expert).items()}
+        for expert in experts_of(tiny_unet())
+    ]
+    merged = merge_experts(tiny_unet().bfloat16(), states, WEIGHTS)
+    held = {name: p for name, p in merged.named_parameters() if ".lora_" in name}
+    assert {p.dtype for p in held.values()} == {torch.promote_types(dtype, torch.float32)}
+    for name, tensor in merge_adapters(states, WEIGHTS).items():
+        own = held[name.replace(".weight", ".merged.weight")]
+        assert tensor.dtype == dtype and torch.equal(own, tensor.to(own))
+    assert merged.dtype == torch.bfloat16
+    found = merged(torch.zeros(1, 1, 8, 8).bfloat16(), torch.tensor(5)).sample
+    assert found.dtype == torch.bfloat16
 
 
 def test_the_scaling_in_use_counts():
-    model = text_unet()
-    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    model = add_adapter(family_of("stable_diffusion").model)
     full = adapter_state(model)
     model.set_adapters("default", 0.25)
     quarter = adapter_state(model)
-    assert all(torch.equal(quarter[k], t / 4) for k, t in full.items() if k.endswith(lora.B))
+    assert all(torch.equal(quarter[k], t / 4) for k, t in full.items() if k.endswith(B))
 
 
-def test_the_saved_adapter_loads_with_diffusers_or_peft(family, tmp_path):
-    base, predict, prefix = family
-    experts = experts_of(base)
-    expected, state = predict(merge_experts(base, experts, WEIGHTS)), {}
-    if prefix == "base_model.model.":
-        save_adapter(merge_adapters(experts, WEIGHTS), tmp_path / "merged", prefix)
-        loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "merged")
-        torch.testing.assert_close(predict(loaded), expected)
-        loaded.save_pretrained(tmp_path / "again")
-        state = merge_adapters([tmp_path / "again"], [1.0], tmp_path / "once more")
-        assert torch.equal(
-            state[(name := next(iter(state)))], merge_adapters(experts, WEIGHTS)[name]
-        )
-        return
-    folders, both = [tmp_path / "0", tmp_path / "1"], copy.deepcopy(base)
-    how = {"use_safetensors": True}
+@pytest.mark.parametrize("name", ["stable_diffusion", "sd3"])
+def test_saved_adapters_load_with_diffusers(name, tmp_path):
+    family, how = family_of(name), {"use_safetensors": True}
+    base, experts, folders = family.model, experts_of(family.model), [tmp_path / k for k in "01"]
+    expected, both = family.predicted(merge_experts(base, experts, WEIGHTS)), copy.deepcopy(base)
     for expert, folder in zip(experts, folders, strict=True):
         expert.save_lora_adapter(folder)  # its keys have no prefix
         both.load_lora_adapter(folder, prefix=None, adapter_name=f"e{folder.name}", **how)
-    merge_adapters(folders, WEIGHTS, tmp_path / "merged")
-    save_adapter(merge_adapters(experts, WEIGHTS), tmp_path / "prefixed", prefix)
     both.set_adapters(["e0", "e1"], WEIGHTS)
-    torch.testing.assert_close(predict(both), expected, rtol=1e-4, atol=1e-5)
-    for folder, start in (("merged", None), ("prefixed", prefix.removesuffix("."))):
+    torch.testing.assert_close(family.predicted(both), expected, rtol=1e-4, atol=1e-5)
+    merged = merge_adapters(folders, WEIGHTS)
+    for prefix in (None, family.part):
+        save_adapter(merged, folder := tmp_path / f"to {prefix}", f"{prefix}." if prefix else "")
         loaded = copy.deepcopy(base)
-        loaded.load_lora_adapter(tmp_path / folder, prefix=start, **how)
-        torch.testing.assert_close(predict(loaded), expected)
-        state = adapter_state(tmp_path / folder)
-        assert state.keys() == merge_adapters(experts, WEIGHTS).keys()
+        loaded.load_lora_adapter(folder, prefix=prefix, **how)
+        torch.testing.assert_close(family.predicted(loaded), expected)
+        found = adapter_state(folder)
+        assert all(torch.equal(found[key], tensor) for key, tensor in merged.items())
+
+
+def test_merged_adapters_of_peft_s_load_with_peft(tiny_unet, tmp_path):
+    base, first = tiny_unet(), peft.LoraConfig(**FIRST, init_lora_weights=False)
+    expert = peft.get_peft_model(copy.deepcopy(base), first)
+    expert.save_pretrained(tmp_path / "0")
+    words = ["merge", "unread", *[str(tmp_path / "0")] * 2, "-o", str(tmp_path / "merged")]
+    assert main([*words, "--weights", "0.5", "0.25", "--dtype", "float64"]) == 0
+    assert {t.dtype for t in adapter_state(tmp_path / "merged").values()} == {torch.float64}
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "merged")
+    merged = merge_experts(base, [expert] * 2, [0.5, 0.25])
+    given = torch.ones(1, 1, 8, 8), torch.tensor(5)
+    torch.testing.assert_close(loaded(*given).sample, merged(*given).sample, check_dtype=False)
 
 
 def test_peft_s_linear_combination_is_not_eq_8(tiny_unet):
@@ -189,35 +128,6 @@ def test_peft_s_linear_combination_is_not_eq_8(tiny_unet):
             assert far > 0.5 if differs else far < 1e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_types_stay_and_an_expert_of_weight_0_is_not_looked_at(dtype, tiny_unet):
-    first, second = (
-        {n: t.to(dtype) for n, t in adapter_state(expert).items()}
-        for expert in experts_of(tiny_unet())
-    )
-    wild = {name: torch.full_like(t, torch.nan) for name, t in second.items()}
-    merged = merge_adapters([first, wild, second], [0.3, 0.0, 1.0])
-    for name, tensor in merged.items():
-        assert tensor.dtype == dtype and tensor.isfinite().all()
-        if name.endswith("lora_B.weight") and name in first:
-            expected = (first[name].double() * 0.3).to(dtype)
-            torch.testing.assert_close(tensor[:, :4], expected, rtol=torch.finfo(dtype).eps, atol=0)
-
-
-def test_the_shell_merges_adapters(tiny_unet, tmp_path):
-    experts = experts_of(tiny_unet())
-    for i, expert in enumerate(experts):
-        save_adapter(adapter_state(expert), tmp_path / str(i), "base_model.model.")
-    words = ["merge", "unread", *(str(tmp_path / n) for n in "01"), "-o", str(tmp_path / "merged")]
-    assert shell.main([*words, "--weights", "0.5", "0.25"]) == 0
-    found, expected = adapter_state(tmp_path / "merged"), merge_adapters(experts, [0.5, 0.25])
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name])
-    assert json.loads((tmp_path / "merged" / "adapter_config.json").read_text())["r"] == 4
-    with pytest.raises(ModelError, match="already"):
-        merge_adapters([tmp_path / "0"], [1.0], tmp_path / "merged")
-
-
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -225,7 +135,6 @@ def test_the_shell_merges_adapters(tiny_unet, tmp_path):
         ({"lora_bias": True}, r"lora_B\.bias"),
         ({"bias": "lora_only"}, r"conv1\.base_layer\.bias"),
         ({"modules_to_save": ["conv_in"]}, r"conv_in\.weight"),
-        ({"init_lora_weights": "pissa", "target_modules": ["linear_1"]}, "init_lora_weights=pissa"),
     ],
 )
 def test_what_is_more_than_lora_is_refused(settings, words, tiny_unet):
@@ -235,38 +144,25 @@ def test_what_is_more_than_lora_is_refused(settings, words, tiny_unet):
 
 def test_what_cannot_be_merged_is_told(tiny_unet, tmp_path):
     base, good = tiny_unet(), adapted(tiny_unet())
-    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "kohya.safetensors")
-    both = {
-        f"{part}.x.lora_{k}.weight": torch.zeros(4, 4) for part in ("unet", "text") for k in "AB"
-    }
+    kohya, both = tmp_path / "kohya.safetensors", tmp_path / "both.safetensors"
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, kohya)
+    parts = [f"{part}.x.lora_{k}.weight" for part in ("unet", "text") for k in "AB"]
     told = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 8})}
-    save_file(both, tmp_path / "both", told)
-    wider = adapted(tiny_unet(block_out_channels=(16, 16)))
-    several, tuned = adapted(good, name="late"), copy.deepcopy(good)
-    tuned.conv_in.weight.data += 1
-    grouped = {"c.lora_A.weight": torch.zeros(4, 8), "c.lora_B.weight": torch.zeros(8, 2)}
+    save_file({name: torch.zeros(4, 4) for name in parts}, both, told)
+    several = add_adapter(copy.deepcopy(good), name="late", **FIRST)
     for source, words in (
-        (tmp_path / "kohya.safetensors", "no adapter of plain LoRA.*lora_down"),
-        (tmp_path / "both", r"no adapter of plain LoRA.*unet\.r"),
-        (tmp_path, "has no pytorch_lora_weights"),
-        ({}, "no adapter of plain LoRA"),
+        (kohya, "no adapter of plain LoRA.*lora_down"),
+        (both, r"no adapter of plain LoRA.*unet\.r"),
         (base, r"adapters are \[\]"),
         (several, r"adapters are \['default', 'late'\]"),
-        (grouped, "c is a grouped convolution"),
     ):
         with pytest.raises(ModelError, match=words):
             merge_adapters([source], [1.0])
+    with pytest.raises(FileNotFoundError, match="pytorch_lora_weights"):
+        merge_adapters([tmp_path], [1.0])
     assert adapter_state(several, "late").keys() == adapter_state(good).keys()
-    for experts, weights, words in (
-        ([], [], "give one or more"),
-        ([good], [1.0, 2.0], "for 1 experts"),
-        ([good, wider], [1.0, 1.0], r"differs in more than its rank"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            merge_adapters(experts, weights)
-    with pytest.raises(ValueError, match=r"conv_in.*are finetuned beside"):
-        merge_experts(base, [good, tuned], WEIGHTS)
-    with pytest.raises(ValueError, match=r"another model, which has mid_block"):
+    wider = adapted(tiny_unet(block_out_channels=(16, 16)))
+    with pytest.raises(ValueError, match="differs in more than its rank"):
+        merge_adapters([good, wider], WEIGHTS)
+    with pytest.raises(ValueError, match="another model, which has mid_block"):
         merge_experts(tiny_unet(mid_block_type=None), [adapter_state(good)], [1.0])
-    with pytest.raises(ModelError, match="merge_experts takes experts that all"):
-        Merger(base, [good])

@@ -18,7 +18,7 @@ from deme_lib.report import tables
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
 FASHION8S = "experiment dataset pretrained image_size train_images search_images test_images "
-FASHION8S += "num_train_timesteps total_steps finetune_lr batch_size ema_decay sampling_steps "
+FASHION8S += "num_train_timesteps total_steps finetune_lr batch_size sampling_steps "
 FASHION8S += "samples features second_features seeds"
 """Parameters whose defaults are of fashion8 and no other experiment."""
 

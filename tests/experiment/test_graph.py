@@ -4,7 +4,16 @@ import pytest
 from tiny import experiment
 
 from deme_lib.experiment import graph, parameters
-from deme_lib.experiment.arms import ALL_PLAIN, ARMS, DEME, PLAIN, REWEIGHTED, SOUP
+from deme_lib.experiment.arms import (
+    ALL_PLAIN,
+    ARMS,
+    BALANCED,
+    DEME,
+    LAST,
+    PLAIN,
+    REWEIGHTED,
+    SOUP,
+)
 from deme_lib.experiment.schema import EXECUTION
 
 P = parameters.load("params/fashion8.yaml").per_seed()[0]
@@ -19,7 +28,7 @@ def changed(**changes):
 
 
 def test_n_ranges_reaches_the_stage_as_its_own_range():
-    experts = graph.experts(changed(n_ranges=8, ema_decay=0.99))
+    experts = graph.experts(changed(n_ranges=8))
     assert [e.arguments["own_range"] for e in experts] == [
         [125 * k, 125 * k + 125] for k in range(8)
     ]
@@ -51,6 +60,16 @@ def test_the_reweighted_control_has_the_draws_of_the_plain_one():
     extra = {"loss_weighting": "min-snr", "min_snr_gamma": 5.0}
     assert {n: v for n, v in other.arguments.items() if n in extra} == extra
     assert other.arguments["purpose"] == plain.arguments["purpose"] == "all-plain"
+
+
+def test_the_balanced_control_differs_from_the_plain_one_in_its_weights_alone():
+    (plain,), (other,) = graph.copies(P, ALL_PLAIN), graph.copies(P, BALANCED)
+    extra = {"loss_weighting": "balanced", "n_tasks": 4}
+    assert other.arguments == plain.arguments | extra
+
+
+def test_the_last_expert_is_the_plain_one_of_the_last_range():
+    assert [a.name for a in graph.copies(P, LAST)] == [graph.copies(P, PLAIN)[-1].name]
 
 
 @pytest.mark.parametrize("name", sorted(EXECUTION - {"seeds", "again", "figures_dir"}))
@@ -92,7 +111,7 @@ def test_cells_share_what_is_equal(tmp_path):
     assert len([name for name in jobs if name.startswith("scores-")]) == 4
 
 
-@pytest.mark.parametrize(("fine", "count"), [(True, 2 + 13 + 7 + 1), (False, 2 + 5 + 1)])
+@pytest.mark.parametrize(("fine", "count"), [(True, 2 + 14 + 9 + 1), (False, 2 + 6 + 1)])
 def test_jobs_hold_everything_and_every_upstream_artefact_has_a_maker(fine, count):
     jobs = graph.jobs(P, True, fine)
     made = [a.name for found in jobs.values() for a in found]

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from deme_lib.method.objectives import UncertaintyWeighting, deme_loss, snr_weights, squared_error
+from deme_lib.method.objectives import (
+    UncertaintyWeighting,
+    balanced_weights,
+    deme_loss,
+    snr_weights,
+    squared_error,
+)
 from deme_lib.method.timesteps import split_timesteps
 
 ALPHAS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
@@ -51,6 +57,18 @@ def test_unknown_names_and_schedules_without_signal_are_refused():
         snr_weights("snr", ALPHAS)
     with pytest.raises(ValueError, match=r"snr\+1 has no finite weight at SNR 0"):
         snr_weights("snr+1", torch.tensor([0.9, 0.5, 0.0]))
+
+
+def test_balanced_weights_are_inverse_roots_of_the_losses():
+    weights = balanced_weights([0.16, 0.01], split_timesteps(2, 5))  # [0, 3), [3, 5)
+    assert weights.mean().item() == pytest.approx(1)
+    assert (weights / weights[0]).tolist() == pytest.approx([1, 1, 1, 4, 4])
+
+
+@pytest.mark.parametrize("loss", [0.0, float("nan"), float("inf")])
+def test_no_weights_follow_from_a_loss_of_zero_or_not_finite(loss):
+    with pytest.raises(ValueError, match=r"losses per range are \[0\.1, .*0 or not finite"):
+        balanced_weights([0.1, loss], split_timesteps(2, 5))
 
 
 def test_uncertainty_weights_are_one_at_first_and_of_mean_one_after():

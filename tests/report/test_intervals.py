@@ -86,26 +86,47 @@ def test_simulated_experiments(units, effect):
 
 
 def test_named_comparisons_are_corrected_within_their_ablation_alone(known):
+    known.parameters["confirmation_seeds"] = []  # all
     found = intervals.comparisons(known)
     primary = found[found["kind"] == "primary"]
     named = known.parameters["primary_decoupling"] + known.parameters["primary_merging"]
-    assert list(primary["a"] + " - " + primary["b"]) == named
-    for _, part in primary.groupby("ablation"):
+    for measure, rows in primary.groupby("measure"):
+        assert list(rows["a"] + " - " + rows["b"]) == named and measure in intervals.JUDGED
+    assert set(primary["verdict"]) - {"no verdict"}
+    for _, part in primary.groupby(["ablation", "measure"]):
         alphas = intervals.holm(part["p"].to_numpy(), 0.05)
         assert part["level"].to_numpy() == pytest.approx(1 - alphas)
     others = found[found["kind"] != "primary"]
+    assert set(others["level"]) == {0.95} and set(others["verdict"]) == {""}
     exploratory = known.parameters["exploratory"]
-    assert len(others) == len(named) * len(intervals.SECONDARY) + 2 * len(exploratory)
-    assert set(others["level"]) == {0.95}
+    estimated = len(intervals.JUDGED + intervals.BESIDE)
+    assert len(others) == len(named) * estimated + 3 * len(exploratory)
+
+
+@pytest.mark.parametrize(("named", "judged"), [([2, 4, 5, 6, 7, 99], 5), ([98, 99], 0), ([], None)])
+def test_verdicts_are_of_the_seeds_that_confirm(known, named, judged):
+    known.parameters["confirmation_seeds"] = named
+    found = intervals.comparisons(known)
+    primary, rest = (found[(found["kind"] == "primary") == yes] for yes in (True, False))
+    everyone = len(known.training_seeds)
+    assert set(primary["n_units"]) == {everyone if judged is None else judged}
+    assert set(rest["n_units"]) == {everyone}
+    if not judged and judged is not None:
+        assert set(primary["verdict"]) == {"no verdict"} and primary["effect"].isna().all()
+    fid = known.of("fid")
+    d = (fid["plain_routed"] - fid["all_plain"])[[2, 4, 5, 6, 7]]
+    if judged:
+        assert primary["effect"].iloc[0] == pytest.approx(d.mean())
 
 
 def test_a_comparison_is_the_paired_interval_over_training_seeds(known):
-    found = intervals.comparisons(known).set_index(["a", "b", "measure"])
+    found = intervals.comparisons(known).query("kind == 'estimate'")
+    found = found.set_index(["a", "b", "measure"])
     fid = known.metrics.pivot(index="training_seed", columns="arm", values="fid")
     d = fid["plain_routed"] - fid["soup"]
     expected = scipy.stats.ttest_1samp(d, 0).confidence_interval(0.95)
     r = found.loc[("plain_routed", "soup", "fid")]
-    assert r["n_units"] == 8
+    assert r["n_units"] == len(known.training_seeds)
     assert (r["effect"], r["low"], r["high"]) == pytest.approx((d.mean(), *expected))
     assert r["margin"] == pytest.approx(0.05 * (fid["pretrained"].mean() - known.floor_of("fid")))
     score = known.metrics.groupby("arm")["inception_score"].mean()["pretrained"]
@@ -116,8 +137,9 @@ def test_a_comparison_is_the_paired_interval_over_training_seeds(known):
 @pytest.mark.parametrize(("seeds", "interval"), [([0], False), ([0, 1, 2], True)])
 def test_few_units_give_no_verdict(folder, change, seeds, interval):
     change(folder, "run.json", lambda run: run.update(trainings={str(s): {} for s in seeds}))
+    change(folder, "run.json", lambda run: run["parameters"].update(confirmation_seeds=[]))
     found = intervals.comparisons(records.read(folder))
-    assert set(found["verdict"]) == {"no verdict"}
+    assert set(found["verdict"]) == {"no verdict", ""}
     assert found["low"].notna().all() == interval and found["effect"].notna().all()
 
 

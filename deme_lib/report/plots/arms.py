@@ -20,6 +20,7 @@ FAMILIES = {
     "plain": ("plain experts", "plain_routed"),
     "deme": ("DeMe experts", "deme_routed"),
     "all-plain": ("one model, all timesteps", "all_plain"),
+    "all-balanced": ("one model, balanced loss", "balanced"),
 }
 """Finetuning runs -> their title, and the arm whose colour they have."""
 SHOWN = ("pretrained", "all_plain", "plain_routed", "deme_routed", "deme_merged", "averaged")

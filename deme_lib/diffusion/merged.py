@@ -130,7 +130,7 @@ def _merge_models(
         config["_class_name"] = PROJECTED
         start |= {n: dirac_(torch.empty_like(t)) for n, t in tuned[0].items() if is_projection(n)}
     for folder, found, state in zip(homes, configs, tuned, strict=True):
-        if differ := [k for k in config | found if config.get(k) != found.get(k)]:
+        if differ := sorted(k for k in config | found if config.get(k) != found.get(k)):
             told = ", ".join(f"{k} {config.get(k)} and {found.get(k)}" for k in differ[:5])
             raise ModelError(f"{home} and {folder} differ: {told}; take copies of one model")
         merging.check_same(start, state)

@@ -17,9 +17,7 @@ from deme_lib.diffusion import decouple as decoupling
 from deme_lib.diffusion.decouple import decouple
 from deme_lib.diffusion.denoisers import ArgumentError
 from deme_lib.diffusion.models import ModelError, load_unet
-from deme_lib.diffusion.training import Training, TrainingError, TrainingSpec, draw, finetune
-from deme_lib.method.objectives import deme_loss, squared_error
-from deme_lib.method.projection import ProjectedUNet2DModel
+from deme_lib.diffusion.training import Training, TrainingError, TrainingSpec, finetune
 
 SCHEDULER = DDPMScheduler(1000)
 SPEC = TrainingSpec(
@@ -74,48 +72,34 @@ def same(experts, others):
     return all(equal(a.state_dict(), b.state_dict()) for a, b in pairs)
 
 
-# one telling of a finetuning run
-
-
-def test_the_losses_written_out_are_the_run_s(tiny_unet, images):
-    """Eq. 2 to 6 in sight, as the notebook shows them, equal the run's first loss."""
-    pretrained, spec = tiny_unet(), dataclasses.replace(SPEC, consistency_weight=0.7)
-    student = ProjectedUNet2DModel.from_stock(pretrained)
-    with torch.no_grad():  # so that student and teacher differ
-        student.mid_block.projection.weight.mul_(1.5)
-    clean, noise, noisy, timesteps = draw(images, SCHEDULER, spec, step=0)[:4]
-    a = SCHEDULER.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    torch.testing.assert_close(noisy, a.sqrt() * clean + (1 - a).sqrt() * noise)
-    with torch.no_grad():
-        prediction, target = (m(noisy, timesteps).sample for m in (student, pretrained))
-    consistency = squared_error(prediction, target)
-    loss = deme_loss(squared_error(prediction, noise), consistency, 0.7)
-    assert consistency.min() > 0
-    run = Training(student, SCHEDULER, images, spec, pretrained, "cpu")
-    assert next(iter(run)).loss == pytest.approx(loss.item(), rel=1e-5)
+# an expert a range
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_decouple_finetunes_a_copy_per_range(tiny_unet, images, call, weight, capsys):
     pretrained = tiny_unet()
-    before, given = copy.deepcopy(pretrained.state_dict()), {"consistency_weight": weight}
-    given["channel_projection"] = bool(weight)
-    experts = call(pretrained, ema_decay=0.9, progress=True, **given)
+    before = copy.deepcopy(pretrained.state_dict())
+    given = {"channel_projection": bool(weight), "consistency_weight": weight, "ema_decay": 0.9}
+    experts = call(pretrained, progress=True, **given)
     shown = capsys.readouterr().err
     assert "expert 0, t 0 to 499: 100%" in shown and "expert 1, t 500 to 999: 100%" in shown
     for k, own in enumerate((range(500), range(500, 1000))):
         changes = {"steps": 3, "purpose": (0, "expert", k), "own_range": own, "ema_decay": 0.9}
         changes |= {"final_learning_rate": 1e-3, "consistency_weight": weight}
         spec = dataclasses.replace(SPEC, **changes)
-        run = finetune(
-            pretrained, SCHEDULER, images, spec, channel_projection=bool(weight), device="cpu"
-        )
-        list(run)
+        how = {"channel_projection": bool(weight), "device": "cpu"}
+        list(run := finetune(pretrained, SCHEDULER, images, spec, **how))
         assert same([run.ema_unet()], [experts[k]]) and (run.teacher is None) == (weight == 0)
     assert equal(pretrained.state_dict(), before)
-    assert same(call(pretrained, ema_decay=0.9, ranges=[1, 0], **given), experts[::-1])
-    assert same(call(pretrained, ema_decay=0.9, ranges=[1], **given), experts[1:])
+    assert same(call(pretrained, ranges=[1, 0], **given), experts[::-1])
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_the_noise_is_ddpm_s_whatever_the_sampler(call, name):
+    """Eq. 1; Euler's own add_noise has a standard deviation up to 107 here."""
+    schedulers = getattr(diffusers, name), DDPMScheduler
+    assert same(*(call(scheduler=s(beta_schedule="scaled_linear")) for s in schedulers))
 
 
 # what is refused before training
@@ -124,20 +108,15 @@ def test_decouple_finetunes_a_copy_per_range(tiny_unet, images, call, weight, ca
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"images": np.zeros((6, 1, 8, 8), np.uint8)}, r"not a ndarray of uint8 \(6, 1, 8, 8\)"),
-        ({"images": [torch.zeros(1, 8, 8)]}, "not a list of objects"),
-        ({"images": torch.zeros(0, 1, 8, 8, dtype=torch.uint8)}, r"not a Tensor .*\(0, 1, 8, 8\)"),
-        ({"images": torch.zeros(6, 1, 8, 8).long()}, r"not a Tensor of torch\.int64"),
-        ({"steps": 0}, "steps=0: give whole numbers"),
-        ({"steps": 2.5}, r"steps=2\.5: give whole numbers"),
+        ({"images": np.zeros((6, 1, 8, 8), np.uint8)}, r"images: ndarray, give a torch\.Tensor"),
+        ({"images": torch.zeros(0, 1, 8, 8, dtype=torch.uint8)}, r"images: \(0, 1, 8, 8\)"),
+        ({"images": torch.zeros(6, 1, 8, 8).long()}, r"images are torch\.int64"),
+        ({"steps": 0}, "steps\n.*greater than or equal to 1"),
         ({"learning_rate": math.nan}, "learning_rate\n.*finite"),
-        ({"learning_rate": "fast"}, "learning_rate\n.*valid number"),
         ({"probability": 1.1}, "probability\n.*less than or equal to 1"),
-        ({"ema_decay": 1.0}, "ema_decay\n.*less than 1"),
         ({"precision": "half"}, "precision\n.*'no', 'bf16' or 'fp16'"),
-        ({"ranges": [0, 2]}, r"ranges=\[0, 2\]: .*counted from 0 to 1"),
-        ({"ranges": [-1]}, "counted from 0 to 1"),
-        ({"ranges": [1, 1]}, "each once"),
+        ({"ranges": [0, 2]}, r"ranges=\[0, 2\]: give some of 0 to 1"),
+        ({"ranges": []}, r"ranges=\[\]: give some of 0 to 1"),
         ({"n_ranges": 1001}, "n_ranges=1001"),
     ],
 )
@@ -148,9 +127,9 @@ def test_what_cannot_be_trained_with_is_named(call, changes, words):
 
 def test_models_that_cannot_be_trained_are_named(tiny_unet, images, call):
     blocks = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2}
-    with pytest.raises(ModelError, match="K blocks"):
+    with pytest.raises(ModelError, match="projections need blocks that halve"):
         call(tiny_unet(block_out_channels=(32, 64), layers_per_block=2, **blocks))
-    with pytest.raises(ModelError, match=r"image \(1, 7, 7\).*halve"):
+    with pytest.raises(ModelError, match=r"fails on \(1, 7, 7\).*halve"):
         call(tiny_unet(sample_size=7), images=images[..., :7, :7])
     tied = tiny_unet()
     tied.mid_block.resnets[0].conv1 = tied.mid_block.resnets[1].conv1
@@ -159,33 +138,15 @@ def test_models_that_cannot_be_trained_are_named(tiny_unet, images, call):
 
 
 @pytest.mark.parametrize(
-    "name", ["EulerDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler"]
+    ("given", "words"),
+    [
+        ({"checkpoint_every": 0}, "checkpoint_every=0: give 1 or more"),
+        ({"own_range": range(900, 1001)}, r"range\(900, 1001\) leaves \[0, 1000\)"),
+    ],
 )
-def test_the_noise_is_ddpm_s_whatever_the_sampler(tiny_unet, images, call, name):
-    """Eq. 1; Euler's own add_noise has a standard deviation up to 107 here."""
-    scheduler = getattr(diffusers, name)(beta_schedule="scaled_linear")
-    ddpm = DDPMScheduler(beta_schedule="scaled_linear")
-    run = finetune(tiny_unet(), scheduler, images, SPEC, device="cpu")
-    many = dataclasses.replace(SPEC, batch_size=500)
-    clean, noise, noisy, timesteps = draw(images, run.scheduler, many, step=0)[:4]
-    a = ddpm.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    rest = (noisy - a.sqrt() * clean) / (1 - a).sqrt()
-    torch.testing.assert_close(rest, noise, rtol=1e-3, atol=1e-3)
-    assert rest.std().item() == pytest.approx(1, abs=0.02)
-    assert same(call(scheduler=scheduler, ranges=[0]), call(scheduler=ddpm, ranges=[0]))
-
-
-def test_schedules_without_noise_to_train_with_are_refused(call):
-    with pytest.raises(
-        ModelError,
-        match=r"EDMEulerScheduler \(prediction_type epsilon\) .*take a scheduler of betas",
-    ):
-        call(scheduler=diffusers.EDMEulerScheduler())
-    with pytest.raises(ModelError, match="prediction_type flow_prediction"):
-        call(scheduler=DDPMScheduler(prediction_type="flow_prediction"))
-    for kind in (DDPMScheduler, diffusers.DDIMScheduler, diffusers.EulerDiscreteScheduler):
-        with pytest.raises(ModelError, match="rescale_betas_zero_snr"):
-            call(scheduler=kind(rescale_betas_zero_snr=True))
+def test_runs_that_cannot_be_are_named(start, given, words):
+    with pytest.raises(ArgumentError, match=words):
+        start(**given)
 
 
 # reproducible
@@ -259,36 +220,19 @@ def test_a_folder_of_another_call_is_refused(call, tiny_unet, images, tmp_path):
     call(folder=tmp_path, ranges=[1])
     call(folder=tmp_path, ranges=[0])
     for name, changes in {
-        "steps": {"steps": 4},
+        '"steps": 4': {"steps": 4},
         "consistency_weight": {"consistency_weight": 0.5},
         "channel_projection": {"channel_projection": False},
-        "pretrained model": {"unet": tiny_unet(1)},
-        "noise schedule": {"scheduler": DDPMScheduler(beta_end=0.01)},
-        "prediction": {"scheduler": DDPMScheduler(prediction_type="sample")},
+        "model": {"unet": tiny_unet(1)},
+        "noise_schedule": {"scheduler": DDPMScheduler(beta_end=0.01)},
+        "noise": {"scheduler": DDPMScheduler(prediction_type="sample")},
         "images": {"images": images.flip(0)},
     }.items():
-        with pytest.raises(ArgumentError, match=rf"other {name}.*empty folder"):
+        with pytest.raises(ArgumentError, match=rf"another call, without .*{name}.*empty folder"):
             call(folder=tmp_path, **changes)
-    (tmp_path / "arguments.json").unlink()
-    with pytest.raises(ArgumentError, match="empty folder"):
-        call(folder=tmp_path)
 
 
 # what moves
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_models_are_trained_and_returned_as_float32(tiny_unet, images, call, dtype):
-    """Steps of 1e-6 vanish in bfloat16; the masters take every one."""
-    next(iter(run := Training(tiny_unet().requires_grad_(True).to(dtype), SCHEDULER, images, SPEC)))
-    assert {w.dtype for w in (*run.parameters, *run.ema.shadow_params)} == {torch.float32}
-    narrow, small = tiny_unet().to(dtype), {"learning_rate": 1e-6, "channel_projection": False}
-    experts = call(narrow, **small)
-    assert same(experts, call(copy.deepcopy(narrow).float(), **small))
-    assert {w.dtype for w in narrow.parameters()} == {dtype}
-    pairs = zip(experts[0].parameters(), narrow.parameters(), strict=True)
-    moved = torch.cat([(a != b).flatten() for a, b in pairs]).float().mean()
-    assert {w.dtype for w in experts[0].parameters()} == {torch.float32} and moved > 0.95
 
 
 def test_weights_of_one_change_nothing_and_others_do(start):
@@ -328,7 +272,7 @@ def test_the_teacher_does_not_move(start, tiny_unet):
 
 @pytest.mark.parametrize("steps", [1, 10, 1001])
 def test_the_learning_rate_falls_from_start_to_end(steps):
-    spec = dataclasses.replace(SPEC, steps=steps)
+    spec = dataclasses.replace(SPEC, steps=steps, held=0.2)
     rates, held = [spec.learning_rate_at(s) for s in range(steps + 1)], math.ceil(0.8 * steps)
     assert rates[0] == spec.learning_rate
     assert rates[held:] == pytest.approx([1e-4] * (steps + 1 - held))

@@ -31,7 +31,8 @@ def figures(known: Records) -> dict[str, Callable[[], Figure]]:
     """Name -> what draws it, for every figure whose record is there."""
     p = known.parameters
     if known.arms["cell"].nunique() > 1:
-        drawn = {"cells": partial(plots.cells, known)}
+        name = "samplers" if known.metrics["sampler"].nunique() > 1 else "cells"
+        drawn = {name: partial(getattr(plots, name), known)}
     else:
         drawn = {"method": partial(plots.method, p["n_ranges"])}
         names = ["main", "loss_per_timestep", "cost"]

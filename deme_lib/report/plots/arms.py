@@ -6,6 +6,7 @@ from itertools import product
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from deme_lib.report import intervals, tables
@@ -127,6 +128,25 @@ def cells(records: Records) -> Figure:
     _every_row(axes[0, 0], records, "fid")
     said = f"Points: training seeds; bars: mean and {_bars(records)}. "
     return captioned(figure, said + tables.setting(records))
+
+
+def samplers(records: Records) -> Figure:
+    """FID of every arm against the sampler's steps; of records with several samplers."""
+    means = records.metrics.groupby(["arm", "sampler", "steps"])["fid"].mean().rename("FID")
+    arms = dict(zip(records.arms["arm"], records.arms["title"], strict=True))
+    figure, axes = subplots(1, len(arms), 3.6, sharey=True)
+    for ax, (arm, title) in zip(axes.flat, arms.items(), strict=True):
+        look = {"hue": "sampler", "style": "sampler", "markers": True, "dashes": False}
+        sns.lineplot(means[arm].reset_index(), x="steps", y="FID", ax=ax, **look)
+        ax.axhline(
+            records.floor_of("fid"), color=GREY, lw=1, ls=":", label="real images, the floor"
+        )
+        ax.set_title(title, fontsize=10)
+        ax.set(xscale="log", yscale="log", xticks=(steps := means[arm].index.unique("steps")))
+        ax.set_xticks([], minor=True)
+        ax.set_xticklabels(steps)
+    legend(figure, 5)
+    return captioned(figure, f"Means over training seeds. {tables.setting(records)}")
 
 
 def cost(records: Records) -> Figure:

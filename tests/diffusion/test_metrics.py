@@ -205,25 +205,6 @@ def test_evaluate_takes_a_denoiser_and_leaves_it_as_it_was(digits, tiny_unet):
         evaluate(images, digits[0], features="pixels", device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("channels", "changes", "said"),
-    [
-        (1, {"n": 10}, "needs 20 images or more, not 10"),
-        (1, {"n": 0}, "needs 20 images or more, not 0"),
-        (3, {}, r"\[3, 8, 8\] cannot be compared with real ones of \[1, 8, 8\] in digits-a"),
-        (4, {"features": "inception"}, r"\[4, 8, 8\] cannot be compared .* in inception"),
-    ],
-)
-def test_what_cannot_be_evaluated_is_not_sampled(
-    digits, tiny_unet, monkeypatch, channels, changes, said
-):
-    monkeypatch.setattr(metrics, "sample", None)
-    unet = tiny_unet(in_channels=channels, out_channels=channels)
-    how = {"scheduler": DDPMScheduler(), "features": "digits-a", "device": "cpu"} | changes
-    with pytest.raises(MetricError, match=said):
-        evaluate(unet, digits[0], **how)
-
-
 def test_inception_takes_grey_and_colour_alone():
     with pytest.raises(MetricError, match="1 or 3 channels, not 4"):
         metrics.extract(torch.zeros(2, 4, 8, 8).byte(), "inception")

@@ -21,7 +21,7 @@ from diffusers import ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.training_utils import EMAModel
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -399,32 +399,25 @@ class Training:
         def of(kind: str) -> dict[str, torch.Tensor]:
             return {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}.")}
 
-        try:
-            with safe_open(self.checkpoint, "pt") as file:
-                rest = {k: json.loads(v) for k, v in file.metadata().items()}
-                tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
-            self.position, self.history = rest["position"], rest["history"]
-            if of("model").keys() != self.trained.keys():
-                raise KeyError("it holds other weights")
-            self.model.load_state_dict(of("model"), strict=False)
-            if self.uncertainty is not None:
-                self.uncertainty.load_state_dict(of("uncertainty"))
-            shadows = of("ema")
-            self.ema.shadow_params = [shadows[str(i)].to(self.device) for i in range(len(shadows))]
-            self.ema.optimization_step = self.position
-            moments: dict[int, dict[str, torch.Tensor]] = {}
-            for name, tensor in of("adam").items():
-                index, kind = name.split(".")
-                moments.setdefault(int(index), {})[kind] = tensor
-            self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
-            if rest["scaler"]:
-                self.scaler.load_state_dict(rest["scaler"])
-        except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise TrainingError(
-                f"{self.checkpoint} is damaged or of another model ({reason}); delete it to start "
-                "this run again"
-            ) from error
+        with safe_open(self.checkpoint, "pt") as file:
+            rest = {k: json.loads(v) for k, v in file.metadata().items()}
+            tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
+        if of("model").keys() != self.trained.keys():
+            raise TrainingError(f"{self.checkpoint} is of another model: delete it to start again")
+        self.model.load_state_dict(of("model"), strict=False)
+        if self.uncertainty is not None:
+            self.uncertainty.load_state_dict(of("uncertainty"))
+        self.position, self.history = rest["position"], rest["history"]
+        shadows = of("ema")
+        self.ema.shadow_params = [shadows[str(i)].to(self.device) for i in range(len(shadows))]
+        self.ema.optimization_step = self.position
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in of("adam").items():
+            index, kind = name.split(".")
+            moments.setdefault(int(index), {})[kind] = tensor
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+        if rest["scaler"]:
+            self.scaler.load_state_dict(rest["scaler"])
 
 
 def _copy(model: ModelMixin, projected: bool | None = False) -> ModelMixin:

@@ -377,5 +377,5 @@ def test_a_checkpoint_of_another_model_is_named(start, tiny_unet, images, tmp_pa
     file = tmp_path / "checkpoint.safetensors"
     list(itertools.islice(start(checkpoint=file), 2))
     with pytest.raises(TrainingError, match=r"checkpoint\.safetensors.*delete it"):
-        other = tiny_unet(block_out_channels=(8, 8)).requires_grad_(True)
+        other = tiny_unet(layers_per_block=2).requires_grad_(True)
         Training(other, SCHEDULER, images, SPEC, checkpoint=file)

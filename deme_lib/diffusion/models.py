@@ -90,11 +90,6 @@ def new_unet(
     """
     channels, height, width = shape
     others = len(block_channels) - 1  # every block but the last halves the image
-    if height % 2**others or width % 2**others:
-        raise ModelError(
-            f"images of {height}x{width} pixels cannot be halved {others} times: give fewer "
-            "model_channels"
-        )
     lowest = "Attn" if attention else ""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights"))

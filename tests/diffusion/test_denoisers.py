@@ -246,7 +246,6 @@ PROMPTS = "encoder_hidden_states"
         ({"null": {PROMPTS: NONE[None]}}, r"rows {.*: \(1, 5, 12\)}.* of {.*: \(5, 12\)}"),
         ({"predict": lambda m, x, t, c: x[:, :3]}, r"\(1, 3, 8, 8\) for data of \(1, 4, 8, 8\)"),
         ({"channel_projection": True}, "has no channel projections .*channel_projection=False"),
-        ({"checkpoint_every": 0}, "checkpoint_every=0: give 1 or more"),
     ],
 )
 def test_what_does_not_fit_is_named(text, changes, words):

@@ -119,8 +119,6 @@ def tensors(seed, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_folders_are_merged_as_the_textbook_says(shards, dtype, tmp_path):
-    """Against float64. With unit roundoff u of float32 (float64), coefficients, products and sums
-    round: (N + 3) u of the terms' sizes, to first order; and the result to its type."""
     weights, dtype = [0.7, 0.0, -1.3], getattr(torch, dtype)
     states = [tensors(k, dtype) for k in range(4)]
     base = saved(tmp_path / "base", states[0], shards)
@@ -128,20 +126,13 @@ def test_folders_are_merged_as_the_textbook_says(shards, dtype, tmp_path):
     merge_folders(base, experts, weights, tmp_path / "merged")
     names = sorted(path.name for path in (tmp_path / "merged").iterdir())
     assert names == sorted(path.name for path in base.iterdir())
-    found, u = loaded(tmp_path / "merged"), torch.finfo(torch.promote_types(dtype, torch.float32))
-    assert found.keys() == states[0].keys()
-    for name, tensor in found.items():
+    found, eps = loaded(tmp_path / "merged"), torch.finfo(dtype).eps
+    for name, given in states[0].items():
         theta, *tuned = (s[name].double() for s in states)
-        assert tensor.dtype == states[0][name].dtype
-        if name in ("ids", "mask"):
-            assert torch.equal(tensor, states[0][name])
-            continue
         expected = theta + sum(w * (t - theta) for w, t in zip(weights, tuned, strict=True))
-        size = theta.abs() * 1.6 + sum(
-            abs(w) * t.abs() for w, t in zip(weights, tuned, strict=True)
-        )
-        bound = 6 * u.eps * size + torch.finfo(dtype).eps / 2 * expected.abs() * (dtype != u.dtype)
-        assert ((tensor.double() - expected).abs() <= bound).all()
+        expected = expected.to(dtype) if given.is_floating_point() else given
+        torch.testing.assert_close(found.pop(name), expected, rtol=eps, atol=16 * eps)
+    assert not found
 
 
 def test_zero_and_one_hot_weights_give_base_and_expert_to_the_bit(tmp_path):
@@ -166,11 +157,7 @@ def test_the_shell_merges_a_transformer_s_pipeline_in_shards(tmp_path):
     words = ["merge", *(str(tmp_path / n) for n in ("base", "first", "second"))]
     words += ["-o", str(tmp_path / "out"), "--dtype", "bfloat16"]
     assert main(words) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "model_index.json",
-        "transformer",
-        "vae",
-    }
+    assert not (tmp_path / "out" / "whole.ckpt").exists()
     assert (tmp_path / "out" / "vae" / "weights.safetensors").read_text() == "whatever"
     found = SD3Transformer2DModel.from_pretrained(
         tmp_path / "out", subfolder="transformer", torch_dtype=torch.bfloat16

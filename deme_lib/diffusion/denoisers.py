@@ -85,19 +85,21 @@ def check_adapter(model: nn.Module) -> str:
     """The name of the one adapter that a model trains.
 
     Raises:
-        ArgumentError: it is frozen or disabled, or not alone.
+        ArgumentError: it is frozen, disabled or fused, or not alone.
         ModelError: it is more than LoRA's A and B, which could not be kept and merged.
     """
+    layers = [x for x in adapter_layers(model) if not (x.disable_adapters or x.merged)]
+    active = sorted({name for layer in layers for name in layer.active_adapters})
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     beside = [name for name in trained if ".lora_" not in name]
     adapters = sorted({name.split(".")[-2] for name in trained if name not in beside})
-    if len(adapters) != 1 or beside:
+    if len(active) != 1 or adapters != active or beside:
         raise ArgumentError(
-            f"of the adapters {sorted(model.peft_config)} one is to be trained, alone; trained are "
+            f"one adapter is to be active and trained, alone: active are {active}, trained "
             f"{adapters}, beside them {beside[:2]}: see set_adapter and requires_grad_"
         )
-    lora.adapter_state(model, adapters[0])
-    return adapters[0]
+    lora.adapter_state(model, active[0])
+    return active[0]
 
 
 def adapter_layers(model: nn.Module) -> list[nn.Module]:

@@ -80,9 +80,9 @@ class TrainingSpec:
         consistency_weight: weight of Eq. 4; used where a teacher is given.
         loss_weighting: of the denoising loss: "none", a name that ``objectives.snr_weights`` knows,
             "uncertainty", which learns a weight for each of ``n_tasks`` ranges, or "balanced", by
-            the pretrained model's ``range_losses`` (``objectives.balanced_weights``).
-        ema_warmup: let diffusers' EMA start short, for training from scratch. Without, runs of
-            any length average over the same horizon, 1 / (1 - ema_decay) steps.
+            the pretrained model's ``range_losses``.
+        ema_warmup: let diffusers' EMA start short, for training from scratch. Without it averages
+            over 1 / (1 - ema_decay) steps.
         final_learning_rate: reached by a cosine. Equal to ``learning_rate`` for a constant rate.
         held: share of the steps, at the end, in which it is held.
         precision: of autocast, "no", "bf16" or "fp16"; what is trained and its EMA are float32.

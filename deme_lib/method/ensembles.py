@@ -32,11 +32,10 @@ class _Ensemble(nn.Module):
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one member")
-        moved = active_on is None
-        self.members = nn.ModuleList(members) if moved else list(members)  # a list stays behind
-        for member in () if moved else members:
-            member.to("cpu")
+        self.members = nn.ModuleList(members)
         self.active_on, self.active, self.settings = active_on, None, {}
+        for member in members if active_on else ():
+            member.to("cpu")
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -50,10 +49,8 @@ class _Ensemble(nn.Module):
     def device(self) -> torch.device:
         return self.members[0].device if self.active_on is None else torch.device(self.active_on)
 
-    def train(self, mode: bool = True) -> Self:
-        for member in self.members:  # also of a list
-            member.train(mode)
-        return super().train(mode)
+    def _apply(self, *how: Any) -> Self:  # such as .to(device)
+        return super()._apply(*how) if self.active_on is None else self
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Save every member by its own ``save_pretrained``, and what the ensemble makes of them.
@@ -88,7 +85,7 @@ class _Ensemble(nn.Module):
         return cls(members, **note, active_on=active_on)
 
     def _call(self, k: int, args: tuple, kwargs: dict) -> Any:
-        if self.active_on is not None and self.active != k:
+        if self.active_on and self.active != k:
             if self.active is not None:
                 self.members[self.active].to("cpu")
             self.members[k].to(self.active_on)

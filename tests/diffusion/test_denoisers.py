@@ -256,16 +256,17 @@ def test_what_does_not_fit_is_named(text, changes, words):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda m: m.requires_grad_(False), r"trained are \[\]"),
+        (lambda m: m.requires_grad_(False), r"trained \[\]"),
         (lambda m: m.requires_grad_(True), r"\['default'\], beside them \['conv_in"),
-        (lambda m: m.disable_adapters(), r"trained are \[\]"),
+        (lambda m: m.disable_adapters(), r"active are \[\]"),
+        (lambda m: m.fuse_lora(), r"active are \[\]"),
         (lambda m: m.add_adapter(LoraConfig(**LORA, use_dora=True), "b"), "no adapter of plain"),
         (
             lambda m: [m.add_adapter(LoraConfig(**LORA), "b"), m.set_adapters(["default", "b"])],
-            r"trained are \['b', 'default'\]",
+            r"active are \['b', 'default'\]",
         ),
     ],
-    ids=["frozen", "base", "disabled", "dora", "two"],
+    ids=["frozen", "base", "disabled", "fused", "dora", "two"],
 )
 def test_an_adapter_that_would_not_be_trained_alone_is_named(text, spoil, words):
     spoil(add_adapter(text.model))

@@ -21,13 +21,8 @@ from torch.nn.init import dirac_
 
 from deme_lib.diffusion import lora
 from deme_lib.diffusion.models import INDEX, ModelError
-from deme_lib.method import merging
-from deme_lib.method.projection import (
-    ProjectedUNet2DModel,
-    is_projection,
-    model_class,
-    plain_or_projected,
-)
+from deme_lib.method import merging, projection
+from deme_lib.method.projection import ProjectedUNet2DModel, is_projection
 
 STOCK, PROJECTED = "UNet2DModel", ProjectedUNet2DModel.__name__
 PARTS = "unet", "transformer", "transformer_2"  # a pipeline's denoisers
@@ -47,7 +42,7 @@ class Merger:
     def __init__(self, base: nn.Module, experts: Sequence[nn.Module]):
         merging.check_untied(base)
         projected = any(isinstance(expert, ProjectedUNet2DModel) for expert in experts)
-        self.base = plain_or_projected(base, projected)
+        self.base = projection.plain_or_projected(base, projected)
         self.start = self.base.state_dict()
         self.vectors = [merging.task_vector(self.start, e.state_dict()) for e in experts]
         self.dtype = merging.widest(*(w for m in (base, *experts) for w in m.parameters()))
@@ -184,7 +179,7 @@ def _home(folder: Path) -> Path:
 def _config(home: Path) -> dict:
     """A model's settings, with the defaults of those that older files lack."""
     config = json.loads((home / "config.json").read_text())
-    parameters = inspect.signature(model_class(config).__init__).parameters
+    parameters = inspect.signature(projection.model_class(config).__init__).parameters
     defaults = json.loads(json.dumps({n: p.default for n, p in parameters.items()}, default=str))
     return {k: v for k, v in (defaults | config).items() if k[0] != "_" or k == "_class_name"}
 

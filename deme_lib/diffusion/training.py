@@ -26,27 +26,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from deme_lib.diffusion import denoisers, lora, models
-from deme_lib.diffusion.denoisers import (
-    ArgumentError,
-    Conditioning,
-    Denoiser,
-    Predict,
-    Schedule,
-    WithoutAdapters,
-    adapter_layers,
-    check_adapter,
-    to_model_range,
-)
+from deme_lib.diffusion.denoisers import Conditioning, Predict, Schedule, to_model_range
 from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.errors import Explained
+from deme_lib.method import objectives
 from deme_lib.method.merging import check_untied
-from deme_lib.method.objectives import (
-    UncertaintyWeighting,
-    balanced_weights,
-    deme_loss,
-    snr_weights,
-    squared_error,
-)
 from deme_lib.method.projection import plain_or_projected
 from deme_lib.method.timesteps import draw_timesteps, split_timesteps
 
@@ -218,12 +202,12 @@ class Training:
         self.scheduler = models.noise_schedule(scheduler)
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
         if checkpoint_every < 1:
-            raise ArgumentError(f"checkpoint_every={checkpoint_every}: give 1 or more")
+            raise denoisers.ArgumentError(f"checkpoint_every={checkpoint_every}: give 1 or more")
         self.data = images, conditioning or {}, null or {}
         t_max, own = self.scheduler.config.num_train_timesteps, spec.own_range
         if not own or not 0 <= own[0] <= own[-1] < t_max:
-            raise ArgumentError(f"{own} leaves [0, {t_max}): give another range")
-        self.adapter = check_adapter(model) if lora.has_adapters(model) else None
+            raise denoisers.ArgumentError(f"{own} leaves [0, {t_max}): give another range")
+        self.adapter = denoisers.check_adapter(model) if lora.has_adapters(model) else None
         self.accelerate = models.OwnAccelerator(device, spec.precision)
         device = self.device = self.accelerate.accelerator.device
         self.scaler = self.accelerate.accelerator.scaler  # None but for fp16
@@ -242,17 +226,19 @@ class Training:
         self.uncertainty, self.weights = None, torch.ones(t_max, device=device)
         if spec.loss_weighting == UNCERTAINTY:
             ranges = split_timesteps(spec.n_tasks, t_max)
-            self.uncertainty = UncertaintyWeighting(ranges).to(device)
+            self.uncertainty = objectives.UncertaintyWeighting(ranges).to(device)
             learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
             optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
         elif spec.loss_weighting == BALANCED:
             ranges = split_timesteps(len(spec.range_losses), t_max)
-            self.weights = balanced_weights(spec.range_losses, ranges).to(device)
+            self.weights = objectives.balanced_weights(spec.range_losses, ranges).to(device)
         elif spec.loss_weighting != "none":
             if self.scheduler.config.get("prediction_type") != "epsilon":
-                raise ArgumentError(f"loss_weighting={spec.loss_weighting!r} is of models of noise")
+                raise denoisers.ArgumentError(
+                    f"loss_weighting={spec.loss_weighting!r} is of models of noise"
+                )
             given = self.scheduler.alphas_cumprod, spec.min_snr_gamma, spec.p2_gamma
-            self.weights = snr_weights(spec.loss_weighting, *given).to(device)
+            self.weights = objectives.snr_weights(spec.loss_weighting, *given).to(device)
         with self.accelerate as accelerator:
             self.optimiser = accelerator.prepare(optimiser)
         least = 0.0 if spec.ema_warmup else spec.ema_decay
@@ -263,15 +249,15 @@ class Training:
                 module.eval()  # labels are dropped by ``draw`` alone, the same for the teacher
         if self.adapter:  # the teacher is the same model, of no dropout
             model.eval()
-            for layer in adapter_layers(model):
+            for layer in denoisers.adapter_layers(model):
                 layer.lora_dropout.train()
         how = (predict, tuple(self.data[1]))
-        self.student, self.teacher = Denoiser(model, *how), None
+        self.student, self.teacher = denoisers.Denoiser(model, *how), None
         if teacher is model:
-            self.teacher = WithoutAdapters(model, *how)
+            self.teacher = denoisers.WithoutAdapters(model, *how)
         elif teacher is not None:
             teacher.float().eval().requires_grad_(False).to(device)
-            self.teacher = Denoiser(teacher, *how)
+            self.teacher = denoisers.Denoiser(teacher, *how)
         self.history: list[dict[str, Any]] = []
         self.position = 0
         if checkpoint is not None and checkpoint.is_file():
@@ -313,10 +299,10 @@ class Training:
                 if self.drops:  # its masks too depend on the step alone
                     torch.manual_seed(seed_of(*spec.purpose, "dropout", step))
                 prediction = self.student(noisy, t, *conditions)
-        denoising, cell = squared_error(prediction, asked), t.long()
-        consistency = None if self.teacher is None else squared_error(prediction, taught)
+        denoising, cell = objectives.squared_error(prediction, asked), t.long()
+        consistency = None if self.teacher is None else objectives.squared_error(prediction, taught)
         weights = self.weights if self.uncertainty is None else self.uncertainty.weights()
-        loss = deme_loss(denoising, consistency, spec.consistency_weight, weights[cell])
+        loss = objectives.deme_loss(denoising, consistency, spec.consistency_weight, weights[cell])
         if self.uncertainty is not None:
             loss = loss + self.uncertainty(denoising, cell)
         with self.accelerate as accelerator:
@@ -454,7 +440,9 @@ def finetune(
     """
     adapted = lora.has_adapters(pretrained)
     if channel_projection and adapted:
-        raise ArgumentError("adapters and projections do not mix: set channel_projection=False")
+        raise denoisers.ArgumentError(
+            "adapters and projections do not mix: set channel_projection=False"
+        )
     if channel_projection is None and (adapted or not isinstance(pretrained, UNet2DModel)):
         warnings.warn(f"{type(pretrained).__name__}: no channel projections here", stacklevel=2)
     student = pretrained if adapted else _copy(pretrained, channel_projection)

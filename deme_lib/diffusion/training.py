@@ -64,7 +64,7 @@ class TrainingSpec:
         consistency_weight: weight of Eq. 4; used where a teacher is given.
         loss_weighting: of the denoising loss: "none", a name that ``objectives.snr_weights`` knows,
             "uncertainty", which learns a weight for each of ``n_tasks`` ranges, or "balanced", by
-            the pretrained model's ``range_losses``.
+            the pretrained model's ``range_losses``. Their formulas are of models of noise.
         ema_warmup: let diffusers' EMA start short, for training from scratch. Without it averages
             over 1 / (1 - ema_decay) steps.
         final_learning_rate: reached by a cosine. Equal to ``learning_rate`` for a constant rate.
@@ -177,8 +177,7 @@ class Training:
             step of ``position`` they may be missing after a resumption.
 
     Raises:
-        ArgumentError: ``spec`` or ``checkpoint_every`` is out of its range, or an adapter is not
-            the one thing to train.
+        ArgumentError: ``checkpoint_every`` is below 1, or an adapter not the one thing to train.
         ModelError: data, conditions or schedule do not fit the model.
     """
 
@@ -204,9 +203,7 @@ class Training:
         if checkpoint_every < 1:
             raise denoisers.ArgumentError(f"checkpoint_every={checkpoint_every}: give 1 or more")
         self.data = images, conditioning or {}, null or {}
-        t_max, own = self.scheduler.config.num_train_timesteps, spec.own_range
-        if not own or not 0 <= own[0] <= own[-1] < t_max:
-            raise denoisers.ArgumentError(f"{own} leaves [0, {t_max}): give another range")
+        t_max = self.scheduler.config.num_train_timesteps
         self.adapter = denoisers.check_adapter(model) if lora.has_adapters(model) else None
         self.accelerate = models.OwnAccelerator(device, spec.precision)
         device = self.device = self.accelerate.accelerator.device
@@ -233,10 +230,6 @@ class Training:
             ranges = split_timesteps(len(spec.range_losses), t_max)
             self.weights = objectives.balanced_weights(spec.range_losses, ranges).to(device)
         elif spec.loss_weighting != "none":
-            if self.scheduler.config.get("prediction_type") != "epsilon":
-                raise denoisers.ArgumentError(
-                    f"loss_weighting={spec.loss_weighting!r} is of models of noise"
-                )
             given = self.scheduler.alphas_cumprod, spec.min_snr_gamma, spec.p2_gamma
             self.weights = objectives.snr_weights(spec.loss_weighting, *given).to(device)
         with self.accelerate as accelerator:

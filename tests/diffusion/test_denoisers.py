@@ -306,12 +306,6 @@ def test_data_are_checked_once(text, monkeypatch):
     assert len(calls) == 1
 
 
-def test_weights_of_the_noise_s_loss_are_for_models_of_noise(text):
-    spec = dataclasses.replace(SPEC, loss_weighting="min-snr")
-    with pytest.raises(ArgumentError, match=r"min-snr.*is of models of noise"):
-        finetune(text.model, text.pipeline.scheduler, text.data, spec, **text.how)
-
-
 # on a CUDA device
 
 

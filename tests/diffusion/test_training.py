@@ -137,16 +137,9 @@ def test_models_that_cannot_be_trained_are_named(tiny_unet, images, call):
         call(tied)
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"checkpoint_every": 0}, "checkpoint_every=0: give 1 or more"),
-        ({"own_range": range(900, 1001)}, r"range\(900, 1001\) leaves \[0, 1000\)"),
-    ],
-)
-def test_runs_that_cannot_be_are_named(start, given, words):
-    with pytest.raises(ArgumentError, match=words):
-        start(**given)
+def test_checkpoints_of_no_interval_are_refused(start):
+    with pytest.raises(ArgumentError, match="checkpoint_every=0: give 1 or more"):
+        start(checkpoint_every=0)
 
 
 # reproducible

@@ -248,7 +248,10 @@ def _load_folder(folder: Path) -> tuple[dict[str, Images], str]:
         words += re.split("[^a-z]+", file.name.lower()) if tables else []
         part = next((PARTS[word] for word in words if word in PARTS), "no part")
         groups.setdefault(part, []).append(file)
-    if "no part" in groups:
+    if tables and {"train", "no part"} <= groups.keys():
+        beside = groups.pop("no part")
+        warnings.warn(f"{beside[0]} is in no part: {len(beside)} files left out", stacklevel=2)
+    elif "no part" in groups:
         groups = {"train": taken}  # classes, one of which may be "train"
     if tables:
         return _load_dataset(str(folder), groups)

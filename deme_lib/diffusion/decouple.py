@@ -26,6 +26,7 @@ def decouple(
     *,
     steps: int,
     learning_rate: float,
+    final_learning_rate: float = 0.0,
     n_ranges: int = 4,
     ranges: Sequence[int] | None = None,
     conditioning: Conditioning | None = None,
@@ -54,14 +55,15 @@ def decouple(
     Args:
         pipeline: left as it was. Of its scheduler the betas count, or that it is a flow's.
         images: uint8 [n, C, H, W]; or latents [n, ...], float, times the VAE's scaling factor.
+        final_learning_rate: reached by a cosine; the paper's rate is constant.
         ranges: train only these of the N ranges, counted from 0, in this order; None: all.
         conditioning: what the denoiser is called with by name, [n, ...] each, such as
             ``encoder_hidden_states``.
         null: rows [...] in place of an image's conditions with probability ``drop``; conditions
             that are not named here are not dropped.
         channel_projection: None: on a ``UNet2DModel`` that has no adapter.
-        ema_decay: of the EMA that an expert is; None: over the last fifth of the steps,
-            1 / (1 - ema_decay) = steps / 5.
+        ema_decay: of the EMA that an expert is; None: over a twentieth of the steps,
+            1 / (1 - ema_decay) = steps / 20.
         predict: calls denoisers of another convention, see ``denoisers``.
         cuda_graphs: see ``Training``.
         folder: where experts are kept, ``expert-0`` and so on, with a checkpoint of the one in
@@ -87,12 +89,12 @@ def decouple(
         purpose=(seed, "expert"),
         own_range=range(schedule.config.num_train_timesteps),
         learning_rate=learning_rate,
-        final_learning_rate=learning_rate,
+        final_learning_rate=final_learning_rate,
         batch_size=batch_size,
         probability=probability,
         drop=drop,
         consistency_weight=consistency_weight,
-        ema_decay=max(0.0, 1 - 5 / max(1, steps)) if ema_decay is None else ema_decay,
+        ema_decay=max(0.0, 1 - 20 / max(1, steps)) if ema_decay is None else ema_decay,
         precision=precision,
     )
     cut = split_timesteps(n_ranges, len(spec.own_range))

@@ -26,7 +26,7 @@ from deme_lib.diffusion import classifier
 from deme_lib.diffusion.data import CLASSIFIERS, check_images
 from deme_lib.diffusion.models import device_of
 from deme_lib.diffusion.progress import bar
-from deme_lib.diffusion.sampling import sample
+from deme_lib.diffusion.sampling import SAMPLERS, sample
 from deme_lib.errors import Explained
 
 INCEPTION = "inception"
@@ -62,7 +62,8 @@ def evaluate(
     *,
     scheduler: DDPMScheduler | None = None,
     n: int | None = None,
-    steps: int = 50,
+    sampler: str = SAMPLERS[0],
+    steps: int = 20,
     features: str = INCEPTION,
     inception_weights: str = "",
     seed: int = 0,
@@ -76,7 +77,8 @@ def evaluate(
 
     Args:
         generated: uint8 [n, C, H, W], or a denoiser, of which a copy samples ``n`` images in
-            ``steps`` DDIM steps; by default as many as there are real ones, 5,000 at most.
+            ``steps`` steps of a ``sampler`` (see ``sampling_scheduler``); by default as many as
+            there are real ones, 5,000 at most.
         real: uint8 [n_real, C, H, W].
         scheduler: the denoiser's noise schedule, ``load_pipeline(...).scheduler``.
         features: ``inception``, or a shipped classifier such as ``fashion8-a``.
@@ -95,9 +97,9 @@ def evaluate(
     if sampled:
         n = min(len(real), 5000) if n is None else n
         denoiser = copy.deepcopy(generated).eval().to(where)
-        drawn = {"steps": steps, "purpose": ("sample", seed), "batch_size": batch_size}
+        drawn = {"sampler": sampler, "steps": steps, "purpose": ("sample", seed)}
         with bar(n, "sampling", "image") as progress:
-            drawn |= {"device": where, "on_batch": progress.update}
+            drawn |= {"batch_size": batch_size, "device": where, "on_batch": progress.update}
             generated = sample(denoiser, scheduler, n, **drawn)
     found = extract(generated, *how)
     return Scores(

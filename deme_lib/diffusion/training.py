@@ -21,7 +21,7 @@ from diffusers import ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.training_utils import EMAModel
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -230,6 +230,10 @@ class Training:
             ranges = split_timesteps(len(spec.range_losses), t_max)
             self.weights = objectives.balanced_weights(spec.range_losses, ranges).to(device)
         elif spec.loss_weighting != "none":
+            if self.scheduler.config.get("prediction_type") != "epsilon":
+                raise denoisers.ArgumentError(
+                    f"loss_weighting={spec.loss_weighting!r} is of models of noise"
+                )
             given = self.scheduler.alphas_cumprod, spec.min_snr_gamma, spec.p2_gamma
             self.weights = objectives.snr_weights(spec.loss_weighting, *given).to(device)
         with self.accelerate as accelerator:
@@ -254,7 +258,14 @@ class Training:
         self.history: list[dict[str, Any]] = []
         self.position = 0
         if checkpoint is not None and checkpoint.is_file():
-            self._restore()
+            try:
+                self._restore()
+            except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise TrainingError(
+                    f"{checkpoint} is damaged or of another model ({reason}); delete it to start "
+                    "this run again"
+                ) from error
         self._call_once(cuda_graphs)
 
     def __iter__(self) -> Iterator[Step]:
@@ -382,7 +393,7 @@ class Training:
             rest = {k: json.loads(v) for k, v in file.metadata().items()}
             tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
         if of("model").keys() != self.trained.keys():
-            raise TrainingError(f"{self.checkpoint} is of another model: delete it to start again")
+            raise KeyError("it holds other weights")
         self.model.load_state_dict(of("model"), strict=False)
         if self.uncertainty is not None:
             self.uncertainty.load_state_dict(of("uncertainty"))

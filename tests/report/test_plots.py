@@ -40,6 +40,22 @@ def test_several_cells_have_a_figure_of_their_own(cells):
     assert "one model, all timesteps (0.471)" in ax.get_xlabel()
 
 
+def test_samplers_are_drawn_over_their_steps(cells, change):
+    names = {"N = 2": "ddim", "default": "dpm-solver"}
+    change(cells, "metrics.csv", lambda f: f.assign(sampler=f["cell"].map(names)))
+    found = records.read(cells)
+    drawn = render.figures(found)
+    assert "samplers" in drawn and "cells" not in drawn
+    axes = drawn["samplers"]().axes
+    assert [ax.get_title() for ax in axes] == [
+        "pretrained",
+        "one model, all timesteps",
+        "DeMe merged",
+    ]
+    mine = found.metrics.query("arm == 'pretrained'")["fid"].mean()
+    assert axes[0].lines[0].get_ydata() == pytest.approx([mine])
+
+
 def test_one_training_an_arm_of_ones_own_and_no_comparison_are_drawn(folder, change):
     for name in ("history", "gradients", "activations", "landscape", "task_vectors", "plane"):
         (folder / f"{name}.csv").unlink()
@@ -51,31 +67,38 @@ def test_one_training_an_arm_of_ones_own_and_no_comparison_are_drawn(folder, cha
     (folder / "samples.safetensors").unlink()
     drawn = render.figures(records.read(folder))
     assert drawn.keys() == {"method", "main", "loss_per_timestep", "cost"}
-    assert len(drawn["main"]().axes) == len(drawn["loss_per_timestep"]().axes) == 1
+    assert len(drawn["main"]().axes) == 2 and len(drawn["loss_per_timestep"]().axes) == 1
     assert style.of("mine")["color"] == "black"
 
 
 def test_an_arm_far_off_does_not_squeeze_the_others(folder, change):
     far = {"soup": 9.0}
     change(folder, "metrics.csv", lambda f: f.assign(fid=f["fid"] + f["arm"].map(far).fillna(0)))
-    left, right = plots.main(records.read(folder)).axes
+    left, right = plots.main(records.read(folder)).axes[:2]
     assert "symmetric log scale" in left.get_xlabel() and right.get_xscale() == "symlog"
 
 
 def test_main_shows_arms_comparisons_margin_and_verdicts(known):
+    known.parameters["confirmation_seeds"] = known.training_seeds[1:]
     figure = plots.main(known)
-    left, right = figure.axes
-    fid, rows = known.of("fid"), tables.table(known)
     arms = [arm for arm in known.titles if arm != "pretrained"]
-    np.testing.assert_allclose(points(left)[:, 0].T, fid[arms].sub(fid["pretrained"], axis=0))
-    np.testing.assert_allclose(ends(left), rows.loc[arms, ["low", "high"]])
-    named = intervals.comparisons(known).query("kind == 'primary'")
-    np.testing.assert_allclose(ends(right), named[["low", "high"]])
-    said = [t.get_text().replace("\n", " ") for t in right.texts]
-    assert [text for text in said if text in set(named["verdict"])] == list(named["verdict"])
-    band = right.patches[0].get_extents().transformed(right.transData.inverted())
-    margin = named["margin"].iloc[0]
-    assert (band.x0, band.x1) == pytest.approx((-margin, margin))
+    rows = tables.table(known)
+    np.testing.assert_allclose(ends(figure.axes[0]), rows.loc[arms, ["low", "high"]])
+    for (left, right), measure in zip(
+        np.reshape(figure.axes, (2, 2)), intervals.JUDGED, strict=True
+    ):
+        d = known.of(measure).sub(known.of(measure)["pretrained"], axis=0)[arms]
+        np.testing.assert_allclose(points(left)[:, 0].T, d)
+        found = intervals.comparisons(known).query("measure == @measure")
+        named, every = (found[found["kind"] == kind] for kind in ("primary", "estimate"))
+        columns = ["low", "high"]  # first the grey bar of all trainings
+        np.testing.assert_allclose(ends(right)[::2], every[columns])
+        np.testing.assert_allclose(ends(right)[1::2], named[columns])
+        said = [t.get_text().replace("\n", " ") for t in right.texts]
+        assert [text for text in said if text in set(named["verdict"])] == list(named["verdict"])
+        band = right.patches[0].get_extents().transformed(right.transData.inverted())
+        margin = named["margin"].iloc[0]
+        assert (band.x0, band.x1) == pytest.approx((-margin, margin))
     assert "n = 5,000" in figure.get_supxlabel() and "fashion8-a" in figure.get_supxlabel()
 
 
@@ -86,7 +109,7 @@ def test_losses_are_relative_to_pretrained(known):
     lines = {line.get_label(): line for line in left.lines}
     np.testing.assert_allclose(lines["plain experts, routed"].get_ydata(), relative["plain_routed"])
     np.testing.assert_allclose(lines["DeMe merged"].get_xdata(), losses.index + 25)
-    assert "averaged ensemble" not in lines and len(lines) == 6
+    assert "averaged ensemble" not in lines and len(lines) == 8
     assert [line.get_label() for line in right.lines] == [
         "pretrained", "DeMe experts, routed", "DeMe merged", "averaged ensemble",
     ]  # fmt: skip
@@ -96,13 +119,13 @@ def test_the_gate_has_every_seed_in_its_range(known):
     d = 100 * intervals.gate(known)
     x, y = points(plots.gate(known).axes[0]).swapaxes(0, 1)  # [ranges x arms, seeds]
     np.testing.assert_allclose(y, np.concatenate([d.xs(k, level="range").T for k in range(1, 5)]))
-    assert (x // 250 == np.repeat(range(4), 6)[:, None]).all()
+    assert (x // 250 == np.repeat(range(4), 8)[:, None]).all()
 
 
 def test_cost_is_in_multiples_of_the_base(known):
     for ax, most, name in zip(plots.cost(known).axes, (4.09, 4), ("40,489", "20"), strict=True):
         drawn = points(ax)
-        assert len(drawn) == 7 and drawn[:, 0].max() == pytest.approx(most, rel=0.1)
+        assert len(drawn) == 9 and drawn[:, 0].max() == pytest.approx(most, rel=0.1)
         assert ax.get_xlabel().endswith(f"1× = {name}")
 
 
@@ -161,7 +184,7 @@ def test_finetuning_runs_have_the_colours_of_their_arms(known):
     history = known.looks["history"]
     left, right = plots.history(history).axes
     drawn = [line for line in right.lines if len(line.get_xdata()) > 2]
-    assert len(drawn) == 13 and len(left.lines[1].get_xdata()) == 16
+    assert len(drawn) == 14 and len(left.lines[1].get_xdata()) == 16
     colours = {line.get_label(): line.get_color() for line in drawn}
     assert colours["plain experts"] == style.STYLES["plain_routed"][0]
     assert colours["members of the soup"] == style.STYLES["soup"][0]

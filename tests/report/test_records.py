@@ -4,15 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from deme_lib.experiment.parameters import FIELDS
 from deme_lib.report import records
 from deme_lib.report.records import RecordsError
 
 
 def test_committed_records_are_read_whole(known):
-    assert known.training_seeds == list(range(8))
+    assert known.training_seeds == FIELDS["seeds"].default
     assert list(known.titles) == known.parameters["arms"]
     assert known.titles["deme_merged"] == "DeMe merged"
-    assert known.of("fid").shape == (8, 7) and not known.of("fid").isna().any(axis=None)
+    shape = (len(known.training_seeds), len(known.parameters["arms"]))
+    assert known.of("fid").shape == shape and not known.of("fid").isna().any(axis=None)
     assert known.looks.keys() == records.COLUMNS.keys() - set(records.NEEDED)
     assert known.samples["real"].dtype == np.uint8
     assert known.floor_of("fid") == pytest.approx(known.floor["fid"].mean())
@@ -43,7 +45,7 @@ def test_a_missing_record_is_named_with_its_remedy(folder, name):
         ("plane.csv", lambda f: f.drop(columns="w2"), r"plane\.csv .*'w2'"),
         ("metrics.csv", lambda f: f.rename(columns={"fid": "FID"}), r"metrics\.csv .*'FID', 'fid'"),
         ("losses.csv", lambda f: f[:-1], r"losses\.csv: missing .*\(7, 'averaged', 950\)"),
-        ("metrics.csv", lambda f: f.loc[[*f.index, 3]], r"metrics\.csv: .*'plain_routed', 0\)"),
+        ("metrics.csv", lambda f: f.loc[[*f.index, 3]], r"metrics\.csv: .*'soup', 0\)"),
         ("arms.csv", lambda f: f[f["training_seed"] != 5], r"arms\.csv: missing .*\(5, "),
     ],
 )

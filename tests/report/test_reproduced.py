@@ -25,7 +25,7 @@ def move(arm, column, by, seed=0):
 def test_rounding_is_reproduced_and_said(folder, again, change, capsys):
     change(again, "metrics.csv", move("soup", "fid", 8e-5))
     assert reproduced.verdict(folder, again) == 0
-    said = "reproduced: largest move 1e-05 of 0.00012 allowed (FID of soup; 14 numbers)\n"
+    said = "reproduced: largest move 1e-05 of 0.00012 allowed (FID of soup; 18 numbers)\n"
     assert capsys.readouterr().out == said
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
+from deme_lib.diffusion.denoisers import to_model_range
 from deme_lib.diffusion.heldout import BATCH, FixedNoise, batch_of
 from deme_lib.diffusion.randomness import generator
-from deme_lib.diffusion.training import to_model_range
 from deme_lib.method.merging import State, merge
 from deme_lib.method.objectives import squared_error
-from deme_lib.method.projection import is_projection
+from deme_lib.method.projection import blocks_of, is_projection
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 PARTS = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up", "conv_norm_out": "conv_out"}
@@ -105,11 +105,9 @@ def activation_differences(
 
 def _block_outputs(unet: UNet2DModel, x: torch.Tensor, timesteps: torch.Tensor) -> State:
     """The hidden state after every block, and its projection where it has one, in float64."""
-    outputs, blocks = {}, {f"down {i}": b for i, b in enumerate(unet.down_blocks, start=1)}
-    blocks |= {} if unet.mid_block is None else {"mid": unet.mid_block}
-    blocks |= {f"up {i}": b for i, b in enumerate(unet.up_blocks, start=1)}
+    outputs = {}
     with ExitStack() as hooks:
-        for name, block in blocks.items():
+        for name, block in blocks_of(unet).items():
 
             def keep(_block, _inputs, output, name=name):  # runs after the projection's own hook
                 hidden = output[0] if isinstance(output, tuple) else output

@@ -77,9 +77,6 @@ def split(
         source: ``digits``, ``fashion8``, a hub id, or a folder: Fashion-MNIST's four files,
             parquet, or images in folders of classes, under train/ and test/ where there are parts.
         image_size: height and width to ``fit`` the images to; 0: as they are.
-
-    Raises:
-        DataError: the data cannot be reached, cannot be read, or holds too few images.
     """
     sizes, roles = {"train": train_images, "search": search_images, "test": test_images}, {}
     parts = _load(source)
@@ -116,11 +113,7 @@ def is_local(source: str) -> bool:
 
 
 def fingerprint(source: str) -> str:
-    """Hash of what stands behind a data set or pretrained model, for artefact keys.
-
-    Built-in and local data are hashed by content (a folder's with the paths in it), hub ids by
-    name.
-    """
+    """Hash of a data set's or model's content, with the paths in a folder; of a hub id its name."""
     if source in BUILT_IN:
         return content_hash(np.concatenate([p.images for p in BUILT_IN[source]().values()]))
     if not is_local(source):
@@ -255,10 +248,9 @@ def _load_folder(folder: Path) -> tuple[dict[str, Images], str]:
         groups = {"train": taken}  # classes, one of which may be "train"
     if tables:
         return _load_dataset(str(folder), groups)
-    parts = {}
+    classes, parts = sorted({f.parent.name for mine in groups.values() for f in mine}), {}
     for part, mine in groups.items():
-        parts[part] = Images(mine, np.unique([f.parent.name for f in mine], return_inverse=True)[1])
-    classes = sorted({f.parent.name for mine in groups.values() for f in mine})
+        parts[part] = Images(mine, np.searchsorted(classes, [f.parent.name for f in mine]))
     return parts, f"{len(files):,} files, folders {', '.join(classes[:10])}"
 
 

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.utils.peft_utils import set_adapter_layers
 from torch import nn
 
 from deme_lib.diffusion import lora
 from deme_lib.diffusion.models import ModelError
 from deme_lib.errors import Explained
+from deme_lib.method.ensembles import adapter_layers
 
 Conditioning = Mapping[str, torch.Tensor]
 Predict = Callable[[nn.Module, torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
@@ -38,8 +40,7 @@ def predict(
 class Denoiser(nn.Module):
     """A model called with tensors alone, in its own type; what it predicts is float32.
 
-    Args:
-        names: of the conditions that it is called with, in this order.
+    ``names`` are those of the conditions that it is called with, in this order.
     """
 
     def __init__(self, model: nn.Module, predict: Predict = predict, names: tuple[str, ...] = ()):
@@ -49,11 +50,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
         """The prediction for x [B, C, ...], of its shape: of a learned variance, which is not
-        trained here, the first C of 2 C channels.
-
-        Raises:
-            ModelError: it is of another shape.
-        """
+        trained here, the first C of 2 C channels."""
         given = [v.to(self.dtype) if v.is_floating_point() else v for v in (x, *conditions)]
         rows = dict(zip(self.names, given[1:], strict=True))
         found = self.predict(self.model, given[0], t, rows)
@@ -71,23 +68,15 @@ class WithoutAdapters(Denoiser):
     """What a model predicts without its adapters: Eq. 4's frozen teacher, and no second copy."""
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
-        layers = adapter_layers(self.model)
-        for layer in layers:
-            layer.enable_adapters(False)
+        set_adapter_layers(self.model, enabled=False)
         try:
             return super().forward(x, t, *conditions)
         finally:
-            for layer in layers:
-                layer.enable_adapters(True)
+            set_adapter_layers(self.model, enabled=True)
 
 
 def check_adapter(model: nn.Module) -> str:
-    """The name of the one adapter that a model trains.
-
-    Raises:
-        ArgumentError: it is frozen, disabled or fused, or not alone.
-        ModelError: it is more than LoRA's A and B, which could not be kept and merged.
-    """
+    """The name of the one adapter that a model trains, of LoRA's A and B alone."""
     layers = [x for x in adapter_layers(model) if not (x.disable_adapters or x.merged)]
     active = sorted({name for layer in layers for name in layer.active_adapters})
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -102,22 +91,14 @@ def check_adapter(model: nn.Module) -> str:
     return active[0]
 
 
-def adapter_layers(model: nn.Module) -> list[nn.Module]:
-    from peft.tuners.tuners_utils import BaseTunerLayer  # the extra ``lora``
-
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-
-
 def check_data(
     images: torch.Tensor, conditioning: Conditioning, null: Conditioning, drop: float
 ) -> None:
     """ArgumentError where data and conditions are not what is trained on, or do not fit."""
     for name, rows in {"images": images, **conditioning}.items():
-        if not isinstance(rows, torch.Tensor) or not len(rows) or len(rows) != len(images):
-            kind = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
-            raise ArgumentError(
-                f"{name}: {kind}, give a torch.Tensor of {len(images)} rows, one for each image"
-            )
+        shape = tuple(rows.shape) if isinstance(rows, torch.Tensor) else type(rows).__name__
+        if isinstance(shape, str) or not shape or not 0 < len(rows) == len(images):
+            raise ArgumentError(f"{name}: {shape}, give a torch.Tensor of a row for each image")
         if rows.is_floating_point() and not rows.isfinite().all():
             raise ArgumentError(f"{name} hold NaN or infinity: leave these rows out")
     if images.dtype != torch.uint8 and not images.is_floating_point():

@@ -24,8 +24,7 @@ class FixedNoise:
     Args:
         images: uint8 [n, C, H, W] or float latents [n, ...].
         draws: (timestep, noise) pairs an image; the timesteps are spread evenly over [0, T).
-        conditioning: rows [n, ...] of each condition.
-        predict: calls a model, see ``denoisers``.
+        conditioning, predict: see ``Training``.
 
     Attributes:
         timesteps: [n * draws] int64, or float32 in flow matching.

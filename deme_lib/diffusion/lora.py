@@ -32,12 +32,7 @@ A, B = ".lora_A.weight", ".lora_B.weight"
 def merge_adapters(experts: Sequence[Source], weights: Sequence[float]) -> dict[str, torch.Tensor]:
     """Eq. 8 exactly, as one adapter, whose ranks are the sums of the experts'.
 
-    Args:
-        experts: what ``adapter_state`` takes, of any ranks, scalings and targets.
-
-    Raises:
-        ModelError: an expert is no adapter of plain LoRA.
-        ValueError: weights do not fit, or the experts are of different models.
+    These are what ``adapter_state`` takes, of one model, of any ranks, scalings and targets.
     """
     check_weights(weights, len(experts))
     states, merged = [adapter_state(expert) for expert in experts], {}

@@ -34,9 +34,6 @@ class Merger:
     Args:
         base: the pretrained model; where the experts have projections it gets identity ones.
         experts: finetuned copies of it, free of adapters.
-
-    Raises:
-        KeyError, ValueError: an expert is of another architecture, or weights are tied.
     """
 
     def __init__(self, base: nn.Module, experts: Sequence[nn.Module]):
@@ -65,7 +62,7 @@ def merge_experts(
     ``base`` with one adapter, ``merged``, in place of all that it has.
 
     Raises:
-        KeyError, ValueError, ModelError: as ``Merger`` and ``lora.merge_adapters``.
+        KeyError, ValueError, ModelError: weights are tied, or architectures or numbers differ.
     """
     if all(isinstance(e, nn.Module) and not lora.has_adapters(e) for e in experts):
         return Merger(base, experts).merged(weights)

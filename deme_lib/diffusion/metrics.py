@@ -139,10 +139,6 @@ def extract(
     Args:
         name: a shipped classifier, ``pixels`` or ``inception``.
         inception_weights: local file of torch-fidelity's Inception weights; empty: fetched.
-
-    Raises:
-        DataError: they are no such images.
-        MetricError: they are of another shape than the features take, or there are none such.
     """
     check_images(images)
     device = "cuda" if cuda else "cpu"

@@ -30,7 +30,6 @@ from deme_lib.method.projection import model_class
 
 INDEX = "model_index.json"  # of a diffusers pipeline
 HALF = "diffusion_pytorch_model.fp16.safetensors"  # weights, where they are saved in 16 bits alone
-WANTED = "take a pixel-space DDPM or DDIM pipeline of a UNet2DModel, such as google/ddpm-cifar10-32"
 
 disable_progress_bar()
 
@@ -85,8 +84,7 @@ def new_unet(
 ) -> UNet2DModel:
     """A small UNet2DModel for images of ``shape`` (C, H, W), its weights a function of ``seed``.
 
-    Args:
-        attention: self-attention at the lowest resolution, on the way down, in the middle and up.
+    ``attention`` is at the lowest resolution, on the way down, in the middle and up.
     """
     channels, height, width = shape
     others = len(block_channels) - 1  # every block but the last halves the image
@@ -153,11 +151,7 @@ def noise_schedule(
     scheduler: SchedulerMixin,
 ) -> DDPMScheduler | FlowMatchEulerDiscreteScheduler:
     """What noises the data to train with a sampler of whatever kind: DDPM's of its betas, since
-    some samplers' own ``add_noise`` is not Eq. 1, or a flow's.
-
-    Raises:
-        ModelError: it has neither, predicts something else, or noise where all is noise.
-    """
+    some samplers' own ``add_noise`` is not Eq. 1, or a flow's."""
     config, kind = scheduler.config, type(scheduler).__name__
     asked = config.get("prediction_type")
     if kind.startswith("FlowMatch") or config.get("use_flow_sigmas"):
@@ -204,12 +198,7 @@ def load_unet(folder: str | Path) -> ModelMixin:
 
 
 def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: str | Path) -> None:
-    """Save as a diffusers pipeline; without projections ``DDPMPipeline`` loads it unaided.
-
-    Raises:
-        ModelError: ``unet`` is an ensemble.
-        ValueError: it has adapters.
-    """
+    """Save as a diffusers pipeline; without projections ``DDPMPipeline`` loads it unaided."""
     if not isinstance(unet, UNet2DModel):
         raise ModelError(
             f"a {type(unet).__name__} cannot be saved as one pipeline: merge its members with "
@@ -229,11 +218,7 @@ def shape_of(denoiser: nn.Module) -> tuple[int, int, int]:
 
 
 def check_card(folder: Path, train_hash: str, seed: int) -> None:
-    """Refuse a shipped pretrained model of other train images or another training seed.
-
-    Args:
-        train_hash: ``data.content_hash`` of the train images [n, C, H, W].
-    """
+    """Refuse a shipped model of train images of another ``data.content_hash``, or another seed."""
     card = json.loads((folder / "card.json").read_text())
     if (card["train_hash"], card["seed"]) != (train_hash, seed):
         raise ModelError(
@@ -252,7 +237,10 @@ def check_pipeline(
     """
     kind = type(pipeline).__name__
     if not (isinstance(pipeline, DDPMPipeline) and isinstance(pipeline.unet, UNet2DModel)):
-        raise ModelError(f"the experiment cannot use this {kind}: {WANTED}, or train with decouple")
+        raise ModelError(
+            f"the experiment cannot use this {kind}: take a pixel-space DDPM or DDIM pipeline of a "
+            "UNet2DModel, such as google/ddpm-cifar10-32, or train with decouple"
+        )
     unet, schedule = pipeline.unet, noise_schedule(pipeline.scheduler).config
     shape, channels = shape_of(unet), unet.config.in_channels
     timesteps, asked = schedule.num_train_timesteps, schedule.get("prediction_type", "flow")

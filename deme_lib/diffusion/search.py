@@ -23,16 +23,10 @@ def search_weights(
     high: float,
     seed: int,
 ) -> list[tuple[Weights, float]]:
-    """Exactly ``trials`` weights and their scores, in the order tried, by optuna's TPE.
+    """Exactly ``trials`` times n weights and their score, in the order tried, by optuna's TPE.
 
-    Args:
-        n: weights of a merge, one an expert.
-        score: lower is better, such as FID to held-out images.
-        low, high: bounds of each weight.
-        seed: of the proposals; the same one tries the same weights.
-
-    Raises:
-        ValueError: trials or bounds leave out what is tried first.
+    The lower a score the better, such as FID to held-out images. Each weight is in [low, high];
+    the same ``seed`` proposes the same ones.
     """
     first = known_weights(n)
     if trials < len(first):

@@ -30,15 +30,16 @@ from deme_lib.diffusion.denoisers import Conditioning, Predict, Schedule, to_mod
 from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.errors import Explained
 from deme_lib.method import objectives
+from deme_lib.method.ensembles import adapter_layers
 from deme_lib.method.merging import check_untied
 from deme_lib.method.projection import plain_or_projected
 from deme_lib.method.timesteps import draw_timesteps, split_timesteps
 
 UNCERTAINTY, BALANCED = "uncertainty", "balanced"
 LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hardly leave 1
-
 LEAST_SCALE = 1e-3  # fp16 skips a step whose gradients overflow, halves its scale and goes on
 
+Weighting = Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty", "balanced"]
 Count = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -62,17 +63,14 @@ class TrainingSpec:
         probability: p of Eq. 6.
         drop: probability that the null rows stand in for a sample's conditions.
         consistency_weight: weight of Eq. 4; used where a teacher is given.
-        loss_weighting: of the denoising loss: "none", a name that ``objectives.snr_weights`` knows,
-            "uncertainty", which learns a weight for each of ``n_tasks`` ranges, or "balanced", by
-            the pretrained model's ``range_losses``. Their formulas are of models of noise.
+        loss_weighting: of the denoising loss: "uncertainty" learns a weight for each of ``n_tasks``
+            ranges, "balanced" goes by the pretrained model's ``range_losses``, the others, which
+            are of models of noise, by ``objectives.snr_weights``.
         ema_warmup: let diffusers' EMA start short, for training from scratch. Without it averages
             over 1 / (1 - ema_decay) steps.
         final_learning_rate: reached by a cosine. Equal to ``learning_rate`` for a constant rate.
         held: share of the steps, at the end, in which it is held.
-        precision: of autocast, "no", "bf16" or "fp16"; what is trained and its EMA are float32.
-
-    Raises:
-        ValueError: a value is of another type, or out of its range.
+        precision: of autocast; what is trained and its EMA are float32.
     """
 
     steps: Count
@@ -92,7 +90,7 @@ class TrainingSpec:
     ema_decay: Decay = 0.999
     ema_warmup: bool = False
     precision: Literal["no", "bf16", "fp16"] = "no"
-    loss_weighting: str = "none"
+    loss_weighting: Weighting = "none"
     min_snr_gamma: Positive = 5.0
     p2_gamma: NotNegative = 1.0
     n_tasks: Count = 1
@@ -175,10 +173,6 @@ class Training:
         position: steps taken.
         history: the caller's rows of JSON, such as losses on the way, as of the checkpoint; of the
             step of ``position`` they may be missing after a resumption.
-
-    Raises:
-        ArgumentError: ``checkpoint_every`` is below 1, or an adapter not the one thing to train.
-        ModelError: data, conditions or schedule do not fit the model.
     """
 
     def __init__(
@@ -213,13 +207,8 @@ class Training:
         self.parameters = list(self.trained.values())
         for parameter in self.parameters:
             parameter.data = parameter.data.float()
-        optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=spec.learning_rate,
-            betas=(spec.adam_beta1, spec.adam_beta2),
-            weight_decay=spec.weight_decay,
-            fused=True,
-        )
+        adam = {"betas": (spec.adam_beta1, spec.adam_beta2), "weight_decay": spec.weight_decay}
+        optimiser = torch.optim.AdamW(self.parameters, spec.learning_rate, fused=True, **adam)
         self.uncertainty, self.weights = None, torch.ones(t_max, device=device)
         if spec.loss_weighting == UNCERTAINTY:
             ranges = split_timesteps(spec.n_tasks, t_max)
@@ -246,7 +235,7 @@ class Training:
                 module.eval()  # labels are dropped by ``draw`` alone, the same for the teacher
         if self.adapter:  # the teacher is the same model, of no dropout
             model.eval()
-            for layer in denoisers.adapter_layers(model):
+            for layer in adapter_layers(model):
                 layer.lora_dropout.train()
         how = (predict, tuple(self.data[1]))
         self.student, self.teacher = denoisers.Denoiser(model, *how), None
@@ -270,7 +259,8 @@ class Training:
 
     def __iter__(self) -> Iterator[Step]:
         while self.position < self.spec.steps:
-            loss = self._step(self.position)
+            with self.accelerate:
+                loss = self._step(self.position)
             self.position += 1
             if self.checkpoint is not None and self.position % self.checkpoint_every == 0:
                 self._save()
@@ -292,10 +282,10 @@ class Training:
         return twin.eval()
 
     def _step(self, step: int) -> float:
-        spec = self.spec
+        spec, accelerator = self.spec, self.accelerate.accelerator
         noisy, t, asked, *conditions = self._drawn(step)
         self.optimiser.param_groups[0]["lr"] = spec.learning_rate_at(step)
-        with self.accelerate as accelerator, accelerator.autocast():
+        with accelerator.autocast():
             if self.teacher is not None:
                 with torch.no_grad():
                     taught = self.teacher(noisy, t, *conditions)
@@ -309,18 +299,16 @@ class Training:
         loss = objectives.deme_loss(denoising, consistency, spec.consistency_weight, weights[cell])
         if self.uncertainty is not None:
             loss = loss + self.uncertainty(denoising, cell)
-        with self.accelerate as accelerator:
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(self.parameters, spec.clip_norm)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(self.parameters, spec.clip_norm)
         value, norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
         if not math.isfinite(value):
             raise self._error(f"the loss is {value}", step + 1)
         skipped = self.scaler is not None and self.scaler.get_scale() >= LEAST_SCALE
         if not (math.isfinite(norm) or skipped):
             raise self._error(f"the norm of the gradients is {norm}", step + 1)
-        with self.accelerate:
-            self.optimiser.step()
-            self.optimiser.zero_grad()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
         self.ema.step(self.parameters)
         return value
 
@@ -346,7 +334,7 @@ class Training:
             raise models.ModelError(
                 f"the {type(self.model).__name__} fails on {tuple(x.shape[1:])} with conditions "
                 f"{[*self.data[1]]}: {type(error).__name__}: {error}. Give what it takes, by "
-                "conditioning= or predict=; projections need blocks that halve the image evenly"
+                "conditioning= or predict=; UNets take images that their blocks can halve evenly"
             ) from error
         again = getattr(self.model, "is_gradient_checkpointing", False)
         forbidden = self.drops or again or self.adapter or self.spec.precision != "no"

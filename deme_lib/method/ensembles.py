@@ -7,12 +7,13 @@ a CPU (figures/benchmarks.md). A pipeline takes an ensemble as its ``unet`` or `
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from deme_lib.method.projection import model_class
 from deme_lib.method.timesteps import check_tiling, route
@@ -53,11 +54,7 @@ class _Ensemble(nn.Module):
         return super()._apply(*how) if self.active_on is None else self
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Save every member by its own ``save_pretrained``, and what the ensemble makes of them.
-
-        Raises:
-            ValueError: a member has adapters, under which its weights could not be loaded.
-        """
+        """Save every member by its own ``save_pretrained``, and what the ensemble makes of them."""
         for member in self.members:
             check_no_adapters(member)
         for k, member in enumerate(self.members):
@@ -69,11 +66,7 @@ class _Ensemble(nn.Module):
     def from_pretrained(
         cls, folder: Path | str, active_on: torch.device | str | None = None, **how: Any
     ) -> Self:
-        """What ``save_pretrained`` saved; ``how`` is of the members', such as ``torch_dtype``.
-
-        Raises:
-            ValueError: the folder holds another kind of ensemble.
-        """
+        """What ``save_pretrained`` saved; ``how`` is of the members', such as ``torch_dtype``."""
         note = json.loads((Path(folder) / NOTE).read_text())
         if (kind := note.pop("class")) != cls.__name__:
             raise ValueError(f"{folder} holds a {kind}: load it with {kind}.from_pretrained")
@@ -165,9 +158,6 @@ class WithAdapter(_Ensemble):
     Args:
         model: has it, as after ``pipeline.load_lora_weights(folder, adapter_name=name)``.
         name: of the one that is active whenever this is called.
-
-    Raises:
-        ValueError: there is no such adapter.
     """
 
     def __init__(self, model: nn.Module, name: str):
@@ -177,12 +167,15 @@ class WithAdapter(_Ensemble):
             raise ValueError(f"adapter {name!r} is to be one of {known}: load it first")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        from peft.tuners.tuners_utils import BaseTunerLayer  # the extra ``lora``
-
-        for module in self.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.set_adapter(self.name)
+        for layer in adapter_layers(self):
+            layer.set_adapter(self.name)
         return self._call(0, args, kwargs)
+
+
+def adapter_layers(model: nn.Module) -> list[nn.Module]:
+    from peft.tuners.tuners_utils import BaseTunerLayer  # the extra ``lora``
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def check_no_adapters(model: nn.Module) -> None:
@@ -196,11 +189,4 @@ def check_no_adapters(model: nn.Module) -> None:
 
 def _each(change: Callable[..., torch.Tensor], *alike: Any) -> Any:
     """Change tensors, however deep in tuples, lists and dictionaries; all else is the first's."""
-    first = alike[0]
-    if isinstance(first, torch.Tensor):
-        return change(*alike)
-    if isinstance(first, Mapping):  # such as diffusers' outputs
-        return type(first)(**{key: _each(change, *(one[key] for one in alike)) for key in first})
-    if isinstance(first, tuple | list):
-        return type(first)(_each(change, *parts) for parts in zip(*alike, strict=True))
-    return first
+    return tree_map(lambda *v: change(*v) if isinstance(v[0], torch.Tensor) else v[0], *alike)

@@ -15,11 +15,7 @@ State = Mapping[str, torch.Tensor]
 
 
 def task_vector(base: State, tuned: State) -> dict[str, torch.Tensor]:
-    """tau = theta_i - theta, on ``base``'s device, in float32 or a wider type; of integers 0.
-
-    Raises:
-        KeyError, ValueError: tensors' names or shapes differ, or integers do.
-    """
+    """tau = theta_i - theta, on ``base``'s device, in float32 or a wider type; of integers 0."""
     check_same(base, tuned)
     return {
         name: tuned[name].to(theta.device, wide(theta, tuned[name])) - theta
@@ -43,9 +39,6 @@ def merge(
     Args:
         weights: one finite number a task vector; of weight 0 a vector is not looked at.
         out: tensors to write into, such as a model's state dict; None makes new ones.
-
-    Raises:
-        KeyError, ValueError: weights, names or shapes do not fit.
     """
     check_weights(weights, len(task_vectors))
     for state in task_vectors if out is None else (*task_vectors, out):
@@ -53,16 +46,16 @@ def merge(
     merged = {} if out is None else out
     for name, theta in base.items():
         taus = [vector[name] for vector in task_vectors]
-        if out is None:
-            merged[name] = torch.empty_like(theta, dtype=widest(theta, *taus))
-        room, total = merged[name], theta
+        total = theta.clone()
         if theta.is_floating_point():
-            if room.dtype != wide(room):
-                room = torch.empty_like(theta, dtype=torch.float32)
+            total = total.to(wide(theta, *taus))
             for weight, tau in zip(weights, taus, strict=True):
                 if weight:
-                    total = torch.add(total, tau, alpha=weight, out=room)
-        merged[name].copy_(total)
+                    total.add_(tau, alpha=weight)
+        if out is None:
+            merged[name] = total.to(widest(theta, *taus))
+        else:
+            merged[name].copy_(total)
     return merged
 
 

@@ -47,26 +47,22 @@ def snr_weights(
 
     With SNR = a / (1 - a) and a = ``alphas_cumprod`` [T]:
 
-    - ``none``: 1;
     - ``snr+1``: (SNR + 1) / SNR (Salimans & Ho 2022);
     - ``trun-snr``: max(SNR, 1) / SNR (Salimans & Ho 2022);
     - ``min-snr``: min(SNR, gamma) / SNR (Hang et al. 2023);
     - ``p2``: 1 / (1 + SNR)^gamma (Choi et al. 2022).
 
     Raises:
-        ValueError: the name is none of these, or a weight is not finite, as where SNR is 0.
+        ValueError: a weight is not finite, as where SNR is 0.
     """
     a = alphas_cumprod.double()
     snr = a / (1 - a)
     formulas = {
-        "none": lambda: torch.ones_like(snr),
         "snr+1": lambda: (snr + 1) / snr,
         "trun-snr": lambda: snr.clamp(min=1) / snr,
         "min-snr": lambda: snr.clamp(max=min_snr_gamma) / snr,
         "p2": lambda: (1 + snr) ** -p2_gamma,
     }
-    if name not in formulas:
-        raise ValueError(f"loss_weighting={name!r}: choose one of {', '.join(formulas)}")
     weights = formulas[name]()
     if not weights.isfinite().all():
         raise ValueError(f"{name} has no finite weight at SNR {snr[~weights.isfinite()][0]:g}")
@@ -77,13 +73,7 @@ def balanced_weights(losses: Sequence[float], ranges: Sequence[range]) -> torch.
     """Weights of a loss per timestep, float32 [T] of mean 1: L_k^(-1/2) in range k.
 
     Ours, between equal weights (power 0) and the limit of ANT-UW's learnt ones (power -1).
-
-    Args:
-        losses: the pretrained model's loss L_k in each range.
-        ranges: adjacent ranges that tile [0, T).
-
-    Raises:
-        ValueError: a loss is 0 or not finite.
+    L_k is the pretrained model's loss in range k of those that tile [0, T).
     """
     found = torch.tensor(losses, dtype=torch.float64)
     if not (found.isfinite() & (found > 0)).all():
@@ -102,9 +92,6 @@ class UncertaintyWeighting(nn.Module):
     sum_k exp(-s_k) L_k + s_k over the model and s; Go et al. 2023 (ANT-UW) take ranges of
     timesteps as tasks. Here the model sees the weights normalised to mean 1, and s is trained by
     that sum with L_k held fixed.
-
-    Args:
-        ranges: adjacent ranges that tile [0, T).
     """
 
     def __init__(self, ranges: Sequence[range]):

@@ -6,7 +6,6 @@ cannot be folded into neighbouring weights; a merged model keeps them.
 """
 
 import functools
-from collections.abc import Iterator
 from typing import Self
 
 import diffusers
@@ -24,7 +23,8 @@ class ProjectedUNet2DModel(UNet2DModel):
     @functools.wraps(UNet2DModel.__init__)  # from_config reads the names of its arguments
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        for block, channels in self._blocks_with_channels():
+        for block in blocks_of(self).values():
+            channels = block.resnets[-1].out_channels
             block.projection = nn.Conv2d(channels, channels, kernel_size=1, bias=False)
             nn.init.dirac_(block.projection.weight)  # W = I
             block.register_forward_hook(_project_output)
@@ -37,12 +37,13 @@ class ProjectedUNet2DModel(UNet2DModel):
         projected.load_state_dict(projected.state_dict() | unet.state_dict())
         return projected.train(unet.training)
 
-    def _blocks_with_channels(self) -> Iterator[tuple[nn.Module, int]]:
-        channels = self.config.block_out_channels
-        yield from zip(self.down_blocks, channels, strict=True)
-        if self.mid_block is not None:
-            yield self.mid_block, channels[-1]
-        yield from zip(self.up_blocks, reversed(channels), strict=True)
+
+def blocks_of(unet: UNet2DModel) -> dict[str, nn.Module]:
+    """Its blocks in the order of a call: ``down 1`` and so on, ``mid``, ``up 1`` and so on."""
+    down = {f"down {i}": block for i, block in enumerate(unet.down_blocks, start=1)}
+    middle = {} if unet.mid_block is None else {"mid": unet.mid_block}
+    up = {f"up {i}": block for i, block in enumerate(unet.up_blocks, start=1)}
+    return down | middle | up
 
 
 def _project_output(block: nn.Module, _inputs, output):
@@ -67,11 +68,7 @@ def projection_share(unet: nn.Module) -> float:
 
 
 def model_class(config: dict) -> type[ModelMixin]:
-    """The class a saved model's ``config.json`` names: one of diffusers', or the projected UNet.
-
-    Raises:
-        ValueError: the configuration is of no model.
-    """
+    """The class a saved model's ``config.json`` names: one of diffusers', or the projected UNet."""
     name = config.get("_class_name") if isinstance(config, dict) else None
     own = name == ProjectedUNet2DModel.__name__
     cls = ProjectedUNet2DModel if own else getattr(diffusers, str(name), None)
@@ -85,9 +82,6 @@ def plain_or_projected(model: ModelMixin, projected: bool | None) -> ModelMixin:
 
     Args:
         projected: None asks for projections where they are defined, on a ``UNet2DModel``.
-
-    Raises:
-        ValueError: they are asked for elsewhere.
     """
     defined = isinstance(model, UNet2DModel)
     if projected and not defined:

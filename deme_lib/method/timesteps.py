@@ -11,18 +11,7 @@ import torch
 
 
 def split_timesteps(n_ranges: int, num_train_timesteps: int) -> list[range]:
-    """Eq. 3: cut [0, T) into N adjacent, equal, non-overlapping ranges.
-
-    Args:
-        n_ranges: N, in 1..T.
-        num_train_timesteps: T, the number of timesteps of the noise scheduler.
-
-    Returns:
-        N ``range`` objects that tile [0, T) in order.
-
-    Raises:
-        ValueError: N is below 1 or above T.
-    """
+    """Eq. 3: cut [0, T) into N adjacent, equal ranges, in order; N is in 1..T."""
     if not 1 <= n_ranges <= num_train_timesteps:
         raise ValueError(
             f"n_ranges={n_ranges} cannot cut {num_train_timesteps} timesteps: "
@@ -44,17 +33,11 @@ def check_tiling(ranges: Sequence[range]) -> None:
 
 
 def route(timesteps: torch.Tensor, ranges: Sequence[range]) -> torch.Tensor:
-    """Eq. 7: the index of the range that holds each timestep.
+    """Eq. 7: the index of the range that holds each timestep, int64 in [0, N).
 
     Args:
         timesteps: any shape, in [0, T); where they are floats T, all noise, is of the last range.
         ranges: adjacent ranges that tile [0, T) in order.
-
-    Returns:
-        int64 indices in [0, N), of the same shape.
-
-    Raises:
-        ValueError: a timestep lies outside the ranges.
     """
     if timesteps.numel():
         low, high, end = timesteps.min().item(), timesteps.max().item(), ranges[-1].stop
@@ -77,12 +60,8 @@ def draw_timesteps(
     """Eq. 6: from the own range with probability 1 - p, from all of [0, T) with probability p.
 
     The coin is tossed for every sample; the published reference code tosses it for a batch.
-
-    Args:
-        continuous: draw floats, as flow matching does: multiples of 1 / 1024, which are exact.
-
-    Returns:
-        [batch_size] timesteps on the CPU, int64, or float32 if continuous.
+    They are [batch_size] on the CPU, int64; or if ``continuous``, as in flow matching, float32:
+    multiples of 1 / 1024, which are exact.
     """
     parts = 1024 if continuous else 1
     start, stop, end = (parts * t for t in (own_range.start, own_range.stop, num_train_timesteps))

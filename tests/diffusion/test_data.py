@@ -85,6 +85,12 @@ def test_search_images_come_from_what_training_leaves_where_it_does(tmp_path, tr
         assert (role.images[:, 0, 0, 0] // 10 % 2 == role.labels).all()
 
 
+def test_a_class_is_the_same_one_in_every_part(tmp_path):
+    folder = image_folder(tmp_path, ["train/cat", "train/dog", "test/dog"])
+    roles = split(folder, 16, 4, 10, seed=0)
+    assert roles["test"].labels.tolist() == [1] * 10 and set(roles["train"].labels) == {0, 1}
+
+
 # Fashion-MNIST
 
 

@@ -236,8 +236,8 @@ PROMPTS = "encoder_hidden_states"
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"conditioning": {PROMPTS: rows(5, 12)[:4]}}, r"\(4, 5, 12\), give a .*Tensor of 6 rows"),
-        ({"conditioning": {PROMPTS: [1] * 6}}, "list, give a .*Tensor of 6 rows"),
+        ({"conditioning": {PROMPTS: rows(5, 12)[:4]}}, r"\(4, 5, 12\), give a .*a row for each"),
+        ({"conditioning": {PROMPTS: [1] * 6}}, "list, give a .*Tensor of a row for each"),
         ({"conditioning": {PROMPTS: rows(5, 12) * torch.nan}}, f"{PROMPTS} hold NaN or infinity"),
         ({"conditioning": {}, "null": {}, "drop": 0}, rf"fails .* conditions \[\]: .*{PROMPTS}"),
         ({"conditioning": {"x": rows(5, 12)}, "null": {}, "drop": 0}, r"fails .*\['x'\]"),

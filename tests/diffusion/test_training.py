@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
@@ -110,6 +111,8 @@ def test_the_noise_is_ddpm_s_whatever_the_sampler(call, name):
     [
         ({"images": np.zeros((6, 1, 8, 8), np.uint8)}, r"images: ndarray, give a torch\.Tensor"),
         ({"images": torch.zeros(0, 1, 8, 8, dtype=torch.uint8)}, r"images: \(0, 1, 8, 8\)"),
+        ({"images": torch.tensor(3.0)}, r"images: \(\), give a torch\.Tensor"),
+        ({"images": Path("photos")}, r"images: PosixPath, give a torch\.Tensor"),
         ({"images": torch.zeros(6, 1, 8, 8).long()}, r"images are torch\.int64"),
         ({"steps": 0}, "steps\n.*greater than or equal to 1"),
         ({"learning_rate": math.nan}, "learning_rate\n.*finite"),
@@ -126,9 +129,6 @@ def test_what_cannot_be_trained_with_is_named(call, changes, words):
 
 
 def test_models_that_cannot_be_trained_are_named(tiny_unet, images, call):
-    blocks = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2}
-    with pytest.raises(ModelError, match="projections need blocks that halve"):
-        call(tiny_unet(block_out_channels=(32, 64), layers_per_block=2, **blocks))
     with pytest.raises(ModelError, match=r"fails on \(1, 7, 7\).*halve"):
         call(tiny_unet(sample_size=7), images=images[..., :7, :7])
     tied = tiny_unet()
@@ -137,9 +137,11 @@ def test_models_that_cannot_be_trained_are_named(tiny_unet, images, call):
         call(tied)
 
 
-def test_checkpoints_of_no_interval_are_refused(start):
+def test_checkpoints_of_no_interval_and_unknown_weightings_are_refused(start):
     with pytest.raises(ArgumentError, match="checkpoint_every=0: give 1 or more"):
         start(checkpoint_every=0)
+    with pytest.raises(ValueError, match=r"(?s)loss_weighting.*'none', 'snr\+1'.* or 'balanced'"):
+        start(loss_weighting="snr")
 
 
 # reproducible

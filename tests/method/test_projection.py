@@ -83,6 +83,12 @@ def test_identity_projections_change_nothing(stock, noisy_batch):
     assert_same_function(ProjectedUNet2DModel.from_stock(stock), stock, noisy_batch)
 
 
+def test_blocks_may_be_of_other_widths_than_configured(tiny_unet, noisy_batch):
+    blocks = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2}
+    stock = tiny_unet(block_out_channels=(32, 64), layers_per_block=2, **blocks)
+    assert_same_function(ProjectedUNet2DModel.from_stock(stock), stock, noisy_batch)
+
+
 def test_projections_act_on_hidden_states_and_not_on_skips(stock, noisy_batch):
     unet = shake_projections(ProjectedUNet2DModel.from_stock(stock))
     with torch.no_grad():

@@ -64,8 +64,7 @@ def decouple(
         channel_projection: None: on a ``UNet2DModel`` that has no adapter.
         ema_decay: of the EMA that an expert is; None: over a twentieth of the steps,
             1 / (1 - ema_decay) = steps / 20.
-        predict: calls denoisers of another convention, see ``denoisers``.
-        cuda_graphs: see ``Training``.
+        predict, cuda_graphs: see ``denoisers`` and ``Training``.
         folder: where experts are kept, ``expert-0`` and so on, with a checkpoint of the one in
             work: the same call goes on where it was stopped, and ends the same to the bit.
             Adapters are files that ``pipeline.load_lora_weights`` takes.

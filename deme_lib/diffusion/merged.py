@@ -119,6 +119,8 @@ def _merge_models(
     start, *tuned = (ChainMap(*shards.values()) for shards in (files, *others))
     projected = (config["_class_name"], configs[0]["_class_name"]) == (STOCK, PROJECTED)
     if projected:  # the base's are the identity
+        if len(files) > 1:  # whose index does not name them
+            raise ModelError(f"{home} is in shards: save it in one file, for projections beside")
         config["_class_name"] = PROJECTED
         start |= {n: dirac_(torch.empty_like(t)) for n, t in tuned[0].items() if is_projection(n)}
     for folder, found, state in zip(homes, configs, tuned, strict=True):

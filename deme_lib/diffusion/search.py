@@ -9,11 +9,6 @@ Weights = tuple[float, ...]
 REFERENCE = (0.1, 0.1, 0.2, 0.5)  # of the published code, for four ranges
 
 
-def known_weights(n: int) -> list[Weights]:
-    """What is tried first: 1/N each, no merge at all, and for four ranges the published code's."""
-    return [(1 / n,) * n, (0.0,) * n, *([REFERENCE] if n == len(REFERENCE) else [])]
-
-
 def search_weights(
     n: int,
     score: Callable[[Weights], float],
@@ -23,12 +18,12 @@ def search_weights(
     high: float,
     seed: int,
 ) -> list[tuple[Weights, float]]:
-    """Exactly ``trials`` times n weights and their score, in the order tried, by optuna's TPE.
+    """``trials`` candidates of n weights each, and their scores, as optuna's TPE tried them.
 
-    The lower a score the better, such as FID to held-out images. Each weight is in [low, high];
-    the same ``seed`` proposes the same ones.
+    First come 1/n each, no merge at all, and for four ranges the published code's. The lower
+    a score the better, such as FID. Weights are in [low, high], and a function of ``seed``.
     """
-    first = known_weights(n)
+    first = [(1 / n,) * n, (0.0,) * n, *([REFERENCE] if n == len(REFERENCE) else [])]
     if trials < len(first):
         raise ValueError(f"{trials} trials are too few for the {len(first)} tried first: give more")
     if low > 0 or high < max(map(max, first)):

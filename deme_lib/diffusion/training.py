@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,7 +19,7 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.models.embeddings import LabelEmbedding
 from diffusers.training_utils import EMAModel
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -40,11 +39,8 @@ LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hard
 LEAST_SCALE = 1e-3  # fp16 skips a step whose gradients overflow, halves its scale and goes on
 
 Weighting = Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty", "balanced"]
-Count = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 
 
 class TrainingError(Explained, RuntimeError):
@@ -73,27 +69,27 @@ class TrainingSpec:
         precision: of autocast; what is trained and its EMA are float32.
     """
 
-    steps: Count
+    steps: PositiveInt
     purpose: tuple[int | str, ...]
     own_range: range
-    learning_rate: NotNegative
-    final_learning_rate: NotNegative
-    batch_size: Count
+    learning_rate: NonNegativeFloat
+    final_learning_rate: NonNegativeFloat
+    batch_size: PositiveInt
     held: Share = 0.0
     probability: Share = 0.0
     drop: Share = 0.0
-    consistency_weight: NotNegative = 1.0
+    consistency_weight: NonNegativeFloat = 1.0
     adam_beta1: Decay = 0.9
     adam_beta2: Decay = 0.999
-    weight_decay: NotNegative = 1e-2
-    clip_norm: Positive = 1.0
+    weight_decay: NonNegativeFloat = 1e-2
+    clip_norm: PositiveFloat = 1.0
     ema_decay: Decay = 0.999
     ema_warmup: bool = False
     precision: Literal["no", "bf16", "fp16"] = "no"
     loss_weighting: Weighting = "none"
-    min_snr_gamma: Positive = 5.0
-    p2_gamma: NotNegative = 1.0
-    n_tasks: Count = 1
+    min_snr_gamma: PositiveFloat = 5.0
+    p2_gamma: NonNegativeFloat = 1.0
+    n_tasks: PositiveInt = 1
     range_losses: tuple[float, ...] = ()
 
     def learning_rate_at(self, step: int) -> float:
@@ -103,8 +99,7 @@ class TrainingSpec:
         return self.final_learning_rate + share * (self.learning_rate - self.final_learning_rate)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one optimiser step reports; ``step`` counts from 1."""
 
     step: int

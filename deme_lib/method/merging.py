@@ -80,16 +80,14 @@ def check_weights(weights: Sequence[float], experts: int) -> None:
 
 def check_same(base: State, other: State, integers: bool = True) -> None:
     """Raise where names or shapes differ, or integers, of which there is no mean."""
-    if missing := sorted(base.keys() - other.keys()):
-        raise KeyError(f"an expert lacks {missing[:5]}: it is of another architecture")
-    if extra := sorted(other.keys() - base.keys()):
-        raise KeyError(f"an expert has tensors that the base lacks, {extra[:5]}")
+    if odd := sorted(base.keys() ^ other.keys()):
+        raise KeyError(f"only one of base and expert has {odd[:5]}: take copies of one model")
     for name, theta in base.items():
         tuned = other[name]
         if theta.shape != tuned.shape:
             raise ValueError(
                 f"{name} is {tuple(theta.shape)} in the base and {tuple(tuned.shape)} in an "
-                "expert: they are of different architectures"
+                "expert: take copies of one model"
             )
         if integers and not theta.is_floating_point() and (theta != tuned.to(theta.device)).any():
             raise ValueError(

@@ -51,9 +51,6 @@ def snr_weights(
     - ``trun-snr``: max(SNR, 1) / SNR (Salimans & Ho 2022);
     - ``min-snr``: min(SNR, gamma) / SNR (Hang et al. 2023);
     - ``p2``: 1 / (1 + SNR)^gamma (Choi et al. 2022).
-
-    Raises:
-        ValueError: a weight is not finite, as where SNR is 0.
     """
     a = alphas_cumprod.double()
     snr = a / (1 - a)

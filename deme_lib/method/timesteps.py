@@ -44,8 +44,7 @@ def route(timesteps: torch.Tensor, ranges: Sequence[range]) -> torch.Tensor:
         last = isinstance(high, float) and high == end
         if low < ranges[0].start or not (high < end or last):
             raise ValueError(f"timesteps from {low} to {high} leave [{ranges[0].start}, {end})")
-    starts = [r.start for r in ranges[1:]]
-    bounds = torch.tensor(starts, device=timesteps.device, dtype=timesteps.dtype)
+    bounds = timesteps.new_tensor([r.start for r in ranges[1:]])
     return torch.bucketize(timesteps.contiguous(), bounds, right=True)
 
 

@@ -298,14 +298,6 @@ def test_experts_of_another_adapter_or_predict_are_not_taken(text, tmp_path):
         decoupled(text, **how)
 
 
-def test_data_are_checked_once(text, monkeypatch):
-    """However many experts: it takes a look at all of them."""
-    calls, check = [], denoisers.check_data
-    monkeypatch.setattr(denoisers, "check_data", lambda *given: calls.append(check(*given)))
-    decoupled(text, **PLAIN, steps=1)
-    assert len(calls) == 1
-
-
 # on a CUDA device
 
 

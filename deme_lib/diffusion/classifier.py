@@ -74,11 +74,7 @@ def accuracy(model: Classifier, images: data.Images) -> float:
 
 
 def train(name: str, roles: dict[str, data.Images], split_seed: int, folder: Path) -> None:
-    """Train ``<name>-a`` and so on of ``SEEDS`` on the train images; write weights and cards.
-
-    Args:
-        roles: as ``data.split`` cut them with ``split_seed``.
-    """
+    """Train ``<name>-a`` and so on of ``SEEDS`` on ``data.split``'s roles; write weights, cards."""
     images, labels = (torch.from_numpy(x) for x in vars(roles["train"]).values())
     shape = {"channels": images.shape[1], "size": images.shape[2], "classes": int(labels.max()) + 1}
     steps = max(STEPS, EPOCHS * len(images) // BATCH)

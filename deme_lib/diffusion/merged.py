@@ -29,11 +29,9 @@ PARTS = "unet", "transformer", "transformer_2"  # a pipeline's denoisers
 
 
 class Merger:
-    """Merges one family of copies with any weights, computing task vectors once.
+    """Merges finetuned copies of ``base`` with any weights, computing task vectors once.
 
-    Args:
-        base: the pretrained model; where the experts have projections it gets identity ones.
-        experts: finetuned copies of it, free of adapters.
+    Where the copies, which have no adapters, have projections, ``base`` gets identity ones.
     """
 
     def __init__(self, base: nn.Module, experts: Sequence[nn.Module]):

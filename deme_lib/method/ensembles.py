@@ -155,9 +155,7 @@ class AveragedEnsemble(_Ensemble):
 class WithAdapter(_Ensemble):
     """One adapter's turn on a model: experts of an ensemble that holds the model once.
 
-    Args:
-        model: has it, as after ``pipeline.load_lora_weights(folder, adapter_name=name)``.
-        name: of the one that is active whenever this is called.
+    It is the one of ``pipeline.load_lora_weights(folder, adapter_name=name)``, active in a call.
     """
 
     def __init__(self, model: nn.Module, name: str):

@@ -46,16 +46,16 @@ def merge(
     merged = {} if out is None else out
     for name, theta in base.items():
         taus = [vector[name] for vector in task_vectors]
-        total = theta.clone()
+        if out is None:
+            merged[name] = torch.empty_like(theta, dtype=widest(theta, *taus))
+        room, total = merged[name], theta
         if theta.is_floating_point():
-            total = total.to(wide(theta, *taus))
+            if room.dtype != wide(room):
+                room = torch.empty_like(theta, dtype=torch.float32)
             for weight, tau in zip(weights, taus, strict=True):
                 if weight:
-                    total.add_(tau, alpha=weight)
-        if out is None:
-            merged[name] = total.to(widest(theta, *taus))
-        else:
-            merged[name].copy_(total)
+                    total = torch.add(total, tau, alpha=weight, out=room)
+        merged[name].copy_(total)
     return merged
 
 

@@ -80,8 +80,7 @@ def model_class(config: dict) -> type[ModelMixin]:
 def plain_or_projected(model: ModelMixin, projected: bool | None) -> ModelMixin:
     """``model`` itself, or a projected version where asked and not there already.
 
-    Args:
-        projected: None asks for projections where they are defined, on a ``UNet2DModel``.
+    None asks for projections where they are defined, on a ``UNet2DModel``.
     """
     defined = isinstance(model, UNet2DModel)
     if projected and not defined:

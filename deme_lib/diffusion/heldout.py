@@ -24,7 +24,7 @@ class FixedNoise:
     Args:
         images: uint8 [n, C, H, W] or float latents [n, ...].
         draws: (timestep, noise) pairs an image; the timesteps are spread evenly over [0, T).
-        conditioning, predict: see ``Training``.
+        conditioning, predict: see ``training.draw`` and ``denoisers``.
 
     Attributes:
         timesteps: [n * draws] int64, or float32 in flow matching.

@@ -116,13 +116,16 @@ def sampling() -> Iterator[dict]:
     with torch.inference_mode():
         ours, routed, all_four, theirs, bare, in_turn, stacked = clock(
             11,
-            *(partial(sample, m, DDPMScheduler(), IMAGES, steps=STEPS) for m in models),
+            *(
+                partial(sample, m, DDPMScheduler(), IMAGES, steps=STEPS, sampler="ddim-diffusers")
+                for m in models
+            ),
             partial(pipeline, IMAGES, num_inference_steps=STEPS, output_type="np"),
             partial(one, noisy, 500),
             partial(averaged, noisy, 500),
             lambda: at_once(weights).mean(0),
         )
-    what = "sampling (fashion8)"
+    what = "sampling by DDIM (fashion8)"
     yield row(what, "steps × bare forward", ours / (STEPS * bare), "forwards")
     yield row(what, "diffusers' DDIMPipeline", ours / theirs, "pipeline")
     yield row("sampling a routed ensemble of 4", "one model", routed / ours)

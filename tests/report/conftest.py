@@ -13,7 +13,7 @@ COMMITTED = ROOT / "figures" / "fashion8" / "records"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the committed records: eight trainings of seven arms."""
+    """A copy of the committed records: all trainings of nine arms."""
     return shutil.copytree(COMMITTED, tmp_path / "records")
 
 

@@ -92,7 +92,8 @@ def test_named_comparisons_are_corrected_within_their_ablation_alone(known):
     named = known.parameters["primary_decoupling"] + known.parameters["primary_merging"]
     for measure, rows in primary.groupby("measure"):
         assert list(rows["a"] + " - " + rows["b"]) == named and measure in intervals.JUDGED
-    assert set(primary["verdict"]) - {"no verdict"}
+    judged = len(known.training_seeds) >= intervals.FEWEST
+    assert ("no verdict" in set(primary["verdict"])) != judged
     for _, part in primary.groupby(["ablation", "measure"]):
         alphas = intervals.holm(part["p"].to_numpy(), 0.05)
         assert part["level"].to_numpy() == pytest.approx(1 - alphas)
@@ -103,7 +104,7 @@ def test_named_comparisons_are_corrected_within_their_ablation_alone(known):
     assert len(others) == len(named) * estimated + 3 * len(exploratory)
 
 
-@pytest.mark.parametrize(("named", "judged"), [([2, 4, 5, 6, 7, 99], 5), ([98, 99], 0), ([], None)])
+@pytest.mark.parametrize(("named", "judged"), [([1, 2, 3, 99], 3), ([98, 99], 0), ([], None)])
 def test_verdicts_are_of_the_seeds_that_confirm(known, named, judged):
     known.parameters["confirmation_seeds"] = named
     found = intervals.comparisons(known)
@@ -114,7 +115,7 @@ def test_verdicts_are_of_the_seeds_that_confirm(known, named, judged):
     if not judged and judged is not None:
         assert set(primary["verdict"]) == {"no verdict"} and primary["effect"].isna().all()
     fid = known.of("fid")
-    d = (fid["plain_routed"] - fid["all_plain"])[[2, 4, 5, 6, 7]]
+    d = (fid["plain_routed"] - fid["all_plain"])[[1, 2, 3]]
     if judged:
         assert primary["effect"].iloc[0] == pytest.approx(d.mean())
 
@@ -145,10 +146,10 @@ def test_few_units_give_no_verdict(folder, change, seeds, interval):
 
 def test_the_gate_is_relative_to_one_model_of_all_timesteps(known, folder, change):
     found = intervals.gate(known)
-    mine = known.losses[(known.losses["training_seed"] == 5) & (known.losses["bin_start"] >= 750)]
+    mine = known.losses[(known.losses["training_seed"] == 2) & (known.losses["bin_start"] >= 750)]
     means = mine.groupby("arm")["loss"].mean()
     expected = means["plain_routed"] / means["all_plain"] - 1
-    assert found.loc[(5, 4), "plain_routed"] == pytest.approx(expected)
+    assert found.loc[(2, 4), "plain_routed"] == pytest.approx(expected)
     assert found.index.get_level_values("range").unique().tolist() == [1, 2, 3, 4]
     assert intervals.CONTROL not in found
     change(folder, "run.json", lambda run: run["parameters"].update(n_ranges=3))

@@ -92,7 +92,8 @@ def main(records: Records) -> Figure:
     said = f"Points: training seeds; bars: mean and {_bars(records)}"
     if len(found):
         judged = tables.seeds("training", intervals.confirming(records))
-        said += f", right Holm-corrected, of {judged or 'none yet'} (verdicts); grey bars: of all"
+        right = f"right in colour {judged}, Holm-corrected, in grey all"
+        said += f"; {right if judged else 'no training that gives verdicts is recorded yet'}"
     return captioned(figure, f"{said}. {tables.setting(records)}")
 
 

@@ -42,7 +42,7 @@ def test_fine_plans_a_job_per_expert_and_arm_and_spaces_are_quoted(planned, tmp_
     jobs = planned(*PROFILE, "--attempt=3", config=["fine=1"], seeds=[0], runs_dir=str(runs))
     names = [name for name, _ in jobs if name != "all"]
     assert sum(name.startswith("make_deme_") for name in names) == 4
-    assert sum(name.startswith("make_scores_") for name in names) == 7
+    assert sum(name.startswith("make_scores_") for name in names) == 9
     assert names.count("notebook") == 6
     for name, told in jobs:
         if name != "all":

@@ -34,11 +34,15 @@ from deme_lib.method.merging import check_untied
 from deme_lib.method.projection import plain_or_projected
 from deme_lib.method.timesteps import draw_timesteps, split_timesteps
 
-UNCERTAINTY, BALANCED = "uncertainty", "balanced"
+LEARNT = {"uncertainty": objectives.UncertaintyWeighting, "nash": objectives.NashWeighting}
+BALANCED, DISTILLED = "balanced", "distilled"
 LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hardly leave 1
+NASH_EVERY = 25  # steps, as in ANT's code
 LEAST_SCALE = 1e-3  # fp16 skips a step whose gradients overflow, halves its scale and goes on
 
-Weighting = Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty", "balanced"]
+Weighting = Literal[
+    "none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty", "nash", "balanced", "distilled"
+]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -59,9 +63,10 @@ class TrainingSpec:
         probability: p of Eq. 6.
         drop: probability that the null rows stand in for a sample's conditions.
         consistency_weight: weight of Eq. 4; used where a teacher is given.
-        loss_weighting: of the denoising loss: "uncertainty" learns a weight for each of ``n_tasks``
-            ranges, "balanced" goes by the pretrained model's ``range_losses``, the others, which
-            are of models of noise, by ``objectives.snr_weights``.
+        loss_weighting: of the denoising loss: "uncertainty" and "nash" learn a weight for each of
+            ``n_tasks`` ranges, "balanced" goes by the pretrained model's ``range_losses``,
+            "distilled" has only the teacher learnt from, the others, which are of models of noise,
+            go by ``objectives.snr_weights``.
         ema_warmup: let diffusers' EMA start short, for training from scratch. Without it averages
             over 1 / (1 - ema_decay) steps.
         final_learning_rate: reached by a cosine. Equal to ``learning_rate`` for a constant rate.
@@ -204,12 +209,17 @@ class Training:
             parameter.data = parameter.data.float()
         adam = {"betas": (spec.adam_beta1, spec.adam_beta2), "weight_decay": spec.weight_decay}
         optimiser = torch.optim.AdamW(self.parameters, spec.learning_rate, fused=True, **adam)
-        self.uncertainty, self.weights = None, torch.ones(t_max, device=device)
-        if spec.loss_weighting == UNCERTAINTY:
+        self.learnt, self.weights = None, torch.ones(t_max, device=device)
+        if spec.loss_weighting in LEARNT:
             ranges = split_timesteps(spec.n_tasks, t_max)
-            self.uncertainty = objectives.UncertaintyWeighting(ranges).to(device)
-            learnt = {"params": self.uncertainty.parameters(), "weight_decay": 0.0}
-            optimiser.add_param_group(learnt | {"lr": LOG_VARIANCE_RATE})
+            self.learnt = LEARNT[spec.loss_weighting](ranges).to(device)
+            if learnt := [*self.learnt.parameters()]:
+                group = {"params": learnt, "weight_decay": 0.0, "lr": LOG_VARIANCE_RATE}
+                optimiser.add_param_group(group)
+        elif spec.loss_weighting == DISTILLED:
+            if teacher is None or spec.consistency_weight == 0:
+                raise denoisers.ArgumentError("loss_weighting='distilled' needs a teacher")
+            self.weights = torch.zeros(t_max, device=device)
         elif spec.loss_weighting == BALANCED:
             ranges = split_timesteps(len(spec.range_losses), t_max)
             self.weights = objectives.balanced_weights(spec.range_losses, ranges).to(device)
@@ -290,10 +300,12 @@ class Training:
                 prediction = self.student(noisy, t, *conditions)
         denoising, cell = objectives.squared_error(prediction, asked), t.long()
         consistency = None if self.teacher is None else objectives.squared_error(prediction, taught)
-        weights = self.weights if self.uncertainty is None else self.uncertainty.weights()
+        if spec.loss_weighting == "nash" and step % NASH_EVERY == 0:
+            self._bargain(denoising, cell)
+        weights = self.weights if self.learnt is None else self.learnt.weights()
         loss = objectives.deme_loss(denoising, consistency, spec.consistency_weight, weights[cell])
-        if self.uncertainty is not None:
-            loss = loss + self.uncertainty(denoising, cell)
+        if spec.loss_weighting == "uncertainty":
+            loss = loss + self.learnt(denoising, cell)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(self.parameters, spec.clip_norm)
         value, norm = torch.stack([loss.detach(), norm]).tolist()  # one wait for the device
@@ -306,6 +318,17 @@ class Training:
         self.optimiser.zero_grad()
         self.ema.step(self.parameters)
         return value
+
+    def _bargain(self, denoising: torch.Tensor, cell: torch.Tensor) -> None:
+        """New weights by Nash, where the batch has samples of every range."""
+        owner, gradients = self.learnt.owner[cell], []
+        how = {"retain_graph": True, "materialize_grads": True}
+        for k in range(self.spec.n_tasks if len(owner.unique()) == self.spec.n_tasks else 0):
+            loss = denoising[owner == k].mean() * (self.scaler.get_scale() if self.scaler else 1)
+            found = torch.autograd.grad(loss, self.parameters, **how)
+            gradients.append(torch.cat([gradient.flatten() for gradient in found]))
+        if gradients:
+            self.learnt.bargain(torch.stack(gradients))
 
     def _drawn(self, step: int) -> tuple[torch.Tensor, ...]:
         """x_t, t, the target and the conditions of a step, on the device."""
@@ -333,6 +356,7 @@ class Training:
             ) from error
         again = getattr(self.model, "is_gradient_checkpointing", False)
         forbidden = self.drops or again or self.adapter or self.spec.precision != "no"
+        forbidden |= self.spec.loss_weighting in ("nash", DISTILLED)
         if x.is_cuda and cuda_graphs and not forbidden:  # one launch a call, not hundreds
             how = {"sample_args": (x, t, *conditions), "allow_unused_input": True}
             self.student = torch.cuda.make_graphed_callables(self.student, **how)
@@ -359,8 +383,8 @@ class Training:
         tensors = {f"model.{k}": v for k, v in self.trained.items()}
         tensors |= {f"ema.{i}": v for i, v in enumerate(self.ema.shadow_params)}
         tensors |= {f"adam.{i}.{k}": v for i, s in moments.items() for k, v in s.items()}
-        if self.uncertainty is not None:
-            tensors["uncertainty.log_variances"] = self.uncertainty.log_variances
+        if self.learnt is not None:
+            tensors |= {f"learnt.{k}": v for k, v in self.learnt.state_dict().items()}
         rest = {"position": self.position, "history": self.history}
         rest["scaler"] = self.scaler.state_dict() if self.scaler else {}
         temporary = self.checkpoint.with_name(self.checkpoint.name + ".tmp")
@@ -378,8 +402,8 @@ class Training:
         if of("model").keys() != self.trained.keys():
             raise KeyError("it holds other weights")
         self.model.load_state_dict(of("model"), strict=False)
-        if self.uncertainty is not None:
-            self.uncertainty.load_state_dict(of("uncertainty"))
+        if self.learnt is not None:
+            self.learnt.load_state_dict(of("learnt"))
         self.position, self.history = rest["position"], rest["history"]
         shadows = of("ema")
         self.ema.shadow_params = [shadows[str(i)].to(self.device) for i in range(len(shadows))]
@@ -413,6 +437,7 @@ def finetune(
     spec: TrainingSpec,
     *,
     channel_projection: bool | None = None,
+    teacher: nn.Module | None = None,
     **run: Any,
 ) -> Training:
     """A run that finetunes ``pretrained`` on one range of timesteps (Eq. 3 to 6).
@@ -423,6 +448,7 @@ def finetune(
     Args:
         channel_projection: give the copy the projections of Sec. 3.2; None: where they are
             defined, on a ``UNet2DModel`` without adapters.
+        teacher: a denoiser to learn from in place of ``pretrained``, such as a routed ensemble.
         run: what else ``Training`` takes.
     """
     adapted = lora.has_adapters(pretrained)
@@ -433,7 +459,6 @@ def finetune(
     if channel_projection is None and (adapted or not isinstance(pretrained, UNet2DModel)):
         warnings.warn(f"{type(pretrained).__name__}: no channel projections here", stacklevel=2)
     student = pretrained if adapted else _copy(pretrained, channel_projection)
-    teacher = None
-    if spec.consistency_weight > 0:
+    if teacher is None and spec.consistency_weight > 0:
         teacher = pretrained if adapted else _copy(pretrained)
     return Training(student, scheduler, images, spec, teacher, **run)

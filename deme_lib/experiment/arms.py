@@ -36,8 +36,9 @@ class Family:
         techniques: with DeMe's: probabilistic sampling, consistency loss, projections.
         copies: "N", which share ``total_steps`` evenly; "last", of these the last alone; or "one",
             which takes all steps.
-        weighting: of the denoising loss: "", "balanced", or "parameter", as ``loss_weighting``
-            says.
+        weighting: of the denoising loss: "", "balanced", "distilled", or "parameter", as
+            ``loss_weighting`` says.
+        teacher: the routed experts that a distilled copy learns from.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Family:
     techniques: bool = False
     copies: str = "N"
     weighting: str = ""
+    teacher: "Family | None" = None
 
 
 ALL_PLAIN = Family("all_plain", copies="one")
@@ -56,6 +58,7 @@ SOUP_SAME = Family("soup_same", techniques=True)
 PLAIN = Family("plain", ranged=True)
 LAST = Family("plain", ranged=True, copies="last")
 DEME = Family("deme", ranged=True, techniques=True)
+DISTILLED = Family("distilled", copies="one", weighting="distilled", teacher=PLAIN)
 
 
 def first(base: UNet2DModel, members: Sequence[UNet2DModel], ranges: Sequence[range]) -> nn.Module:
@@ -128,6 +131,7 @@ ARMS = {
         Arm("reweighted", "one model, loss re-weighted", (1,), REWEIGHTED, first),
         Arm("all_same", "one model, DeMe's techniques", (1,), ALL_SAME, first),
         Arm("soup_same", "soup, DeMe's techniques", (1,), SOUP_SAME, merged),
+        Arm("distilled", "plain experts, distilled into one", (1,), DISTILLED, first),
     )
 }
 

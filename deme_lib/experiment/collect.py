@@ -131,7 +131,8 @@ def _made(q: Parameters, looked_at: bool) -> tuple[dict[str, pd.DataFrame], dict
     for (cell, name), (arm, of_cell) in q.rows().items():
         copies = graph.copies(of_cell, arm.family) if arm.family else []
         add(graph.images(of_cell, arm), cell=cell, arm=name)
-        steps = sum(copy.arguments["steps"] for copy in copies)
+        taught_by = graph.taught_by(of_cell, arm.family) if arm.family else []
+        steps = sum(copy.arguments["steps"] for copy in taught_by + copies)
         parts["arms"][-1].insert(3, "title", arm.title)
         parts["arms"][-1].insert(6, "training_steps", steps)
         add(graph.scores(of_cell, arm), cell=cell, arm=name)

@@ -13,6 +13,7 @@ from deme_lib.diffusion.data import (
     is_local,
     shipped_pretrained,
 )
+from deme_lib.diffusion.training import LEARNT
 from deme_lib.experiment.arms import ARMS, DEME, Arm, Family
 from deme_lib.experiment.schema import Parameters
 from deme_lib.experiment.stages import judge, look, prepare, train
@@ -72,6 +73,11 @@ def copies(p: Parameters, family: Family) -> list[Artefact]:
     return [_copy(p, family, label, 0, p.total_steps)]
 
 
+def taught_by(p: Parameters, family: Family) -> list[Artefact]:
+    """The copies that a family's copies are distilled from."""
+    return copies(p, family.teacher) if family.teacher else []
+
+
 def experts(p: Parameters) -> list[Artefact]:
     """DeMe's N experts."""
     return copies(p, DEME)
@@ -91,8 +97,10 @@ def _copy(p: Parameters, family: Family, purpose: str, k: int, steps: int) -> Ar
         weighting = p.loss_weighting if family.weighting == "parameter" else family.weighting
         used = {"min-snr": ("min_snr_gamma",), "p2": ("p2_gamma",)}.get(weighting, ())
         known |= {"loss_weighting": weighting, **p.pick(*used)}
-        known |= {"n_tasks": p.n_ranges} if weighting in ("balanced", "uncertainty") else {}
+        known |= {"n_tasks": p.n_ranges} if weighting in ("balanced", *LEARNT) else {}
         label = f"all-{weighting.replace('+', '-')}"
+    if family.teacher:
+        known |= {"teachers": taught_by(p, family), "ranges": _bounds(p), "consistency_weight": 1.0}
     return _artefact(p, label, train.finetune, **known)
 
 
@@ -185,7 +193,7 @@ def jobs(p: Parameters, looked_at: bool, fine: bool = False) -> dict[str, list[A
     found = {"prepare": [data(p), reference(p), floor(p)]}  # the same for all training seeds
     found[f"baseline-{p.seed}"] = [baseline(p)]
     for arm, q in p.rows().values():
-        copied = copies(q, arm.family) if arm.family else []
+        copied = taught_by(q, arm.family) + copies(q, arm.family) if arm.family else []
         judged, job = [images(q, arm), scores(q, arm)], ""
         if arm.weighted and q.merge_weights == "search":
             judged.insert(0, search(q, arm.family))

@@ -58,7 +58,7 @@ Folder = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[list[Seed], Field(min_length=1)]
 Channels = Annotated[int, Field(ge=8, le=2**14, multiple_of=8)]  # group norm has 8 groups
-Weighting = Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty"]
+Weighting = Literal["none", "snr+1", "trun-snr", "min-snr", "p2", "uncertainty", "nash"]
 
 
 class Parameters(BaseModel):

@@ -106,3 +106,52 @@ class UncertaintyWeighting(nn.Module):
         """The part of the objective that trains s: [B] losses at [B] timesteps to a scalar."""
         s = self.log_variances[self.owner[timesteps]]
         return (torch.exp(-s) * denoising.detach() + s).mean()
+
+
+class NashWeighting(nn.Module):
+    """Weights alpha_k per range of timesteps, by Nash bargaining between the ranges.
+
+    Navon et al. 2022 (Nash-MTL) weigh tasks by G alpha = 1 / alpha, G the scalar products of their
+    gradients; Go et al. 2023 (ANT-NashMTL) take ranges of timesteps as tasks. Here the model sees
+    the weights normalised to mean 1.
+    """
+
+    def __init__(self, ranges: Sequence[range]):
+        super().__init__()
+        self.register_buffer("alpha", torch.ones(len(ranges)))
+        owner = [k for k, own in enumerate(ranges) for _ in own]
+        self.register_buffer("owner", torch.tensor(owner), persistent=False)
+
+    def weights(self) -> torch.Tensor:
+        """float32 [T] of mean 1."""
+        weights = self.alpha[self.owner]
+        return weights / weights.mean()
+
+    def bargain(self, gradients: torch.Tensor) -> None:
+        """New weights from the ranges' gradients [K, P]; where there are none the old ones stay."""
+        alpha = nash_weights(gradients.double() @ gradients.double().T)
+        if alpha.isfinite().all():
+            self.alpha.copy_(alpha)
+
+
+def nash_weights(gram: torch.Tensor) -> torch.Tensor:
+    """The alpha > 0 of mean 1 with G alpha = c / alpha, float64 [K]; NaN where there is none.
+
+    Damped Newton on the self-concordant alpha^T G alpha / 2 - sum_k log alpha_k, which it minimises
+    (Nesterov 2004, Sec. 4.1.5).
+
+    Args:
+        gram: [K, K] scalar products of K gradients.
+    """
+    gram = gram.double().cpu()
+    alpha = (gram := gram / gram.diagonal().mean()).diagonal().rsqrt()
+    for _ in range(100):
+        gradient, hessian = gram @ alpha - 1 / alpha, gram + (alpha**-2).diag()
+        step, singular = torch.linalg.solve_ex(hessian, gradient)
+        if singular or not step.isfinite().all():
+            break
+        decrement = (step @ gradient).clamp(min=0).sqrt()
+        alpha = alpha - step / (1 + decrement if decrement > 0.25 else 1)
+        if decrement < 1e-9:
+            return alpha / alpha.mean()
+    return torch.full_like(alpha, torch.nan)

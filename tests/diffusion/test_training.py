@@ -140,7 +140,7 @@ def test_models_that_cannot_be_trained_are_named(tiny_unet, images, call):
 def test_checkpoints_of_no_interval_and_unknown_weightings_are_refused(start):
     with pytest.raises(ArgumentError, match="checkpoint_every=0: give 1 or more"):
         start(checkpoint_every=0)
-    with pytest.raises(ValueError, match=r"(?s)loss_weighting.*'none', 'snr\+1'.* or 'balanced'"):
+    with pytest.raises(ValueError, match=r"(?s)loss_weighting.*'none', 'snr\+1'.* or 'distilled'"):
         start(loss_weighting="snr")
 
 
@@ -160,6 +160,8 @@ def test_another_purpose_draws_otherwise(start, change):
         (6, {"dropout": 0.5}),
         (3, {"loss_weighting": "min-snr"}),
         (3, {"loss_weighting": "uncertainty", "n_tasks": 2, "own_range": range(1000)}),
+        (3, {"loss_weighting": "nash", "n_tasks": 2, "own_range": range(1000)}),
+        (3, {"loss_weighting": "distilled"}),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(start, tiny_unet, tmp_path, done, changes):
@@ -176,9 +178,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(start, tiny_unet, tmp_path
     assert list(resumed) == steps[saved:]
     assert all(map(equal, states(resumed), states(whole)))
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
-    if whole.uncertainty is not None:
-        assert torch.equal(resumed.uncertainty.weights(), whole.uncertainty.weights())
-        assert not torch.equal(whole.uncertainty.weights(), torch.ones(1000))
+    if whole.learnt is not None:
+        assert torch.equal(resumed.learnt.weights(), whole.learnt.weights())
+        assert not torch.equal(whole.learnt.weights(), torch.ones(1000))
+    if changes.get("loss_weighting") == "uncertainty":
         assert whole.optimiser.param_groups[1]["lr"] == 1e-2  # the model's schedule is not its
 
 
@@ -236,6 +239,16 @@ def test_weights_of_one_change_nothing_and_others_do(start):
     losses = [[step.loss for step in run] for run in runs]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] != pytest.approx(losses[0], rel=1e-2)
+
+
+def test_a_distilled_copy_learns_its_teacher_and_not_the_noise(start, tiny_unet):
+    """Taught by what it is, its loss is 0; by another model, it comes nearer to that one."""
+    spec = {"loss_weighting": "distilled", "weight_decay": 0.0}
+    assert next(iter(start(tiny_unet(), **spec))).loss == 0
+    losses = [step.loss for step in start(tiny_unet(1), steps=60, **spec)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    with pytest.raises(ArgumentError, match="needs a teacher"):
+        start(**spec)
 
 
 @pytest.mark.parametrize("warmup", [False, True])

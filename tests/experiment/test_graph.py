@@ -9,6 +9,7 @@ from deme_lib.experiment.arms import (
     ARMS,
     BALANCED,
     DEME,
+    DISTILLED,
     LAST,
     PLAIN,
     REWEIGHTED,
@@ -66,6 +67,16 @@ def test_the_balanced_control_differs_from_the_plain_one_in_its_weights_alone():
     (plain,), (other,) = graph.copies(P, ALL_PLAIN), graph.copies(P, BALANCED)
     extra = {"loss_weighting": "balanced", "n_tasks": 4}
     assert other.arguments == plain.arguments | extra
+
+
+def test_a_distilled_copy_is_taught_by_the_plain_experts_of_its_job():
+    p = changed(arms=["plain_routed", "distilled"])
+    (copy,) = graph.copies(p, DISTILLED)
+    assert copy.arguments["teachers"] == graph.copies(p, PLAIN)
+    jobs = graph.jobs(p, False)
+    (made,) = (made for made in jobs.values() if copy in made)
+    assert all(a in made[: made.index(copy)] for a in graph.copies(p, PLAIN))
+    assert len(graph.jobs(p, False, fine=True)) == len(jobs) + 4 + 2
 
 
 def test_the_last_expert_is_the_plain_one_of_the_last_range():

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from deme_lib.method.objectives import (
+    NashWeighting,
     UncertaintyWeighting,
     balanced_weights,
     deme_loss,
+    nash_weights,
     snr_weights,
     squared_error,
 )
@@ -93,3 +95,27 @@ def test_uncertainty_settles_where_kendall_says():
     assert losses.grad is None  # the model is not trained by this part
     expected = torch.tensor([0.5, 0.1]).log()
     torch.testing.assert_close(weighting.log_variances.detach(), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_nash_weights_solve_the_bargain(k, scale):
+    """Gradients at right angles by hand, alpha_k = 1 / |g_k|; others by G alpha = c / alpha."""
+    sizes = torch.logspace(-2, 2, k, dtype=torch.float64)
+    by_hand = (1 / sizes) / (1 / sizes).mean()
+    torch.testing.assert_close(nash_weights(scale * (sizes**2).diag()), by_hand)
+    drawn = torch.randn(k, 50, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    gram = (gradients := sizes[:, None] * drawn + drawn[0]) @ gradients.T
+    alpha = nash_weights(scale * gram)
+    products = gram @ alpha * alpha
+    assert (alpha > 0).all()
+    torch.testing.assert_close(products / products.mean(), torch.ones_like(alpha))
+
+
+@pytest.mark.parametrize("odd", [[[1.0], [-1.0]], [[1.0], [0.0]], [[1.0], [float("inf")]]])
+def test_nash_keeps_its_weights_where_no_bargain_exists(odd):
+    weighting = NashWeighting(split_timesteps(2, 10))
+    weighting.bargain(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+    torch.testing.assert_close(weighting.weights(), torch.tensor([4 / 3] * 5 + [2 / 3] * 5))
+    weighting.bargain(torch.tensor(odd))
+    torch.testing.assert_close(weighting.weights(), torch.tensor([4 / 3] * 5 + [2 / 3] * 5))

@@ -1,7 +1,7 @@
 """The pretrained model and its finetuned copies."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,16 @@ from deme_lib.diffusion import models
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.training import BALANCED, Training, TrainingSpec
 from deme_lib.diffusion.training import finetune as finetuned
-from deme_lib.experiment.stages import device_of, fixed_noise, images_of, pipeline_of, table
+from deme_lib.experiment.stages import (
+    device_of,
+    fixed_noise,
+    images_of,
+    members_of,
+    pipeline_of,
+    table,
+)
 from deme_lib.experiment.store import Machine
+from deme_lib.method.ensembles import RoutedEnsemble
 from deme_lib.method.timesteps import split_timesteps
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -101,9 +109,14 @@ def finetune(
     final_lr: float,
     ema_fraction: float,
     loss_images: int,
+    teachers: Sequence[Path] = (),
+    ranges: Sequence[list[int]] = (),
     **optimiser: Any,
 ) -> None:
-    """A finetuned copy of the pretrained model, on [start, stop) of ``own_range`` (Eq. 3 to 6)."""
+    """A finetuned copy of the pretrained model, on [start, stop) of ``own_range`` (Eq. 3 to 6).
+
+    With ``teachers``, the experts of ``ranges``, it is taught by these and not by the noise.
+    """
     pipeline = pipeline_of(baseline)
     if optimiser.get("loss_weighting") == BALANCED:
         noise = fixed_noise(data, "search", pipeline.scheduler, loss_images)
@@ -127,6 +140,7 @@ def finetune(
         images_of(data, "train"),
         spec,
         channel_projection=channel_projection,
+        teacher=RoutedEnsemble(members_of(teachers), ranges) if teachers else None,
         device=on.device,
         checkpoint=work / CHECKPOINT,
         checkpoint_every=on.checkpoint_every,

@@ -32,6 +32,7 @@ STYLES = {
     "reweighted": (COLOURS[7], "H"),
     "all_same": (COLOURS[3], "d"),
     "soup_same": (COLOURS[6], "p"),
+    "distilled": (COLOURS[4], "<"),
 }
 """Arm -> (colour, marker); an arm of one's own is black."""
 SIZES = {"*": 12, "P": 9, "D": 7}

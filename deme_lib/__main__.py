@@ -35,9 +35,14 @@ def make(options: argparse.Namespace) -> None:
 
 
 def render(options: argparse.Namespace) -> None:
-    """tables and figures again, from records alone; with --page, the table between its markers"""
+    """tables and figures again, from records alone; with --page, the table between its markers
+
+    Of figures/ itself the ladder of its experiments' sizes.
+    """
     from deme_lib.report import render
 
+    if not (options.folder / "records").is_dir() and any(options.folder.glob("*/records")):
+        return render.ladder(options.folder)
     render.render(options.folder)
     if options.page:
         render.fill_readme(options.page, options.folder)

@@ -31,8 +31,9 @@ def initial_noise(indices: range, shape: tuple[int, ...], *purpose: int | str) -
 def sampling_scheduler(
     scheduler: SchedulerMixin, sampler: str, steps: int
 ) -> DPMSolverMultistepScheduler | DDIMScheduler:
-    """diffusers' scheduler for a sampler, set to ``steps`` timesteps, but for ddim-diffusers from the
-    last one on.
+    """diffusers' scheduler for a sampler, set to ``steps`` timesteps.
+
+    They begin at the last one, but for ddim-diffusers.
 
     Of the model's own scheduler its betas, ``prediction_type``, and clipping or thresholding of the
     estimated image hold; how it spaces timesteps does not, so that models are compared alike.

@@ -102,6 +102,36 @@ def comparisons(records: Records) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns.split())
 
 
+LADDER = (
+    ("plain_routed", CONTROL),
+    ("balanced", CONTROL),
+    ("soup", CONTROL),
+    ("last_expert", CONTROL),
+    ("deme_merged", "averaged"),
+)
+"""Pairs whose differences are followed over sizes of models."""
+
+
+def ladder(sizes: list[Records]) -> pd.DataFrame:
+    """A row per experiment, LADDER's "a - b" and JUDGED measure: what comparing two arms gives.
+
+    ``parameters`` are those of one model; effect and interval, uncorrected, on all trainings, are
+    shares of what the pretrained model lacks to real images, above 0 where a is better.
+    """
+    rows = []
+    for records, measure in product(sizes, JUDGED):
+        values, lacks = records.of(measure), margin(records, measure) / records.parameters["margin"]
+        sign = 1 if measure == "inception_score" else -1
+        same = {"experiment": records.run["experiment"], "measure": measure}
+        same["parameters"] = records.arms.set_index("row").loc["pretrained", "parameters"].max()
+        for a, b in [pair for pair in LADDER if {*pair} <= {*records.titles}]:
+            d = sign * (values[a] - values[b]) / lacks
+            low, high, _ = t_interval(d, records.parameters["confidence"])
+            found = {"n_units": len(d), "effect": d.mean(), "low": low, "high": high}
+            rows.append({**same, "a": a, "b": b, **found})
+    return pd.DataFrame(rows)
+
+
 def confirming(records: Records) -> list[int]:
     """The recorded training seeds on which verdicts are drawn: all where the parameter
     ``confirmation_seeds`` names none, as of an experiment whose seeds nobody looked at before."""

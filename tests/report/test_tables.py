@@ -1,11 +1,14 @@
 """Every number of the tables again with plain pandas, for one cell and for several."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
 
 from deme_lib import ROOT
+from deme_lib.__main__ import main
 from deme_lib.errors import Explained
 from deme_lib.report import formats, intervals, records, render, tables
 
@@ -71,6 +74,24 @@ def test_rendering_gives_the_committed_tables_and_the_same_bytes_twice(folder):
     assert written[0].keys() == committed.keys()
     for name, path in committed.items():
         assert path.suffix == ".png" or path.read_bytes() == written[0][name], name
+
+
+def test_the_ladder_has_every_size_with_its_gains(tmp_path, change):
+    for name, times in (("larger", 4), ("small", 1)):
+        own = shutil.copytree(COMMITTED / "records", tmp_path / name / "records")
+        change(own, "arms.csv", lambda f, times=times: f.assign(parameters=times * f["parameters"]))
+        change(own, "run.json", lambda run, name=name: run.update(experiment=name))
+    assert main(["render", str(tmp_path)]) == 0 and (tmp_path / "ladder.png").is_file()
+    found = pd.read_csv(tmp_path / "ladder.csv")
+    assert list(found["experiment"].unique()) == ["small", "larger"]
+    assert list(found["parameters"].unique()) == [40489, 4 * 40489]
+    for measure, sign in (("fid", -1), ("inception_score", 1)):
+        x = plain("metrics").pivot(index="training_seed", columns="arm", values=measure)
+        lacks = sign * (plain("floor")[measure].mean() - x["pretrained"].mean())
+        d = sign * (x["deme_merged"] - x["averaged"]) / lacks
+        expected = [d.mean(), *scipy.stats.ttest_1samp(d, 0).confidence_interval(0.95)]
+        mine = found.query("a == 'deme_merged' and measure == @measure and experiment == 'larger'")
+        assert mine[["effect", "low", "high"]].values[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_readme_is_filled_between_its_markers(folder, known):

@@ -5,8 +5,8 @@ DataFrames are those of ``records.COLUMNS``, of one training seed.
 """
 # ruff: noqa: F401, I001
 
-from deme_lib.report.plots.arms import cells, cost, gate, history, loss_per_timestep, main
-from deme_lib.report.plots.arms import samplers, samples
+from deme_lib.report.plots.arms import cells, cost, gate, history, ladder
+from deme_lib.report.plots.arms import loss_per_timestep, main, samplers, samples
 from deme_lib.report.plots.method import method
 from deme_lib.report.plots.paper import activations, gradient_similarity, landscape
 from deme_lib.report.plots.paper import plane, task_vectors

@@ -150,6 +150,35 @@ def samplers(records: Records) -> Figure:
     return captioned(figure, f"Means over training seeds. {tables.setting(records)}")
 
 
+def ladder(gains: pd.DataFrame, titles: dict[str, str]) -> Figure:
+    """What ``intervals.ladder`` gives, FID and IS, against the parameters of one model.
+
+    Args:
+        titles: arm -> title as printed.
+    """
+    figure, axes = subplots(1, len(intervals.JUDGED), 4.4, sharey=True)
+    for ax, (measure, of) in zip(axes.flat, gains.groupby("measure", sort=False), strict=True):
+        for i, ((a, b), d) in enumerate(of.groupby(["a", "b"], sort=False)):
+            ends = 100 * np.stack([d["effect"] - d["low"], d["high"] - d["effect"]])
+            against = "" if b == intervals.CONTROL else f", against {titles[b]}"
+            look = {"label": titles[a] + against, **style.of(a)}
+            x = d["parameters"] * 1.05 ** (i - (of.groupby(["a", "b"]).ngroups - 1) / 2)
+            ax.errorbar(x, 100 * d["effect"], yerr=ends, lw=1.5, **look)
+        ax.axhline(0, color=GREY, lw=1, zorder=0)
+        ax.set(xscale="log", xlabel="parameters of one model")
+        ax.set_xticks(ticks := sorted({*of["parameters"]}), [f"{x:,}" for x in ticks])
+        ax.set_xticks([], minor=True)
+        ax.set_title(MEASURES[measure], fontsize=11)
+    what = "gain, % of what the pretrained model"
+    axes[0, 0].set_ylabel(f"{what}\nlacks to real images (above 0: better)")
+    legend(figure, 2)
+    sizes = gains.drop_duplicates("experiment").itertuples()
+    of = ", ".join(f"{s.experiment} ({s.n_units} trainings, {s.parameters:,})" for s in sizes)
+    said = f"Against {titles[intervals.CONTROL]}, where nothing else is said. "
+    said += f"Mean and t interval over training seeds, uncorrected: {of}."
+    return captioned(figure, said)
+
+
 def cost(records: Records) -> Figure:
     """FID minus the base's against parameters held and denoiser calls an image, as multiples."""
     arms, fid, base = records.arms.drop_duplicates("row"), records.of("fid"), records.base

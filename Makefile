@@ -1,13 +1,14 @@
 # make reproduce [SEEDS="0 1 2"]    training seed 0 (or those) of fashion8 again from the shipped
 #                                   pretrained model, compared with the committed rows; all tables and
-#                                   figures under runs/figures/. PARAMS=params/smoke.yaml: another file
+#                                   figures under runs/figures/. PARAMS=params/cifar.yaml: another
+#                                   file, of which missing seeds are made, or those of SEEDS again
 # make figures                      missing seeds, tables and figures into figures/, notebooks in place
 # make test   make lint   make bench   make lab   make clean
 # PROFILE=params/profiles/slurm runs the jobs on a cluster (params/README.md).
 # LOCKED=1 installs the versions behind the committed figures (constraints.txt).
 PYTHON ?= python3
 PARAMS ?= params/fashion8.yaml
-SEEDS ?= 0
+SEEDS ?= $(if $(filter fashion8 smoke,$(NAME)),0)
 PROFILE ?= params/profiles/local
 CORES ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 BIN := .venv/bin

@@ -35,17 +35,19 @@ def make(options: argparse.Namespace) -> None:
 
 
 def render(options: argparse.Namespace) -> None:
-    """tables and figures again, from records alone; with --page, the table between its markers
-
-    Of figures/ itself the ladder of its experiments' sizes.
-    """
+    """tables and figures again, from records alone; with --page, the table between its markers"""
     from deme_lib.report import render
 
-    if not (options.folder / "records").is_dir() and any(options.folder.glob("*/records")):
-        return render.ladder(options.folder)
     render.render(options.folder)
     if options.page:
         render.fill_readme(options.page, options.folder)
+
+
+def ladder(options: argparse.Namespace) -> None:
+    """gains over the sizes of models, from the records of several experiments"""
+    from deme_lib.report import render
+
+    render.ladder(options.folders, options.out)
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -103,6 +105,10 @@ OVERRIDE = ("-p", "--parameter"), {"type": _override, "action": "append", "defau
 COMMANDS = {
     make: [(("names",), {"nargs": "*"}), FILE, OVERRIDE],
     render: [(("folder",), {"type": Path}), (("--page",), {"type": Path})],
+    ladder: [
+        (("folders",), {"type": Path, "nargs": "+"}),
+        (("-o", "--out"), {"type": Path, "default": Path("figures")}),
+    ],
     compare: [
         (("committed",), {"type": Path}),
         (("other",), {"type": Path}),

@@ -2,7 +2,7 @@
 
 A run is a generator of steps: data, timesteps and noise of a step are drawn from (purpose, step),
 and a checkpoint is one safetensors file, replaced atomically, that holds what is trained, its EMA,
-AdamW's moments, the scaler, the position and the history of losses.
+learnt weights of the loss, AdamW's moments, the scaler, the position and the history of losses.
 """
 
 import json
@@ -29,13 +29,13 @@ from deme_lib.diffusion.denoisers import Conditioning, Predict, Schedule, to_mod
 from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.errors import Explained
 from deme_lib.method import objectives
-from deme_lib.method.ensembles import adapter_layers
+from deme_lib.method.ensembles import RoutedEnsemble, adapter_layers
 from deme_lib.method.merging import check_untied
 from deme_lib.method.projection import plain_or_projected
 from deme_lib.method.timesteps import draw_timesteps, split_timesteps
 
-LEARNT = {"uncertainty": objectives.UncertaintyWeighting, "nash": objectives.NashWeighting}
-BALANCED, DISTILLED = "balanced", "distilled"
+UNCERTAINTY, NASH, BALANCED, DISTILLED = "uncertainty", "nash", "balanced", "distilled"
+LEARNT = {UNCERTAINTY: objectives.UncertaintyWeighting, NASH: objectives.NashWeighting}
 LOG_VARIANCE_RATE = 1e-2  # ours: at the model's own rate the weights would hardly leave 1
 NASH_EVERY = 25  # steps, as in ANT's code
 LEAST_SCALE = 1e-3  # fp16 skips a step whose gradients overflow, halves its scale and goes on
@@ -161,13 +161,13 @@ class Training:
         model: what of it has ``requires_grad`` is trained in place, as float32; afterwards ask
             for ``ema_unet()``.
         images, conditioning, null: see ``draw``; ``decouple`` checks them, once for all runs.
-        teacher: frozen pretrained model of the consistency loss (Eq. 4), or None; ``model``
-            itself stands for what it is without its adapters.
+        teacher: of the consistency loss (Eq. 4), the pretrained model or another denoiser, which
+            is frozen, or None; ``model`` itself stands for what it is without its adapters.
         checkpoint: file to resume from if it is there, and to write to.
         predict: calls a model, see ``denoisers``.
         cuda_graphs: on CUDA capture student and teacher, where neither adapters, dropout, gradient
-            checkpointing nor autocast forbid it. False for what cannot be captured, such as a
-            ``predict`` that copies from the CPU.
+            checkpointing, autocast, Nash nor routing forbid it. False for what cannot be captured,
+            such as a ``predict`` that copies from the CPU.
 
     Attributes:
         position: steps taken.
@@ -213,12 +213,20 @@ class Training:
         if spec.loss_weighting in LEARNT:
             ranges = split_timesteps(spec.n_tasks, t_max)
             self.learnt = LEARNT[spec.loss_weighting](ranges).to(device)
-            if learnt := [*self.learnt.parameters()]:
-                group = {"params": learnt, "weight_decay": 0.0, "lr": LOG_VARIANCE_RATE}
+            if own := [*self.learnt.parameters()]:
+                group = {"params": own, "weight_decay": 0.0, "lr": LOG_VARIANCE_RATE}
                 optimiser.add_param_group(group)
+            few = spec.batch_size < 8 * spec.n_tasks or len(spec.own_range) < t_max
+            if spec.loss_weighting == NASH and few:  # a batch must hold every range
+                raise denoisers.ArgumentError(
+                    f"loss_weighting={NASH!r} trains on all timesteps, by batches of "
+                    f"{8 * spec.n_tasks} or more for n_tasks={spec.n_tasks}"
+                )
         elif spec.loss_weighting == DISTILLED:
             if teacher is None or spec.consistency_weight == 0:
-                raise denoisers.ArgumentError("loss_weighting='distilled' needs a teacher")
+                raise denoisers.ArgumentError(
+                    f"loss_weighting={DISTILLED!r} needs a teacher and a consistency_weight above 0"
+                )
             self.weights = torch.zeros(t_max, device=device)
         elif spec.loss_weighting == BALANCED:
             ranges = split_timesteps(len(spec.range_losses), t_max)
@@ -247,6 +255,8 @@ class Training:
         if teacher is model:
             self.teacher = denoisers.WithoutAdapters(model, *how)
         elif teacher is not None:
+            if {*teacher.parameters()} & {*self.parameters}:
+                raise denoisers.ArgumentError("the teacher holds what is trained: give a copy")
             teacher.float().eval().requires_grad_(False).to(device)
             self.teacher = denoisers.Denoiser(teacher, *how)
         self.history: list[dict[str, Any]] = []
@@ -300,11 +310,11 @@ class Training:
                 prediction = self.student(noisy, t, *conditions)
         denoising, cell = objectives.squared_error(prediction, asked), t.long()
         consistency = None if self.teacher is None else objectives.squared_error(prediction, taught)
-        if spec.loss_weighting == "nash" and step % NASH_EVERY == 0:
+        if spec.loss_weighting == NASH and step % NASH_EVERY == 0:
             self._bargain(denoising, cell)
         weights = self.weights if self.learnt is None else self.learnt.weights()
         loss = objectives.deme_loss(denoising, consistency, spec.consistency_weight, weights[cell])
-        if spec.loss_weighting == "uncertainty":
+        if spec.loss_weighting == UNCERTAINTY:
             loss = loss + self.learnt(denoising, cell)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(self.parameters, spec.clip_norm)
@@ -321,14 +331,15 @@ class Training:
 
     def _bargain(self, denoising: torch.Tensor, cell: torch.Tensor) -> None:
         """New weights by Nash, where the batch has samples of every range."""
-        owner, gradients = self.learnt.owner[cell], []
+        owner = self.learnt.owner[cell]
+        losses = [denoising[owner == k] for k in range(self.spec.n_tasks)]
+        if not all(map(len, losses)):
+            return
+        scale = self.scaler.get_scale() if self.scaler else 1  # of which alpha is independent
         how = {"retain_graph": True, "materialize_grads": True}
-        for k in range(self.spec.n_tasks if len(owner.unique()) == self.spec.n_tasks else 0):
-            loss = denoising[owner == k].mean() * (self.scaler.get_scale() if self.scaler else 1)
-            found = torch.autograd.grad(loss, self.parameters, **how)
-            gradients.append(torch.cat([gradient.flatten() for gradient in found]))
-        if gradients:
-            self.learnt.bargain(torch.stack(gradients))
+        found = [torch.autograd.grad(scale * x.mean(), self.parameters, **how) for x in losses]
+        rows = (torch.stack(of).flatten(1).double() for of in zip(*found, strict=True))
+        self.learnt.bargain(sum(g @ g.T for g in rows))
 
     def _drawn(self, step: int) -> tuple[torch.Tensor, ...]:
         """x_t, t, the target and the conditions of a step, on the device."""
@@ -356,11 +367,11 @@ class Training:
             ) from error
         again = getattr(self.model, "is_gradient_checkpointing", False)
         forbidden = self.drops or again or self.adapter or self.spec.precision != "no"
-        forbidden |= self.spec.loss_weighting in ("nash", DISTILLED)
         if x.is_cuda and cuda_graphs and not forbidden:  # one launch a call, not hundreds
             how = {"sample_args": (x, t, *conditions), "allow_unused_input": True}
-            self.student = torch.cuda.make_graphed_callables(self.student, **how)
-            if self.teacher is not None:
+            if self.spec.loss_weighting != NASH:  # which goes backward several times
+                self.student = torch.cuda.make_graphed_callables(self.student, **how)
+            if self.teacher is not None and not isinstance(self.teacher.model, RoutedEnsemble):
                 self.teacher = torch.cuda.make_graphed_callables(self.teacher, **how)
 
     def _error(self, what: str, step: int) -> TrainingError:
@@ -443,12 +454,14 @@ def finetune(
     """A run that finetunes ``pretrained`` on one range of timesteps (Eq. 3 to 6).
 
     A copy is trained, and another the frozen teacher of Eq. 4 where its weight is above 0; if
-    ``pretrained`` has an adapter, that is trained in place, and the teacher goes without.
+    ``pretrained`` has an adapter, that is trained in place, and the teacher goes without, unless
+    another is given.
 
     Args:
         channel_projection: give the copy the projections of Sec. 3.2; None: where they are
             defined, on a ``UNet2DModel`` without adapters.
-        teacher: a denoiser to learn from in place of ``pretrained``, such as a routed ensemble.
+        teacher: a denoiser to learn from in place of ``pretrained``, such as a routed ensemble;
+            it becomes float32 and frozen, on the run's device.
         run: what else ``Training`` takes.
     """
     adapted = lora.has_adapters(pretrained)
@@ -459,6 +472,6 @@ def finetune(
     if channel_projection is None and (adapted or not isinstance(pretrained, UNet2DModel)):
         warnings.warn(f"{type(pretrained).__name__}: no channel projections here", stacklevel=2)
     student = pretrained if adapted else _copy(pretrained, channel_projection)
-    if teacher is None and spec.consistency_weight > 0:
+    if teacher is None and spec.consistency_weight > 0 and spec.loss_weighting != DISTILLED:
         teacher = pretrained if adapted else _copy(pretrained)
     return Training(student, scheduler, images, spec, teacher, **run)

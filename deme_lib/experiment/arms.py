@@ -1,8 +1,8 @@
 """The arms of the two ablations: what each is made of, and how its members become one denoiser.
 
 Every arm starts from the same pretrained weights. Families take the same number of optimiser steps
-in total; the last expert alone takes its own. An arm of your own is one function and one entry,
-made before parameters are read:
+in total; the last expert alone takes its own, a distilled copy as many beside its teachers'. An arm
+of your own is one function and one entry, made before parameters are read:
 
     def ties(base, members, ranges):
         ...

@@ -74,7 +74,7 @@ def copies(p: Parameters, family: Family) -> list[Artefact]:
 
 
 def taught_by(p: Parameters, family: Family) -> list[Artefact]:
-    """The copies that a family's copies are distilled from."""
+    """The copies that a family's are distilled from."""
     return copies(p, family.teacher) if family.teacher else []
 
 

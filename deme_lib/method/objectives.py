@@ -66,6 +66,11 @@ def snr_weights(
     return (weights / weights.mean()).float()
 
 
+def owners(ranges: Sequence[range]) -> torch.Tensor:
+    """The index of each timestep's range, int64 [T], of ranges that tile [0, T) in order."""
+    return torch.tensor([k for k, own in enumerate(ranges) for _ in own])
+
+
 def balanced_weights(losses: Sequence[float], ranges: Sequence[range]) -> torch.Tensor:
     """Weights of a loss per timestep, float32 [T] of mean 1: L_k^(-1/2) in range k.
 
@@ -78,7 +83,7 @@ def balanced_weights(losses: Sequence[float], ranges: Sequence[range]) -> torch.
             f"the pretrained model's losses per range are {[*losses]}: no weights follow from one "
             "that is 0 or not finite; look at the model and its data"
         )
-    weights = (found**-0.5).repeat_interleave(torch.tensor([len(own) for own in ranges]))
+    weights = (found**-0.5)[owners(ranges)]
     return (weights / weights.mean()).float()
 
 
@@ -94,8 +99,7 @@ class UncertaintyWeighting(nn.Module):
     def __init__(self, ranges: Sequence[range]):
         super().__init__()
         self.log_variances = nn.Parameter(torch.zeros(len(ranges)))
-        owner = [k for k, own in enumerate(ranges) for _ in own]
-        self.register_buffer("owner", torch.tensor(owner), persistent=False)
+        self.register_buffer("owner", owners(ranges), persistent=False)
 
     def weights(self) -> torch.Tensor:
         """float32 [T] of mean 1, free of gradients."""
@@ -119,23 +123,22 @@ class NashWeighting(nn.Module):
     def __init__(self, ranges: Sequence[range]):
         super().__init__()
         self.register_buffer("alpha", torch.ones(len(ranges)))
-        owner = [k for k, own in enumerate(ranges) for _ in own]
-        self.register_buffer("owner", torch.tensor(owner), persistent=False)
+        self.register_buffer("owner", owners(ranges), persistent=False)
 
     def weights(self) -> torch.Tensor:
         """float32 [T] of mean 1."""
         weights = self.alpha[self.owner]
         return weights / weights.mean()
 
-    def bargain(self, gradients: torch.Tensor) -> None:
-        """New weights from the ranges' gradients [K, P]; where there are none the old ones stay."""
-        alpha = nash_weights(gradients.double() @ gradients.double().T)
+    def bargain(self, gram: torch.Tensor) -> None:
+        """New weights from G [K, K]; where none are found the old ones stay."""
+        alpha = nash_weights(gram)
         if alpha.isfinite().all():
             self.alpha.copy_(alpha)
 
 
 def nash_weights(gram: torch.Tensor) -> torch.Tensor:
-    """The alpha > 0 of mean 1 with G alpha = c / alpha, float64 [K]; NaN where there is none.
+    """The alpha > 0 of mean 1 with G alpha = c / alpha, float64 [K]; NaN where none is found.
 
     Damped Newton on the self-concordant alpha^T G alpha / 2 - sum_k log alpha_k, which it minimises
     (Nesterov 2004, Sec. 4.1.5).
@@ -152,6 +155,6 @@ def nash_weights(gram: torch.Tensor) -> torch.Tensor:
             break
         decrement = (step @ gradient).clamp(min=0).sqrt()
         alpha = alpha - step / (1 + decrement if decrement > 0.25 else 1)
-        if decrement < 1e-9:
+        if decrement < 1e-6:  # the step just taken squares it
             return alpha / alpha.mean()
     return torch.full_like(alpha, torch.nan)

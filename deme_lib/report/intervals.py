@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from deme_lib.report.records import Records
+from deme_lib.report.records import Records, RecordsError
 
 PRIMARY = {1: "primary_decoupling", 2: "primary_merging"}
 """Ablation -> the parameter that names its comparisons."""
@@ -75,11 +75,16 @@ def family(differences: list[np.ndarray], level: float, margin: float) -> list[d
     return rows
 
 
-def margin(records: Records, measure: str = "fid") -> float:
-    """The parameter ``margin`` times pretrained's excess over real images; NaN if it has none."""
+def excess(records: Records, measure: str = "fid") -> float:
+    """What the pretrained model lacks to real images, above 0; NaN if it lacks nothing."""
     sign = -1 if measure == "inception_score" else 1
-    excess = sign * (records.of(measure)["pretrained"].mean() - records.floor_of(measure))
-    return records.parameters["margin"] * excess if excess > 0 else np.nan
+    found = sign * (records.of(measure)["pretrained"].mean() - records.floor_of(measure))
+    return found if found > 0 else np.nan
+
+
+def margin(records: Records, measure: str = "fid") -> float:
+    """The parameter ``margin`` times the pretrained model's ``excess``."""
+    return records.parameters["margin"] * excess(records, measure)
 
 
 def comparisons(records: Records) -> pd.DataFrame:
@@ -116,20 +121,25 @@ def ladder(sizes: list[Records]) -> pd.DataFrame:
     """A row per experiment, LADDER's "a - b" and JUDGED measure: what comparing two arms gives.
 
     ``parameters`` are those of one model; effect and interval, uncorrected, on all trainings, are
-    shares of what the pretrained model lacks to real images, above 0 where a is better.
+    shares of ``excess``, which is taken as known, above 0 where a is better.
+
+    Raises:
+        RecordsError: an experiment lacks one of the arms.
     """
     rows = []
     for records, measure in product(sizes, JUDGED):
-        values, lacks = records.of(measure), margin(records, measure) / records.parameters["margin"]
+        if lacking := sorted({*sum(LADDER, ())} - {*records.titles}):
+            raise RecordsError(f"{records.run['experiment']} lacks {', '.join(lacking)}")
+        values, whole = records.of(measure), excess(records, measure)
         sign = 1 if measure == "inception_score" else -1
         same = {"experiment": records.run["experiment"], "measure": measure}
-        same["parameters"] = records.arms.set_index("row").loc["pretrained", "parameters"].max()
-        for a, b in [pair for pair in LADDER if {*pair} <= {*records.titles}]:
-            d = sign * (values[a] - values[b]) / lacks
+        same["parameters"] = records.arms["parameters"].min()
+        for a, b in LADDER:
+            d = sign * (values[a] - values[b]) / whole
             low, high, _ = t_interval(d, records.parameters["confidence"])
             found = {"n_units": len(d), "effect": d.mean(), "low": low, "high": high}
             rows.append({**same, "a": a, "b": b, **found})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values("parameters", kind="stable")
 
 
 def confirming(records: Records) -> list[int]:

@@ -27,13 +27,11 @@ def render(folder: Path) -> None:
         save(draw(), folder / f"{name}.png")
 
 
-def ladder(folder: Path) -> None:
-    """Write ladder.csv and ladder.png of ``figures/``: the sizes among its experiments."""
-    known = map(read, sorted(folder.glob("*/records")))
-    sizes = [one for one in known if {*sum(intervals.LADDER, ())} <= {*one.titles}]
-    sizes.sort(key=lambda one: one.arms["parameters"].min())
-    write_csv(folder / "ladder.csv", gains := intervals.ladder(sizes))
-    save(plots.ladder(gains, sizes[0].titles), folder / "ladder.png")
+def ladder(folders: list[Path], out: Path) -> None:
+    """Write ladder.csv and ladder.png into a folder, of experiments that differ in model size."""
+    sizes = [read(folder / "records") for folder in folders]
+    write_csv(out / "ladder.csv", gains := intervals.ladder(sizes))
+    save(plots.ladder(gains, sizes[0]), out / "ladder.png")
 
 
 def figures(known: Records) -> dict[str, Callable[[], Figure]]:

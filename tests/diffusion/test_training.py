@@ -15,10 +15,13 @@ from accelerate import Accelerator
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from deme_lib.diffusion import decouple as decoupling
+from deme_lib.diffusion import training
 from deme_lib.diffusion.decouple import decouple
 from deme_lib.diffusion.denoisers import ArgumentError
 from deme_lib.diffusion.models import ModelError, load_unet
-from deme_lib.diffusion.training import Training, TrainingError, TrainingSpec, finetune
+from deme_lib.diffusion.training import Training, TrainingError, TrainingSpec, draw, finetune
+from deme_lib.method.ensembles import RoutedEnsemble
+from deme_lib.method.objectives import nash_weights, squared_error
 
 SCHEDULER = DDPMScheduler(1000)
 SPEC = TrainingSpec(
@@ -160,11 +163,14 @@ def test_another_purpose_draws_otherwise(start, change):
         (6, {"dropout": 0.5}),
         (3, {"loss_weighting": "min-snr"}),
         (3, {"loss_weighting": "uncertainty", "n_tasks": 2, "own_range": range(1000)}),
-        (3, {"loss_weighting": "nash", "n_tasks": 2, "own_range": range(1000)}),
+        (3, {"loss_weighting": "nash", "n_tasks": 2, "own_range": range(1000), "batch_size": 16}),
         (3, {"loss_weighting": "distilled"}),
     ],
 )
-def test_interrupted_and_resumed_equals_uninterrupted(start, tiny_unet, tmp_path, done, changes):
+def test_interrupted_and_resumed_equals_uninterrupted(
+    start, tiny_unet, tmp_path, monkeypatch, done, changes
+):
+    monkeypatch.setattr(training, "NASH_EVERY", 2)
     whole = start(teacher=tiny_unet(1), **changes)
     steps = list(whole)
     file = tmp_path / "checkpoint.safetensors"
@@ -241,14 +247,45 @@ def test_weights_of_one_change_nothing_and_others_do(start):
     assert losses[2] != pytest.approx(losses[0], rel=1e-2)
 
 
-def test_a_distilled_copy_learns_its_teacher_and_not_the_noise(start, tiny_unet):
+def test_a_distilled_copy_learns_its_teacher_and_not_the_noise(start, tiny_unet, images):
     """Taught by what it is, its loss is 0; by another model, it comes nearer to that one."""
     spec = {"loss_weighting": "distilled", "weight_decay": 0.0}
     assert next(iter(start(tiny_unet(), **spec))).loss == 0
     losses = [step.loss for step in start(tiny_unet(1), steps=60, **spec)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
-    with pytest.raises(ArgumentError, match="needs a teacher"):
-        start(**spec)
+    own = tiny_unet().requires_grad_(True)
+    for refused in (
+        lambda: start(**spec),
+        lambda: start(tiny_unet(1), **spec, consistency_weight=0.0),
+        lambda: finetune(own, SCHEDULER, images, dataclasses.replace(SPEC, **spec), device="cpu"),
+    ):
+        with pytest.raises(ArgumentError, match="needs a teacher"):
+            refused()
+    with pytest.raises(ArgumentError, match="the teacher holds what is trained"):
+        Training(own, SCHEDULER, images, SPEC, RoutedEnsemble([own], [range(1000)]), "cpu")
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**10])
+def test_nash_bargains_by_the_gradients_of_each_range(start, monkeypatch, scale):
+    """The same weights from one backward pass a range, whatever scales an fp16 loss."""
+    spec = {"loss_weighting": "nash", "n_tasks": 2, "own_range": range(1000), "batch_size": 16}
+    run, twin = start(**spec), start(**spec)
+    batch = draw(run.data[0], run.scheduler, run.spec, 0)
+    losses = squared_error(twin.model(batch.noisy, batch.timesteps).sample, batch.target)
+    gradients = []
+    for own in (batch.timesteps < 500, batch.timesteps >= 500):
+        twin.model.zero_grad()
+        losses[own].mean().backward(retain_graph=True)
+        gradients.append(torch.cat([p.grad.flatten() for p in twin.parameters]))
+    gram = torch.stack(gradients).double()
+    monkeypatch.setattr(run, "scaler", SimpleNamespace(get_scale=lambda: scale))
+    next(iter(run))
+    expected = nash_weights(gram @ gram.T).float()
+    torch.testing.assert_close(run.learnt.alpha, expected, rtol=1e-4, atol=0)
+    assert abs(expected[0] - 1) > 0.01
+    for wrong in ({"batch_size": 15}, {"own_range": range(999)}):
+        with pytest.raises(ArgumentError, match="all timesteps, by batches of 16"):
+            start(**spec | wrong)
 
 
 @pytest.mark.parametrize("warmup", [False, True])

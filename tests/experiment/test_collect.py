@@ -15,7 +15,7 @@ from deme_lib.experiment.parameters import ParameterError, folder_name
 from deme_lib.report import render
 from deme_lib.report.records import read
 
-ARMS_TRIED = ["balanced", "last_expert", "deme_routed", "deme_merged", "averaged"]
+ARMS_TRIED = ["balanced", "last_expert", "deme_routed", "deme_merged", "averaged", "distilled"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_every_row_is_recorded_for_every_training_and_sampling_seed(made):
     p, folder = made
     found = read(folder / "records")
     rows = [(cell, arm) for cell, arm in p.rows()]
-    assert len(rows) == 1 + 5 + 2
+    assert len(rows) == 1 + 6 + 2
     metrics = found.metrics
     assert len(metrics) == len(rows) * 2 * 2
     assert set(metrics.groupby(["cell", "arm"], sort=False).groups) == set(rows)
@@ -43,6 +43,7 @@ def test_every_row_is_recorded_for_every_training_and_sampling_seed(made):
     names = ("deme_merged", "deme_routed", "averaged", "last_expert")
     merged, routed, averaged, last = (cost.loc[("default", name)] for name in names)
     assert last.tolist() == [2 * one["parameters"], 2, 8]
+    assert cost.loc[("default", "distilled")].tolist() == [one["parameters"], 2, 32]
     assert one.tolist()[1:] == [2, 0] and merged.tolist()[1:] == [2, 16]
     assert routed["parameters"] == averaged["parameters"] == 2 * merged["parameters"]
     assert routed["calls_per_image"] == 2 and averaged["calls_per_image"] == 4
@@ -148,4 +149,4 @@ def test_every_arm_is_judged_by_the_same_noise():
     p = parameters.load("params/fashion8.yaml").per_seed()[0]
     given = [graph.images(p, arm).arguments for arm in ARMS.values() if arm.name != "reweighted"]
     streams = [(a["seed"], a["sampling_seeds"], a["samples"], a["sampling_steps"]) for a in given]
-    assert len(given) == 12 and all(stream == streams[0] for stream in streams)
+    assert len(given) == len(ARMS) - 1 and all(stream == streams[0] for stream in streams)

@@ -112,10 +112,16 @@ def test_nash_weights_solve_the_bargain(k, scale):
     torch.testing.assert_close(products / products.mean(), torch.ones_like(alpha))
 
 
-@pytest.mark.parametrize("odd", [[[1.0], [-1.0]], [[1.0], [0.0]], [[1.0], [float("inf")]]])
+def test_nash_weights_of_gradients_that_are_nearly_opposed():
+    r = 1 - 1e-8
+    found = nash_weights(torch.tensor([[1, -r], [-r, 1]], dtype=torch.float64))
+    torch.testing.assert_close(found, torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("odd", [-1.0, 0.0, float("inf")])
 def test_nash_keeps_its_weights_where_no_bargain_exists(odd):
     weighting = NashWeighting(split_timesteps(2, 10))
-    weighting.bargain(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+    weighting.bargain(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
     torch.testing.assert_close(weighting.weights(), torch.tensor([4 / 3] * 5 + [2 / 3] * 5))
-    weighting.bargain(torch.tensor(odd))
+    weighting.bargain(torch.tensor([[1.0, odd], [odd, odd**2]]))
     torch.testing.assert_close(weighting.weights(), torch.tensor([4 / 3] * 5 + [2 / 3] * 5))

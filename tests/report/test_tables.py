@@ -81,7 +81,9 @@ def test_the_ladder_has_every_size_with_its_gains(tmp_path, change):
         own = shutil.copytree(COMMITTED / "records", tmp_path / name / "records")
         change(own, "arms.csv", lambda f, times=times: f.assign(parameters=times * f["parameters"]))
         change(own, "run.json", lambda run, name=name: run.update(experiment=name))
-    assert main(["render", str(tmp_path)]) == 0 and (tmp_path / "ladder.png").is_file()
+    folders = [str(tmp_path / name) for name in ("larger", "small")]
+    assert main(["ladder", *folders, "-o", str(tmp_path)]) == 0
+    assert (tmp_path / "ladder.png").is_file()
     found = pd.read_csv(tmp_path / "ladder.csv")
     assert list(found["experiment"].unique()) == ["small", "larger"]
     assert list(found["parameters"].unique()) == [40489, 4 * 40489]
@@ -92,6 +94,11 @@ def test_the_ladder_has_every_size_with_its_gains(tmp_path, change):
         expected = [d.mean(), *scipy.stats.ttest_1samp(d, 0).confidence_interval(0.95)]
         mine = found.query("a == 'deme_merged' and measure == @measure and experiment == 'larger'")
         assert mine[["effect", "low", "high"]].values[0] == pytest.approx(expected, rel=1e-4)
+    change(own, "metrics.csv", lambda f: f[f["arm"] != "soup"])
+    change(own, "arms.csv", lambda f: f[f["arm"] != "soup"])
+    change(own, "losses.csv", lambda f: f[f["arm"] != "soup"])
+    with pytest.raises(Explained, match="small lacks soup"):
+        render.ladder([tmp_path / "small"], tmp_path)
 
 
 def test_the_readme_is_filled_between_its_markers(folder, known):

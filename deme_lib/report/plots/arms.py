@@ -22,6 +22,7 @@ FAMILIES = {
     "deme": ("DeMe experts", "deme_routed"),
     "all-plain": ("one model, all timesteps", "all_plain"),
     "all-balanced": ("one model, balanced loss", "balanced"),
+    "all-distilled": ("one model, distilled", "distilled"),
 }
 """Finetuning runs -> their title, and the arm whose colour they have."""
 SHOWN = ("pretrained", "all_plain", "plain_routed", "deme_routed", "deme_merged", "averaged")
@@ -150,19 +151,21 @@ def samplers(records: Records) -> Figure:
     return captioned(figure, f"Means over training seeds. {tables.setting(records)}")
 
 
-def ladder(gains: pd.DataFrame, titles: dict[str, str]) -> Figure:
+def ladder(gains: pd.DataFrame, records: Records) -> Figure:
     """What ``intervals.ladder`` gives, FID and IS, against the parameters of one model.
 
     Args:
-        titles: arm -> title as printed.
+        records: of one of the experiments, for titles and level.
     """
+    titles = records.titles
     figure, axes = subplots(1, len(intervals.JUDGED), 4.4, sharey=True)
     for ax, (measure, of) in zip(axes.flat, gains.groupby("measure", sort=False), strict=True):
-        for i, ((a, b), d) in enumerate(of.groupby(["a", "b"], sort=False)):
+        pairs = of.groupby(["a", "b"], sort=False)
+        for i, ((a, b), d) in enumerate(pairs):
             ends = 100 * np.stack([d["effect"] - d["low"], d["high"] - d["effect"]])
             against = "" if b == intervals.CONTROL else f", against {titles[b]}"
             look = {"label": titles[a] + against, **style.of(a)}
-            x = d["parameters"] * 1.05 ** (i - (of.groupby(["a", "b"]).ngroups - 1) / 2)
+            x = d["parameters"] * 1.05 ** (i - (len(pairs) - 1) / 2)
             ax.errorbar(x, 100 * d["effect"], yerr=ends, lw=1.5, **look)
         ax.axhline(0, color=GREY, lw=1, zorder=0)
         ax.set(xscale="log", xlabel="parameters of one model")
@@ -175,7 +178,7 @@ def ladder(gains: pd.DataFrame, titles: dict[str, str]) -> Figure:
     sizes = gains.drop_duplicates("experiment").itertuples()
     of = ", ".join(f"{s.experiment} ({s.n_units} trainings, {s.parameters:,})" for s in sizes)
     said = f"Against {titles[intervals.CONTROL]}, where nothing else is said. "
-    said += f"Mean and t interval over training seeds, uncorrected: {of}."
+    said += f"Mean and {_bars(records)} over training seeds, uncorrected: {of}."
     return captioned(figure, said)
 
 

@@ -2,12 +2,13 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from torch import nn
 
 from deme_lib.diffusion.denoisers import to_model_range
 from deme_lib.diffusion.heldout import BATCH, FixedNoise, batch_of
@@ -142,35 +143,14 @@ def random_step(unet: UNet2DModel, norm: float, g: torch.Generator) -> UNet2DMod
     return moved
 
 
-def landscape(
-    unet: UNet2DModel,
-    noise: FixedNoise,
-    ranges: Sequence[range],
-    radius: float,
-    points: int,
-    seed: int,
-    device: torch.device | str = "cpu",
-    on_point: Callable[[], object] = lambda: None,
-) -> list[dict]:
-    """Fig. 4: the loss around ``unet``'s weights, for all timesteps (range 0) and per range.
-
-    The plane is spanned by two random directions, filter-normalised (Li et al. 2018): a step of 1
-    along one changes every filter by its own norm. ``points`` per axis reach from -radius to
-    radius; of an odd number one is ``unet`` itself.
-    """
-    base, model = unet.state_dict(), copy.deepcopy(unet).eval().to(device)
-    directions = [filter_normalised(base, generator(seed, "landscape", i)) for i in (1, 2)]
-    axis = np.linspace(-radius, radius, points).round(6).tolist()
-    every = [range(ranges[0].start, ranges[-1].stop), *ranges]
-    rows = []
+def over_plane(
+    model: nn.Module, vectors: Sequence[State], axis: Sequence[float], noise: FixedNoise
+) -> Iterator[tuple[float, float, torch.Tensor]]:
+    """a, b, and errors under fixed noise of theta + a v_1 + b v_2, for all a and b of an axis."""
+    base, moved = model.state_dict(), copy.deepcopy(model).eval()
     for a, b in itertools.product(axis, axis):
-        model.load_state_dict(merge(base, directions, [a, b]))
-        errors = noise.errors(model, device)
-        for k, r in enumerate(every):
-            place = {"range": k, "start": r.start, "stop": r.stop, "a": a, "b": b}
-            rows.append({**place, "loss": noise.mean_in(errors, r)})
-        on_point()
-    return rows
+        moved.load_state_dict(merge(base, vectors, [a, b]))
+        yield a, b, noise.errors(moved, model.device)
 
 
 def filter_normalised(base: State, g: torch.Generator) -> State:

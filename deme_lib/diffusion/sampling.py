@@ -23,11 +23,6 @@ class SamplingError(Explained, RuntimeError):
     """A model makes no images, or a schedule has no such timestep."""
 
 
-def initial_noise(indices: range, shape: tuple[int, ...], *purpose: int | str) -> torch.Tensor:
-    """Standard normal float32 [len(indices), *shape], one generator an image."""
-    return torch.stack([torch.randn(shape, generator=generator(*purpose, i)) for i in indices])
-
-
 def sampling_scheduler(
     scheduler: SchedulerMixin, sampler: str, steps: int
 ) -> DPMSolverMultistepScheduler | DDIMScheduler:
@@ -130,7 +125,8 @@ def sample(
     try:
         for start in range(0, count, batch_size):
             mine = slice(start, start + batch_size)
-            x = initial_noise(indices[mine], shape, *purpose).to(device)
+            generators = [generator(*purpose, i) for i in indices[mine]]  # one an image
+            x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
             step = _steps(chosen, sampler)
             for t in chosen.timesteps:
                 x = step(predict(x, t), t, x)

@@ -24,21 +24,14 @@ def search_weights(
     a score the better, such as FID. Weights are in [low, high], and a function of ``seed``.
     """
     first = [(1 / n,) * n, (0.0,) * n, *([REFERENCE] if n == len(REFERENCE) else [])]
-    if trials < len(first):
-        raise ValueError(f"{trials} trials are too few for the {len(first)} tried first: give more")
-    if low > 0 or high < max(map(max, first)):
-        raise ValueError(f"[{low}, {high}] leaves out some of {first}, tried first: widen it")
     names = [f"w{i}" for i in range(n)]
-    tried: list[tuple[Weights, float]] = []
 
     def objective(trial: optuna.Trial) -> float:
-        weights = tuple(trial.suggest_float(name, low, high) for name in names)
-        tried.append((weights, score(weights)))
-        return tried[-1][1]
+        return score(tuple(trial.suggest_float(name, low, high) for name in names))
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
     for weights in first:
         study.enqueue_trial(dict(zip(names, weights, strict=True)))
     study.optimize(objective, n_trials=trials)
-    return tried
+    return [(tuple(trial.params.values()), trial.value) for trial in study.trials]

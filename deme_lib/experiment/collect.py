@@ -53,11 +53,11 @@ def collect(p: Parameters) -> Path:
             shutil.rmtree(out, ignore_errors=True)  # the store has what was only there
             os.rename(copy, out)
             run = _read_run(records)
+        wanted = missing(p)
         if run["trainings"] and run["parameters"] != json.loads(json.dumps(p.results())):
-            _check_measured(records, p)
             _replace(records / "run.json", _as_json(run | {"parameters": p.results()}))
-        for q in missing(p):
-            _write(records, q, *_made(q, looked_at=p.looks_at(q.seed)))
+        for q in wanted:
+            _record(records, q, looked_at=p.looks_at(q.seed))
     return out
 
 
@@ -68,7 +68,11 @@ def missing(p: Parameters) -> list[Parameters]:
     an arm's function or an own data set has changed since.
     """
     records, committed = folder_of(p) / "records", _committed(p)
-    _check_measured(records, p)
+    if odd := _differing(records, p):
+        raise ParameterError(
+            f"{records} was recorded with other {', '.join(odd)}: delete that folder to record it "
+            "anew, or give the experiment another name"
+        )
     there = _read_run(committed)["trainings"] if committed else {}
     there |= _read_run(records)["trainings"]
 
@@ -83,14 +87,6 @@ def _digest(q: Parameters) -> str:
     """A hash of the names of all artefacts that a training seed's rows come from."""
     names = sorted(a.name for made in graph.jobs(q, looked_at=False).values() for a in made)
     return hashlib.sha256("".join(names).encode()).hexdigest()[:12]
-
-
-def _check_measured(records: Path, p: Parameters) -> None:
-    if odd := _differing(records, p):
-        raise ParameterError(
-            f"{records} was recorded with other {', '.join(odd)}: delete that folder to record it "
-            "anew, or give the experiment another name"
-        )
 
 
 def _committed(p: Parameters) -> Path | None:
@@ -115,8 +111,8 @@ def _read_run(records: Path) -> dict[str, Any]:
         raise ParameterError(f"{path} is damaged ({error}): delete {records}") from error
 
 
-def _made(q: Parameters, looked_at: bool) -> tuple[dict[str, pd.DataFrame], dict, bytes | None]:
-    """Rows by kind as text, where and with what they were made, and a few images."""
+def _made(q: Parameters, looked_at: bool) -> tuple[dict[str, pd.DataFrame], dict]:
+    """Rows by kind as text, and where and with what they were made."""
     wanted = [artefact for found in graph.jobs(q, looked_at).values() for artefact in found]
     make(wanted)
     parts: dict[str, list[pd.DataFrame]] = {}
@@ -151,7 +147,7 @@ def _made(q: Parameters, looked_at: bool) -> tuple[dict[str, pd.DataFrame], dict
     frames["floor"] = frames["floor"].drop(columns="training_seed")
     training = {k: told[-1][k] for k in ("commit", "dirty", "device", "versions")}
     training["artefacts"] = _digest(q)
-    return frames, training, _samples(q) if looked_at else None
+    return frames, training
 
 
 def _samples(q: Parameters) -> bytes:
@@ -164,14 +160,9 @@ def _samples(q: Parameters) -> bytes:
     return save({name: found[:SAMPLES_SHOWN].numpy().copy() for name, found in shown.items()})
 
 
-def _write(
-    records: Path,
-    q: Parameters,
-    frames: dict[str, pd.DataFrame],
-    training: dict[str, Any],
-    samples: bytes | None,
-) -> None:
-    """Add a training seed's rows; it counts once ``run.json`` names it."""
+def _record(records: Path, q: Parameters, looked_at: bool) -> None:
+    """Make a training seed and add its rows; it counts once ``run.json`` names it."""
+    frames, training = _made(q, looked_at)
     records.mkdir(parents=True, exist_ok=True)
     run = _read_run(records)
     if run["trainings"].pop(str(q.seed), None):  # it does not count while it is written
@@ -184,8 +175,8 @@ def _write(
             frame = pd.concat([there[there["training_seed"].isin(others)], frame])
             frame = frame.sort_values("training_seed", key=lambda x: x.astype(int), kind="stable")
         _replace(path, frame.to_csv(index=False).encode())
-    if samples is not None and all(q.seed < int(seed) for seed in others):
-        _replace(records / "samples.safetensors", samples)
+    if looked_at and all(q.seed < int(seed) for seed in others):
+        _replace(records / "samples.safetensors", _samples(q))
     trainings = sorted({**run["trainings"], str(q.seed): training}.items(), key=lambda x: int(x[0]))
     run = {"experiment": q.experiment, "parameters": q.results(), "trainings": dict(trainings)}
     _replace(records / "run.json", _as_json(run))

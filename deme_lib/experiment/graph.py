@@ -4,6 +4,7 @@ Every function takes the parameters of one training seed (``p.per_seed()``) and 
 for ``make``. A stage's keyword arguments are its key, so what is equal is made once.
 """
 
+import os
 from typing import Any
 
 from deme_lib.diffusion.data import (
@@ -64,13 +65,10 @@ def ranges(p: Parameters) -> list[range]:
 def copies(p: Parameters, family: Family) -> list[Artefact]:
     """A family of finetuned copies, in order."""
     n, label = p.n_ranges, family.name.replace("_", "-")
-    if family.copies in ("N", "last"):
-        wanted = range(n) if family.copies == "N" else [n - 1]
-        labels = {k: f"{label}-{k + 1}of{n}" for k in wanted}
-        return [_copy(p, family, name, k, p.total_steps // n) for k, name in labels.items()]
-    if family.weighting:  # the draws of the control, so that nothing else differs
-        return [_copy(p, family, "all-plain", 0, p.total_steps)]
-    return [_copy(p, family, label, 0, p.total_steps)]
+    if family.copies == "one":  # weighted it has the control's draws, so that nothing else differs
+        return [_copy(p, family, "all-plain" if family.weighting else label, 0, p.total_steps)]
+    wanted, steps = range(n) if family.copies == "N" else [n - 1], p.total_steps // n
+    return [_copy(p, family, f"{label}-{k + 1}of{n}", k, steps) for k in wanted]
 
 
 def taught_by(p: Parameters, family: Family) -> list[Artefact]:
@@ -213,7 +211,8 @@ def jobs(p: Parameters, looked_at: bool, fine: bool = False) -> dict[str, list[A
 
 def _artefact(p: Parameters, label: str, stage: Any, **arguments: Any) -> Artefact:
     names = ("device", "sampling_batch", "checkpoint_every", "runs_dir")
-    return Artefact(label, stage, arguments, Machine(threads=p.usable_threads, **p.pick(*names)))
+    threads = min(p.threads, os.cpu_count() or 1)
+    return Artefact(label, stage, arguments, Machine(threads=threads, **p.pick(*names)))
 
 
 def _bounds(p: Parameters) -> list[list[int]]:

@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-import os
 from contextlib import suppress
 from typing import Annotated, Any, Literal, Self
 
@@ -35,6 +34,7 @@ OF_CELLS |= {"ema_fraction", "sampler", "sampling_steps"}
 """Parameters that a cell may set: finetuning, merging, sampling, what is judged; not how long."""
 
 ALONE = [{"cell": DEFAULT}]
+FEATURES = (*sorted(path.stem for path in CLASSIFIERS.glob("*.json")), "inception")
 
 TAKEN_FROM = {
     "kid_subset_size": ("samples", "test_images"),
@@ -136,8 +136,8 @@ class Parameters(BaseModel):
     sampling_steps: Count = _of(20, "denoiser calls an image")
     samples: Images = _of(5000, "images per row, training seed and sampling seed")
     sampling_seeds: Seeds = _of([0], "sampling seeds: streams of noise of each training seed")
-    features: str = _of("fashion8-a", "a shipped classifier (fashion8-a, digits-a) or inception")
-    second_features: str = _of("fashion8-b", "features of a second FID; empty: none")
+    features: Literal[FEATURES] = _of("fashion8-a", "a shipped classifier's, or inception")
+    second_features: Literal[*FEATURES, ""] = _of("fashion8-b", "of a second FID; empty: none")
     fid_reference: Literal["test", "train"] = _of("test", "images that the FID compares with")
     inception_weights: str = _of("", "local file of torch-fidelity's Inception")
     is_splits: Count = _of(10, "splits of the inception score")
@@ -262,11 +262,6 @@ class Parameters(BaseModel):
         text = json.dumps(self.results(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    @property
-    def usable_threads(self) -> int:
-        """``threads``, but no more than this machine has cores."""
-        return min(self.threads, os.cpu_count() or 1)
-
 
 def unknown(name: str, known: Any, what: str) -> str:
     """What to say of a name that is not known: the nearest one, or all."""
@@ -311,11 +306,6 @@ def _check_arms(p: Parameters) -> None:
 
 
 def _check_sizes(p: Parameters) -> None:
-    shipped = [path.stem for path in sorted(CLASSIFIERS.glob("*.json"))]
-    for name in ("features", "second_features"):
-        known = [*shipped, "inception", *([""] if name == "second_features" else [])]
-        if (value := getattr(p, name)) not in known:
-            raise ValueError(f"{name}={value!r}: give one of {known}")
     if p.features == p.second_features:
         raise ValueError("second_features must differ from features: they check each other")
     for name, sources in TAKEN_FROM.items():

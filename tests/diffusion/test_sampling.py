@@ -15,11 +15,10 @@ from torch import nn
 from deme_lib.diffusion import metrics, models
 from deme_lib.diffusion.data import fashion8, shipped_pretrained
 from deme_lib.diffusion.heldout import FixedNoise
-from deme_lib.diffusion.randomness import seed_of
+from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.diffusion.sampling import (
     SAMPLERS,
     SamplingError,
-    initial_noise,
     sample,
     sampling_scheduler,
     to_uint8,
@@ -101,7 +100,7 @@ def test_dpm_solver_is_diffusers_own(tiny_unet, clips):
     unet, limits = tiny_unet(), {"dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.0}
     solver = DPMSolverMultistepScheduler(1000, use_lu_lambdas=True, thresholding=clips, **limits)
     solver.set_timesteps(7)
-    x = initial_noise(range(5), (1, 8, 8), *PURPOSE)
+    x = torch.stack([torch.randn(1, 8, 8, generator=generator(*PURPOSE, i)) for i in range(5)])
     for t in solver.timesteps:
         x = solver.step(unet(x, t).sample, t, x).prev_sample
     found = sample(

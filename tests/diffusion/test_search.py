@@ -37,16 +37,3 @@ def test_a_known_optimum_is_neared_as_a_function_of_the_seed():
     assert min(scores) < min(scores[:2]) / 4
     assert sum(scores[-20:]) < sum(scores[2:22]) / 2  # it learns, where chance would not
     assert run(seed=1) == run(seed=1) != run(seed=2)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"trials": 1}, "1 trials are too few for the 2 tried first"),
-        ({"low": 0.1}, "widen it"),
-        ({"high": 0.3}, "widen it"),
-    ],
-)
-def test_what_leaves_out_the_known_weights_is_refused(options, words):
-    with pytest.raises(ValueError, match=words):
-        run(**options)

@@ -5,27 +5,19 @@ Folders of other artefacts arrive as paths. A stage whose results change gets a
 ``stage.version = 2`` below it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors import safe_open
 from torch import Tensor
 
 from deme_lib.diffusion import metrics, models
 from deme_lib.diffusion.heldout import FixedNoise
-from deme_lib.experiment.store import Machine
 
 FIXED_NOISE_SEEDS = {"search": 0, "train": 0, "test": 1}
 """Weights are never searched on the noise of a reported loss."""
-
-
-def device_of(on: Machine) -> torch.device:
-    """The device that a stage computes on."""
-    return models.device_of(on.device)
 
 
 def images_of(data: Path, role: str) -> Tensor:
@@ -59,8 +51,6 @@ def fixed_noise(
     return FixedNoise(images, scheduler, draws, FIXED_NOISE_SEEDS[role])
 
 
-def table(
-    out: Path, name: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None
-) -> None:
-    """Write ``rows`` as a record, ``<name>.csv``."""
-    pd.DataFrame(list(rows), columns=columns).to_csv(out / f"{name}.csv", index=False)
+def table(out: Path, name: str, rows: list, columns: Sequence[str] | None = None) -> None:
+    """Write ``rows``, as pandas takes them, as a record, ``<name>.csv``."""
+    pd.DataFrame(rows, columns=columns).to_csv(out / f"{name}.csv", index=False)

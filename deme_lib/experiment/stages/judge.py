@@ -17,14 +17,7 @@ from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.sampling import SamplingError, sample
 from deme_lib.diffusion.search import search_weights
-from deme_lib.experiment.stages import (
-    device_of,
-    fixed_noise,
-    members_of,
-    pipeline_of,
-    reference_of,
-    table,
-)
+from deme_lib.experiment.stages import fixed_noise, members_of, pipeline_of, reference_of, table
 from deme_lib.experiment.store import Machine
 from deme_lib.method.timesteps import split_timesteps
 
@@ -37,17 +30,13 @@ def denoiser_of(
     ranges: list[list[int]],
     combine: Callable[..., nn.Module],
     weights: list[float] | Path | None,
-) -> nn.Module:
-    """An arm's denoiser, on the CPU; weights may be a search's folder."""
-    given = {} if weights is None else {"weights": weights_of(weights)}
+) -> tuple[nn.Module, list[float] | None]:
+    """An arm's denoiser, on the CPU, and its merge weights, as given or in a search's folder."""
+    if isinstance(weights, Path):
+        weights = json.loads((weights / "weights.json").read_text())
+    given = {} if weights is None else {"weights": weights}
     base, copies = pipeline_of(baseline).unet.eval(), members_of(members)
-    return combine(base, copies, [range(*own) for own in ranges], **given).eval()
-
-
-def weights_of(weights: list[float] | Path) -> list[float]:
-    """Merge weights, as they are or as a search found them."""
-    found = isinstance(weights, Path)
-    return json.loads((weights / "weights.json").read_text()) if found else weights
+    return combine(base, copies, [range(*own) for own in ranges], **given).eval(), weights
 
 
 def images(
@@ -70,11 +59,12 @@ def images(
     loss_bins: int,
 ) -> None:
     """An arm's images of every sampling seed, its test losses and its cost."""
-    device, scheduler = device_of(on), pipeline_of(baseline).scheduler
-    model = denoiser_of(baseline, members, ranges, combine, weights).to(device)
+    device, scheduler = models.device_of(on.device), pipeline_of(baseline).scheduler
+    model, weights = denoiser_of(baseline, members, ranges, combine, weights)
+    model = model.to(device)
     with bar(samples * len(sampling_seeds), out.parent.name, "image") as progress:
-        for stream, first in _parts(sampling_seeds, samples):
-            path, count = work / _file(stream, first), min(SHARD, samples - first)
+        for stream, first in itertools.product(sampling_seeds, range(0, samples, SHARD)):
+            path, count = work / f"seed{stream}-{first}.safetensors", min(SHARD, samples - first)
             if path.is_file():  # by an earlier run, that was killed
                 progress.update(count)
                 continue
@@ -96,22 +86,12 @@ def images(
     errors = noise.errors(model, device)
     bins = split_timesteps(loss_bins, scheduler.config.num_train_timesteps)
     losses = [(own.start, own.stop, noise.mean_in(errors, own)) for own in bins]
-    columns = ["bin_start", "bin_stop", "loss"]
-    table(out, "losses", [dict(zip(columns, row, strict=True)) for row in losses])
+    table(out, "losses", losses, ["bin_start", "bin_stop", "loss"])
     row = {"parameters": sum(t.numel() for t in model.parameters())}
     row |= {"calls_per_image": sampling_steps * _unets_run(model, device)}
-    table(out, "arms", [row | {"weights": None if weights is None else weights_of(weights)}])
-    for part in _parts(sampling_seeds, samples):  # `work` keeps them until all is done
-        shutil.copy(work / _file(*part), out)
-
-
-def _parts(sampling_seeds: list[int], samples: int) -> Iterator[tuple[int, int]]:
-    """Sampling seed and first image of every file."""
-    return itertools.product(sampling_seeds, range(0, samples, SHARD))
-
-
-def _file(stream: int, first: int) -> str:
-    return f"seed{stream}-{first}.safetensors"
+    table(out, "arms", [row | {"weights": weights}])
+    for path in work.glob("*.safetensors"):  # `work` keeps them until all is done
+        shutil.copy(path, out)
 
 
 @torch.inference_mode()
@@ -151,7 +131,7 @@ def scores(
     kid_subsets: int,
 ) -> None:
     """FID, KID, IS, precision and recall of an arm's images, for every sampling seed."""
-    cuda, rows = device_of(on).type == "cuda", []
+    cuda, rows = models.device_of(on.device).type == "cuda", []
     names = (*features, metrics.PIXELS)
     for stream in sampling_seeds:
         parts = [
@@ -209,7 +189,7 @@ def search(
     search_samples: int,
 ) -> None:
     """Merge weights by FID to the search images, on noise that no reported number uses."""
-    device, pipeline = device_of(on), pipeline_of(baseline)
+    device, pipeline = models.device_of(on.device), pipeline_of(baseline)
     merger = Merger(pipeline.unet.to(device), [m.to(device) for m in members_of(members)])
     model = merger.merged([0.0] * len(members))  # each try is written into it
     real = reference_of(reference, "search", features[0])
@@ -236,11 +216,8 @@ def search(
         limits = {"low": search_low, "high": search_high, "seed": seed}
         tried = search_weights(len(members), fid, trials=search_trials, **limits)
     best = min(range(len(tried)), key=lambda k: tried[k][1])
-    rows = [
-        {"trial": k, "weights": list(weights), "fid": value, "chosen": int(k == best)}
-        for k, (weights, value) in enumerate(tried)
-    ]
-    table(out, "search", rows)
+    rows = [(k, list(weights), value, int(k == best)) for k, (weights, value) in enumerate(tried)]
+    table(out, "search", rows, ["trial", "weights", "fid", "chosen"])
     (out / "weights.json").write_text(json.dumps(list(tried[best][0])))
 
 
@@ -256,5 +233,5 @@ def merged(
     weights: list[float] | Path | None,
 ) -> None:
     """An arm's single model as a diffusers pipeline."""
-    unet = denoiser_of(baseline, members, ranges, combine, weights)
+    unet, _ = denoiser_of(baseline, members, ranges, combine, weights)
     models.save_pipeline(unet, pipeline_of(baseline).scheduler, out / "pipeline")

@@ -11,14 +11,7 @@ from deme_lib.diffusion import analysis, models
 from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.randomness import generator, seed_of
-from deme_lib.experiment.stages import (
-    device_of,
-    fixed_noise,
-    images_of,
-    members_of,
-    pipeline_of,
-    table,
-)
+from deme_lib.experiment.stages import fixed_noise, images_of, members_of, pipeline_of, table
 from deme_lib.experiment.store import Machine
 from deme_lib.method.timesteps import split_timesteps
 
@@ -41,7 +34,7 @@ def gradients(
     gradient_bins: int,
 ) -> None:
     """Fig. 1a, of the ``model`` in a folder's pipeline."""
-    found, device = models.load_pipeline(pipeline / "pipeline"), device_of(on)
+    found, device = models.load_pipeline(pipeline / "pipeline"), models.device_of(on.device)
     unet = found.unet.eval().to(device)
     bins = split_timesteps(gradient_bins, found.scheduler.config.num_train_timesteps)
     timesteps = [(b.start + b.stop - 1) // 2 for b in bins]
@@ -52,13 +45,10 @@ def gradients(
             cosines = analysis.gradient_similarity(
                 unet, found.scheduler, images, timesteps, of_draw, device
             )
-            rows += [
-                {"model": model, "draw": draw, "n": len(images)}
-                | {"timestep1": a, "timestep2": b, "cosine": cosines[i, j]}
-                for (i, a), (j, b) in itertools.product(enumerate(timesteps), repeat=2)
-            ]
+            pairs, of_all = itertools.product(timesteps, repeat=2), (model, draw, len(images))
+            rows += [(*of_all, *pair, c) for pair, c in zip(pairs, cosines.flat, strict=True)]
             progress.update(1)
-    table(out, "gradients", rows)
+    table(out, "gradients", rows, ["model", "draw", "n", "timestep1", "timestep2", "cosine"])
 
 
 def activations(
@@ -73,8 +63,9 @@ def activations(
     seed: int,
 ) -> None:
     """Fig. 2, of every expert, beside random weight changes as long as its task vector."""
-    pipeline, device, experts = pipeline_of(baseline), device_of(on), members_of(members)
-    images, base = images_of(data, "train")[:ACTIVATION_IMAGES], pipeline.unet.eval()
+    pipeline, experts = pipeline_of(baseline), members_of(members)
+    base, device = pipeline.unet.eval(), models.device_of(on.device)
+    images = images_of(data, "train")[:ACTIVATION_IMAGES]
     vectors, rows = Merger(base, experts).vectors, []
     with bar(len(experts) * (1 + RANDOM_STEPS), "activations", "model") as progress:
 
@@ -107,19 +98,19 @@ def landscape(
     loss_images: int,
 ) -> None:
     """Fig. 4: held-out loss around the pretrained weights, for all timesteps and per range."""
-    pipeline, points = pipeline_of(baseline), plane_points
+    pipeline, rows = pipeline_of(baseline), []
+    base, cut = pipeline.unet.to(models.device_of(on.device)), [range(*own) for own in ranges]
+    every = [range(cut[0].start, cut[-1].stop), *cut]  # range 0: all timesteps
+    draws = [generator(seed, "landscape", i) for i in (1, 2)]
+    directions = [analysis.filter_normalised(base.state_dict(), g) for g in draws]
+    axis = np.linspace(-LANDSCAPE_RADIUS, LANDSCAPE_RADIUS, plane_points).round(6).tolist()
     noise = fixed_noise(data, "search", pipeline.scheduler, loss_images)
-    with bar(points**2, "landscape", "point") as progress:
-        rows = analysis.landscape(
-            pipeline.unet.eval(),
-            noise,
-            [range(*own) for own in ranges],
-            LANDSCAPE_RADIUS,
-            points,
-            seed,
-            device_of(on),
-            lambda: progress.update(1),
-        )
+    with bar(len(axis) ** 2, "landscape", "point") as progress:
+        for a, b, errors in analysis.over_plane(base, directions, axis, noise):
+            progress.update(1)
+            for k, r in enumerate(every):
+                place = {"range": k, "start": r.start, "stop": r.stop, "a": a, "b": b}
+                rows.append({**place, "loss": noise.mean_in(errors, r)})
     table(out, "landscape", rows)
 
 
@@ -134,15 +125,9 @@ def task_vectors(
         parts = analysis.task_vector_quantiles(vector)
         rows += [{"range": k, "block": block, **values} for block, values in parts.items()]
     table(out, "task_vectors", rows)
-    cosines = zip(names, flat.norm(dim=1).tolist(), (unit @ unit.T).tolist(), strict=True)
-    table(
-        out,
-        "cosines",
-        [
-            {"range": k, "norm": norm} | {f"cosine{j}": c for j, c in zip(names, row, strict=True)}
-            for k, norm, row in cosines
-        ],
-    )
+    cosines = torch.cat([flat.norm(dim=1, keepdim=True), unit @ unit.T], 1).tolist()
+    rows = [(k, *row) for k, row in zip(names, cosines, strict=True)]
+    table(out, "cosines", rows, ["range", "norm", *(f"cosine{k}" for k in names)])
 
 
 def plane(
@@ -157,19 +142,14 @@ def plane(
     loss_images: int,
 ) -> None:
     """Fig. 6a: held-out loss over the weights of the first and the last expert."""
-    pipeline, device = pipeline_of(baseline), device_of(on)
+    pipeline, device = pipeline_of(baseline), models.device_of(on.device)
     merger = Merger(pipeline.unet.to(device), [m.to(device) for m in members_of(members)])
-    model = merger.merged([0.0] * len(members))  # each point is written into it
-    noise = fixed_noise(data, "search", pipeline.scheduler, loss_images)
+    ends, rows = (merger.vectors[0], merger.vectors[-1]), []
     axis = np.linspace(-0.2, 1.2, plane_points).round(6).tolist()
-    last, points = len(members) - 1, []
+    noise = fixed_noise(data, "search", pipeline.scheduler, loss_images)
     with bar(len(axis) ** 2, "plane", "point") as progress:
-        for w1, w2 in itertools.product(axis, axis):
-            weights = [0.0] * len(members)
-            weights[0] += w1
-            weights[last] += w2
-            loss = noise.loss(merger.merged(weights, into=model), device)
-            place = {"w1": w1, "w2": w2, "expert1": 1, "expert2": last + 1}
-            points.append({**place, "loss": loss})
+        for w1, w2, errors in analysis.over_plane(merger.base, ends, axis, noise):
             progress.update(1)
-    table(out, "plane", points)
+            place = {"w1": w1, "w2": w2, "expert1": 1, "expert2": len(members)}
+            rows.append({**place, "loss": errors.double().mean().item()})
+    table(out, "plane", rows)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from deme_lib.diffusion import classifier, metrics
+from deme_lib.diffusion import classifier, metrics, models
 from deme_lib.diffusion import data as datasets
-from deme_lib.experiment.stages import device_of, images_of, reference_of, table
+from deme_lib.experiment.stages import images_of, reference_of, table
 from deme_lib.experiment.store import Machine
 
 ROLES = ("train", "search", "test")
@@ -45,7 +45,7 @@ def reference(
     train_hash = json.loads((data / "data.json").read_text())["train_hash"]
     for name in {*features} - {metrics.INCEPTION}:
         _check_split(name, train_hash)
-    cuda, tensors = device_of(on).type == "cuda", {}
+    cuda, tensors = models.device_of(on.device).type == "cuda", {}
     for role in ROLES:
         images = images_of(data, role)
         for name in (*features, metrics.PIXELS):

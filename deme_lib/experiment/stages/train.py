@@ -11,14 +11,7 @@ from deme_lib.diffusion import models
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.training import BALANCED, Training, TrainingSpec
 from deme_lib.diffusion.training import finetune as finetuned
-from deme_lib.experiment.stages import (
-    device_of,
-    fixed_noise,
-    images_of,
-    members_of,
-    pipeline_of,
-    table,
-)
+from deme_lib.experiment.stages import fixed_noise, images_of, members_of, pipeline_of, table
 from deme_lib.experiment.store import Machine
 from deme_lib.method.ensembles import RoutedEnsemble
 from deme_lib.method.timesteps import split_timesteps
@@ -120,7 +113,8 @@ def finetune(
     pipeline = pipeline_of(baseline)
     if optimiser.get("loss_weighting") == BALANCED:
         noise = fixed_noise(data, "search", pipeline.scheduler, loss_images)
-        errors = noise.errors(pipeline.unet.eval().to(device := device_of(on)), device)
+        device = models.device_of(on.device)
+        errors = noise.errors(pipeline.unet.eval().to(device), device)
         cut = split_timesteps(optimiser["n_tasks"], pipeline.scheduler.config.num_train_timesteps)
         optimiser["range_losses"] = tuple(noise.mean_in(errors, own) for own in cut)
     spec = TrainingSpec(
@@ -154,7 +148,7 @@ Losses = Callable[[UNet2DModel], dict[str, float]]
 
 def _losses(data: Path, scheduler: DDPMScheduler, count: int, on: Machine) -> Losses:
     """Losses on held-out and on training images, under the same kind of fixed noise."""
-    device = device_of(on)
+    device = models.device_of(on.device)
     columns = {"held_out_loss": "search", "train_loss": "train"}
     noisy = {c: fixed_noise(data, role, scheduler, count) for c, role in columns.items()}
     return lambda unet: {c: noise.loss(unet.to(device), device) for c, noise in noisy.items()}

@@ -8,7 +8,7 @@ of your own is one function and one entry, made before parameters are read:
         ...
         return denoiser
 
-    ARMS["ties"] = Arm("ties", "DeMe experts, TIES-merged", (1, 2), DEME, ties)
+    ARMS["ties"] = Arm("ties", "DeMe experts, TIES-merged", DEME, ties)
 
 ``tests/experiment/test_arms.py`` holds this example in full. An arm's images are made again when
 the source of its function changes; what that function calls is its author's business.
@@ -100,7 +100,6 @@ class Arm:
 
     Attributes:
         title: as printed.
-        ablations: 1 (remove decoupling), 2 (replace merging by an ensemble).
         family: the copies it uses; None: the pretrained model alone.
         combine: function of the pretrained model, the copies in order and the N ranges (which tile
             [0, T)) that returns the denoiser.
@@ -109,7 +108,6 @@ class Arm:
 
     name: str
     title: str
-    ablations: tuple[int, ...]
     family: Family | None
     combine: Callable[..., nn.Module]
     weighted: bool = False
@@ -118,20 +116,20 @@ class Arm:
 ARMS = {
     arm.name: arm
     for arm in (
-        Arm("pretrained", "pretrained", (1, 2), None, first),
-        Arm("all_plain", "one model, all timesteps", (1,), ALL_PLAIN, first),
-        Arm("balanced", "one model, balanced loss", (1,), BALANCED, first),
-        Arm("soup", "soup of all-timestep models", (1,), SOUP, merged),
-        Arm("plain_routed", "plain experts, routed", (1,), PLAIN, routed),
-        Arm("last_expert", "last expert, else pretrained", (1,), LAST, last),
-        Arm("deme_routed", "DeMe experts, routed", (1, 2), DEME, routed),
-        Arm("deme_merged", "DeMe merged", (1, 2), DEME, merged, weighted=True),
-        Arm("averaged", "averaged ensemble", (2,), DEME, averaged),
-        Arm("plain_merged", "plain experts, merged", (1,), PLAIN, merged),
-        Arm("reweighted", "one model, loss re-weighted", (1,), REWEIGHTED, first),
-        Arm("all_same", "one model, DeMe's techniques", (1,), ALL_SAME, first),
-        Arm("soup_same", "soup, DeMe's techniques", (1,), SOUP_SAME, merged),
-        Arm("distilled", "plain experts, distilled into one", (1,), DISTILLED, first),
+        Arm("pretrained", "pretrained", None, first),
+        Arm("all_plain", "one model, all timesteps", ALL_PLAIN, first),
+        Arm("balanced", "one model, balanced loss", BALANCED, first),
+        Arm("soup", "soup of all-timestep models", SOUP, merged),
+        Arm("plain_routed", "plain experts, routed", PLAIN, routed),
+        Arm("last_expert", "last expert, else pretrained", LAST, last),
+        Arm("deme_routed", "DeMe experts, routed", DEME, routed),
+        Arm("deme_merged", "DeMe merged", DEME, merged, weighted=True),
+        Arm("averaged", "averaged ensemble", DEME, averaged),
+        Arm("plain_merged", "plain experts, merged", PLAIN, merged),
+        Arm("reweighted", "one model, loss re-weighted", REWEIGHTED, first),
+        Arm("all_same", "one model, DeMe's techniques", ALL_SAME, first),
+        Arm("soup_same", "soup, DeMe's techniques", SOUP_SAME, merged),
+        Arm("distilled", "plain experts, distilled into one", DISTILLED, first),
     )
 }
 

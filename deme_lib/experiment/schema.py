@@ -39,7 +39,6 @@ FEATURES = (*sorted(path.stem for path in CLASSIFIERS.glob("*.json")), "inceptio
 TAKEN_FROM = {
     "kid_subset_size": ("samples", "test_images"),
     "loss_images": ("search_images", "train_images"),
-    "is_splits": ("samples",),
 }
 """Parameter -> those that it must not be above."""
 
@@ -308,6 +307,8 @@ def _check_arms(p: Parameters) -> None:
 def _check_sizes(p: Parameters) -> None:
     if p.features == p.second_features:
         raise ValueError("second_features must differ from features: they check each other")
+    if 2 * p.is_splits > p.samples:
+        raise ValueError(f"is_splits={p.is_splits} needs {2 * p.is_splits} samples: lower it")
     for name, sources in TAKEN_FROM.items():
         held = p.pick(*sources)
         if (value := getattr(p, name)) > min(held.values()):

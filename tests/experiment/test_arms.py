@@ -31,7 +31,7 @@ def ties(base, members, ranges, kept=0.2):
 
 @pytest.fixture
 def registered(monkeypatch):
-    monkeypatch.setitem(ARMS, "ties", Arm("ties", "DeMe experts, TIES", (1, 2), DEME, ties))
+    monkeypatch.setitem(ARMS, "ties", Arm("ties", "DeMe experts, TIES", DEME, ties))
 
 
 def test_a_new_arm_is_one_function_and_one_entry(tmp_path, registered):
@@ -50,7 +50,7 @@ def test_an_edited_arm_is_made_again(tmp_path, registered, monkeypatch):
     def ties(base, members, ranges):
         return members[0]
 
-    monkeypatch.setitem(ARMS, "ties", Arm("ties", "edited", (1, 2), DEME, ties))
+    monkeypatch.setitem(ARMS, "ties", Arm("ties", "edited", DEME, ties))
     assert graph.images(p, ARMS["ties"]).name != before
 
 

@@ -17,7 +17,7 @@ FILES = {
     "weights beyond reason": ("merge_weights: [1.0e+30, 1, 1, 1]", "merge_weights", "equal to 100"),
     "too few weights": ("merge_weights: [0.5]", "1 weights for n_ranges=4", "one each"),
     "too few for KID": ("kid_subset_size: 6000", "as many samples (5000)", "lower it"),
-    "too few for IS": ("is_splits: 6000", "is_splits=6000", "lower it"),
+    "too few for IS": ("is_splits: 2501", "is_splits=2501", "lower it"),
     "unknown features": ("features: digits-z", "features='digits-z'", "'digits-a'", "inception"),
     "no comparison": ("primary_merging: [merged]", "'merged'", "write 'a - b'"),
     "a comparison twice": (

@@ -1,6 +1,5 @@
 """What all tests share: no network, one thread, reproducible examples, one tiny UNet."""
 
-import gzip
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
@@ -9,7 +8,6 @@ os.environ["GIT_OPTIONAL_LOCKS"] = "0"  # records ask git for its status; never 
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -73,25 +71,6 @@ def images():
     """Six random images, uint8 [6, 1, 8, 8]."""
     g = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (6, 1, 8, 8), generator=g).to(torch.uint8)
-
-
-@pytest.fixture
-def idx_folder(tmp_path):
-    """A function: Fashion-MNIST's four files, of 20 and 12 random images of two classes."""
-
-    def make():
-        folder, rng = tmp_path / "fashion-files", np.random.default_rng(0)
-        folder.mkdir()
-        for part, n in (("train", 20), ("t10k", 12)):
-            images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-            labels = np.arange(n, dtype=np.uint8) % 2
-            for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-                content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-                content = gzip.compress(content + array.tobytes())
-                (folder / f"{part}-{kind}-ubyte.gz").write_bytes(content)
-        return folder
-
-    return make
 
 
 @pytest.fixture(scope="session")

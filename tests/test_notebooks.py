@@ -15,12 +15,9 @@ from papermill import execute_notebook
 from papermill.inspection import inspect_notebook
 
 from deme_lib import ROOT
-from deme_lib.diffusion.data import DataError
-from deme_lib.diffusion.models import ModelError
 from deme_lib.experiment import graph, parameters
 from deme_lib.experiment.arms import ARMS
 from deme_lib.experiment.parameters import FIELDS
-from deme_lib.experiment.store import make
 from deme_lib.report import notebooks
 
 NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))}
@@ -100,13 +97,6 @@ def test_cifar_offline_says_what_to_fetch_and_where_a_copy_is_named(tmp_path):
     failed = papermill(tmp_path, NOTEBOOKS["03"], "out.ipynb", "-f", ROOT / "params/cifar.yaml")
     assert failed.returncode
     assert "uoft-cs/cifar10" in failed.stderr and "parameter `dataset`" in failed.stderr
-
-
-@pytest.mark.parametrize("name, stage", [("dataset", graph.data), ("pretrained", graph.baseline)])
-def test_a_folder_that_is_missing_is_said_before_anything_is_trained(name, stage, tmp_path):
-    given = {name: "./not-there", "runs_dir": str(tmp_path)}
-    with pytest.raises((DataError, ModelError), match=r"(?s)not-there.*no such folder"):
-        make(stage(parameters.load("params/smoke.yaml", **given)))
 
 
 @EVERY

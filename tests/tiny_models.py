@@ -1,4 +1,4 @@
-"""Five families of tiny random denoisers: what they are trained on, and how they are sampled."""
+"""Tiny random denoisers of five families: how they are trained, sampled, changed, compared."""
 
 import itertools
 from types import SimpleNamespace
@@ -9,9 +9,48 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEule
 from peft import LoraConfig, inject_adapter_in_model
 
 from deme_lib.diffusion import denoisers
+from deme_lib.diffusion.training import TrainingSpec
+from deme_lib.method.projection import is_projection
 
+SPEC = TrainingSpec(
+    steps=6,
+    purpose=(0, "expert"),
+    own_range=range(500),
+    learning_rate=1e-3,
+    final_learning_rate=1e-4,
+    batch_size=4,
+    probability=0.3,
+)
+CALL = {"n_ranges": 2, "steps": 3, "learning_rate": 1e-3, "batch_size": 4}  # of ``decouple``
+CALL |= {"device": "cpu", "progress": False}
+
+PICKLE = "cbuiltins\nopen\n(S'{}'\nS'w'\ntR."  # a file that opens a new one when it is loaded
 N, NONE = 6, torch.zeros(5, 12)  # rows of data; the embedding of no prompt
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["to_q", "to_v"]}
+UNET = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1}
+UNET |= {"norm_num_groups": 4}
+TOKENS = {"sample_size": 8, "num_layers": 1, "attention_head_dim": 4, "num_attention_heads": 2}
+
+
+def equal(first, second):
+    """Whether two models, or states, hold the same to the bit."""
+    first, second = (
+        x.state_dict() if isinstance(x, torch.nn.Module) else x for x in (first, second)
+    )
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def same(experts, others):
+    return all(equal(a, b) for a, b in zip(experts, others, strict=True))
+
+
+def shaken(unet, seed=5):
+    """The model, every projection of it moved away from the identity."""
+    g = torch.Generator().manual_seed(seed)
+    for name, tensor in unet.named_parameters():
+        if is_projection(name):
+            tensor.data += 0.3 * torch.randn(tensor.shape, generator=g)
+    return unet
 
 
 def rows(*shape):
@@ -57,10 +96,8 @@ class Family(SimpleNamespace):
         """Latents or images of three steps of diffusers' pipeline with another denoiser."""
         g = torch.Generator().manual_seed(0)
         if isinstance(self.pipeline, SimpleNamespace):  # there is no pipeline of classes and UNets
-            scheduler, x = (
-                DDIMScheduler(prediction_type="sample"),
-                torch.randn(2, 1, 8, 8, generator=g),
-            )
+            scheduler = DDIMScheduler(prediction_type="sample")
+            x = torch.randn(2, 1, 8, 8, generator=g)
             scheduler.set_timesteps(3)
             for t in scheduler.timesteps:
                 with torch.no_grad():
@@ -79,14 +116,11 @@ class Family(SimpleNamespace):
 def labelled():
     """A class-conditional UNet2DModel that predicts the image."""
     unet = diffusers.UNet2DModel(
-        sample_size=8,
+        **UNET,
         in_channels=1,
         out_channels=1,
-        block_out_channels=(8, 16),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
         num_class_embeds=3,
     )
     return Family(
@@ -100,12 +134,9 @@ def labelled():
 def stable_diffusion():
     """Stable Diffusion 2's kind: v-prediction, its sampler a PNDM."""
     unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
+        **UNET,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
         cross_attention_dim=12,
         attention_head_dim=4,
     )
@@ -127,13 +158,7 @@ def stable_diffusion():
 def dit():
     """Classes, and a learned variance: twice the channels."""
     transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=4,
-        out_channels=8,
-        num_layers=1,
-        sample_size=8,
-        norm_num_groups=2,
+        **TOKENS, in_channels=4, out_channels=8, norm_num_groups=2
     )
     torch.nn.init.normal_(transformer.proj_out_2.weight, std=0.2)
     return Family(
@@ -147,12 +172,9 @@ def dit():
 
 def sd3():
     transformer = diffusers.SD3Transformer2DModel(
-        sample_size=8,
+        **TOKENS,
         in_channels=4,
         out_channels=4,
-        num_layers=1,
-        attention_head_dim=4,
-        num_attention_heads=2,
         joint_attention_dim=12,
         caption_projection_dim=8,
         pooled_projection_dim=16,

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from deme_lib import ROOT
-from deme_lib.__main__ import main
 from deme_lib.experiment import graph, parameters
 from deme_lib.experiment.store import make
 
@@ -86,14 +85,6 @@ def test_a_job_goes_on_from_what_a_stopped_one_made(preset):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"making {made.name}" not in done.stdout and "making floor" in done.stdout
-
-
-def test_a_job_of_one_expert_makes_no_other(preset):
-    path = preset(seeds=[0])
-    first = graph.experts(parameters.load(path))[0]
-    assert main(["make", first.name, "-f", str(path)]) == 0
-    assert {p.name[:4] for p in first.folder.parent.glob("[!.]*")} == {"data", "base", "deme"}
-    assert [p.name for p in first.folder.parent.glob("deme-*")] == [first.name]
 
 
 @pytest.mark.parametrize(

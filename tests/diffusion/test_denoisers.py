@@ -8,31 +8,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from peft import LoraConfig
+from peft import LoraConfig, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tiny_models import FAMILIES, LORA, NONE, N, add_adapter, family_of, rows
+from tiny_models import CALL, FAMILIES, LORA, NONE, SPEC, add_adapter, equal, family_of, rows, same
 
 from deme_lib import ROOT, decouple, merge_experts
 from deme_lib.diffusion import denoisers, lora
 from deme_lib.diffusion.denoisers import ArgumentError
 from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.models import ModelError
-from deme_lib.diffusion.training import Training, TrainingSpec, draw, finetune
+from deme_lib.diffusion.training import Training, draw, finetune
 from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble, WithAdapter
 from deme_lib.method.timesteps import split_timesteps
 
-SPEC = TrainingSpec(
-    steps=3,
-    purpose=(0, "expert", 0),
-    own_range=range(500),
-    learning_rate=1e-3,
-    final_learning_rate=1e-3,
-    batch_size=4,
-    probability=0.3,
-)
 RANGES = split_timesteps(2, 1000)
-CALL = {"n_ranges": 2, "steps": 3, "learning_rate": 1e-3, "batch_size": 4, "device": "cpu"}
 PLAIN = {"channel_projection": False}
 kinds = pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
 
@@ -49,12 +39,8 @@ def text():
 
 
 def decoupled(family, **changes):
-    given = CALL | family.how | {"drop": 0.5, "progress": False}
+    given = CALL | family.how | {"drop": 0.5}
     return decouple(family.pipeline, family.data, **given | changes)
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def state(model):
@@ -124,7 +110,7 @@ def test_conditions_are_dropped_by_the_step_s_own_coin():
 def test_three_steps_change_every_expert_and_nothing_else(family):
     before = state(family.model)
     experts = decoupled(family, **PLAIN)
-    assert equal(state(family.model), before) and not equal(*map(state, experts))
+    assert equal(family.model, before) and not equal(*experts)
     for expert in experts:
         assert type(expert) is type(family.model) and not expert.training
         moved = [(w != before[n]).any() for n, w in expert.named_parameters()]
@@ -146,7 +132,7 @@ def test_an_adapter_s_steps_change_it_alone_and_its_files_are_routed(family, tmp
     trainable = [p.requires_grad for p in model.parameters()]
     with pytest.warns(UserWarning, match="no channel projections"):
         experts = decoupled(family, folder=tmp_path)
-    assert equal(state(model), before) and modes == [m.training for m in model.modules()]
+    assert equal(model, before) and modes == [m.training for m in model.modules()]
     assert trainable == [p.requires_grad for p in model.parameters()]
     start, members, textbook = lora.adapter_state(model), [], []
     model.eval()
@@ -157,10 +143,7 @@ def test_an_adapter_s_steps_change_it_alone_and_its_files_are_routed(family, tmp
         if hasattr(family.pipeline, "load_lora_weights"):
             family.pipeline.load_lora_weights(file, adapter_name=name)
         else:
-            add_adapter(model, name=name, lora_alpha=2)
-            for key, weight in model.named_parameters():
-                if f".{name}." in key:
-                    weight.data = expert[key.replace(f".{name}.", ".")]
+            set_peft_model_state_dict(add_adapter(model, name=name, lora_alpha=2), expert, name)
         members.append(WithAdapter(model, name))
         textbook.append(copy.deepcopy(pretrained))
         for a in [key for key in expert if key.endswith(lora.A)]:
@@ -195,7 +178,7 @@ def test_a_stopped_run_goes_on_to_the_bit(family, adapted, tmp_path, monkeypatch
         held = {k.removeprefix("model.") for k in file.keys() if k.startswith("model.")}  # noqa: SIM118
     assert held == {name for name, p in family.model.named_parameters() if p.requires_grad}
     resumed = decoupled(family, **given, folder=tmp_path)
-    assert all(equal(state(a), state(b)) for a, b in zip(resumed, whole, strict=True))
+    assert same(resumed, whole)
 
 
 @kinds
@@ -205,7 +188,7 @@ def test_narrow_models_train_float32_masters(family, adapted):
         add_adapter(family.model)
     before = state(family.model.to(torch.bfloat16))
     tensors = state(decoupled(family, ranges=[0], **PLAIN, learning_rate=1e-6)[0])
-    assert equal(state(family.model), before)
+    assert equal(family.model, before)
     assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float32}
     start = lora.adapter_state(family.model) if adapted else before
     moved = [(tensors[name] != start[name].float()).float().mean() for name in start]
@@ -290,7 +273,7 @@ def test_experts_of_another_adapter_or_predict_are_not_taken(text, tmp_path):
     how = PLAIN | {"folder": tmp_path}
     add_adapter(text.model)
     first = decoupled(text, **how)
-    assert all(equal(a, b) for a, b in zip(decoupled(text, **how), first, strict=True))
+    assert same(decoupled(text, **how), first)
     with pytest.raises(ArgumentError, match=r"another call, without .*predict"):
         decoupled(text, **how, predict=lambda m, x, t, c: denoisers.predict(m, x, t, c))
     text.model.set_adapters("default", 0.25)
@@ -305,7 +288,7 @@ def test_experts_of_another_adapter_or_predict_are_not_taken(text, tmp_path):
 @pytest.mark.parametrize("family", list(FAMILIES)[:4], indirect=True)
 def test_captured_steps_are_the_eager_ones(family, tmp_path):
     """Of all but Flux, whose ids are copied from the CPU here."""
-    spec = dataclasses.replace(SPEC, steps=6, drop=0.5)
+    spec = dataclasses.replace(SPEC, drop=0.5)
     given = (family.model, family.pipeline.scheduler, family.data, spec)
     how = family.how | PLAIN | {"device": "cuda"}
     eager = finetune(*given, **how, cuda_graphs=False)
@@ -340,7 +323,7 @@ def test_the_examples_run_as_they_are_printed(tmp_path, monkeypatch):
     save_file({"captions": prompts, "empty": NONE}, "captions.safetensors")
     given = {"latents": latents, "prompts": prompts, "pooled": rows(16)}
     save_file(given, "sd3.safetensors")
-    save_file({"latents": latents, "labels": torch.arange(N)}, "dit.safetensors")
+    save_file({"latents": latents, "labels": torch.arange(len(latents))}, "dit.safetensors")
     few = printed.replace("20_000", "3").replace("steps=2000", "steps=3, batch_size=2")
     names = {}
     exec(few.replace("(**prompt)", "(**prompt, num_inference_steps=2)"), names)

@@ -2,19 +2,17 @@
 
 import json
 import re
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
-from diffusers import (
-    DDPMPipeline,
-    DDPMScheduler,
-    PNDMScheduler,
-    SD3Transformer2DModel,
-    UNet2DModel,
-)
+from diffusers import DDPMPipeline, DDPMScheduler, PNDMScheduler
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
+from tiny_models import TOKENS, shaken
 
 from deme_lib.__main__ import main
 from deme_lib.diffusion import merged
@@ -26,18 +24,9 @@ WEIGHTS = [0.3, 0.6]
 CONFIG = {"_class_name": "UNet2DModel", "sample_size": 8}
 
 
-def projected(unet, seed):
-    """An expert whose projections have left the identity."""
-    expert, g = ProjectedUNet2DModel.from_stock(unet), torch.Generator().manual_seed(seed)
-    for name, tensor in expert.named_parameters():
-        if is_projection(name):
-            tensor.data += 0.1 * torch.randn(tensor.shape, generator=g)
-    return expert
-
-
 @pytest.fixture
 def experts(tiny_unet):
-    return [projected(tiny_unet(i), i) for i in (1, 2)]
+    return [shaken(ProjectedUNet2DModel.from_stock(tiny_unet(i)), i) for i in (1, 2)]
 
 
 def assert_close(first, second):
@@ -92,19 +81,12 @@ def test_pipelines_merge_as_models_do(with_projections, tiny_unet, experts, tmp_
     assert kept == found and len(list((tmp_path / "merged" / "unet").iterdir())) == 2
 
 
-def saved(folder, tensors, shards=1, **changes):
-    """A model's folder of any tensors, by hand: nothing builds the model."""
+def saved(folder, tensors, shard=10**9, **changes):
+    """A model's folder of any tensors, in files of so many bytes: nothing builds the model."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | changes))
-    names = [f"diffusion_pytorch_model-{k}.safetensors" for k in range(shards)]
-    names = names if shards > 1 else ["diffusion_pytorch_model.safetensors"]
-    places = {name: names[i % shards] for i, name in enumerate(tensors)}
-    for name in names:
-        own = {n: t for n, t in tensors.items() if places[n] == name}
-        save_file(own, folder / name, {"format": "pt"})
-    if shards > 1:
-        index = folder / "diffusion_pytorch_model.safetensors.index.json"
-        index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    pattern = "diffusion_pytorch_model{suffix}.safetensors"
+    save_torch_state_dict(tensors, folder, filename_pattern=pattern, max_shard_size=shard)
     return folder
 
 
@@ -121,12 +103,12 @@ def tensors(seed, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("shards", [1, 3])
-def test_folders_are_merged_as_the_textbook_says(shards, dtype, tmp_path):
+@pytest.mark.parametrize("shard", [10**9, 1000])
+def test_folders_are_merged_as_the_textbook_says(shard, dtype, tmp_path):
     weights, dtype = [0.7, 0.0, -1.3], getattr(torch, dtype)
     states = [tensors(k, dtype) for k in range(4)]
-    base = saved(tmp_path / "base", states[0], shards)
-    experts = [saved(tmp_path / str(k), states[k], 4 - k) for k in (1, 2, 3)]
+    base = saved(tmp_path / "base", states[0], shard)
+    experts = [saved(tmp_path / str(k), states[k], 10 ** (3 * k - 2)) for k in (1, 2, 3)]
     merge_folders(base, experts, weights, tmp_path / "merged")
     names = sorted(path.name for path in (tmp_path / "merged").iterdir())
     assert names == sorted(path.name for path in base.iterdir())
@@ -149,11 +131,10 @@ def test_zero_and_one_hot_weights_give_base_and_expert_to_the_bit(tmp_path):
 
 def test_the_shell_merges_a_transformer_s_pipeline_in_shards(tmp_path):
     """Its other parts are the base's; diffusers loads it in the type that was named."""
-    small = {"num_layers": 1, "attention_head_dim": 4, "num_attention_heads": 2, "sample_size": 8}
     models = []
     for k, folder in enumerate(("base", "first", "second")):
         torch.manual_seed(k)
-        models.append(SD3Transformer2DModel(**small, caption_projection_dim=8))
+        models.append(diffusers.SD3Transformer2DModel(**TOKENS, caption_projection_dim=8))
         models[-1].save_pretrained(tmp_path / folder / "transformer", max_shard_size="100KB")
     for name in ("model_index.json", "whole.ckpt", "vae/weights.safetensors"):
         (tmp_path / "base" / name).parent.mkdir(exist_ok=True)
@@ -163,7 +144,7 @@ def test_the_shell_merges_a_transformer_s_pipeline_in_shards(tmp_path):
     assert main(words) == 0
     assert not (tmp_path / "out" / "whole.ckpt").exists()
     assert (tmp_path / "out" / "vae" / "weights.safetensors").read_text() == "whatever"
-    found = SD3Transformer2DModel.from_pretrained(
+    found = diffusers.SD3Transformer2DModel.from_pretrained(
         tmp_path / "out", subfolder="transformer", torch_dtype=torch.bfloat16
     ).state_dict()
     stored = loaded(tmp_path / "out" / "transformer")
@@ -186,18 +167,14 @@ def test_a_merge_of_folders_holds_about_one_model(tmp_path):
         found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
         return int(found[1]) * 1024
 
-    before, seen, done = held(), [], threading.Event()
-
-    def watch():
-        while not done.wait(0.0005):
+    seen = [held()]
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(merge_folders, base, [expert] * 4, [0.25] * 4, tmp_path / "merged")
+        while not work.done():
             seen.append(held())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    merge_folders(base, [expert] * 4, [0.25] * 4, tmp_path / "merged")
-    done.set()
-    watcher.join()
-    assert (max(seen) - before) / (3 * size) < 1.3
+            time.sleep(0.0005)
+    work.result()
+    assert (max(seen) - seen[0]) / (3 * size) < 1.3
 
 
 @pytest.mark.parametrize("types", [("bfloat16", "float32"), ("float32", "bfloat16")])
@@ -212,7 +189,7 @@ def test_a_merge_has_the_wider_of_its_types(tiny_unet, tmp_path, types):
     save_pipeline(base, DDPMScheduler(), tmp_path / "base")
     expert.save_pretrained(tmp_path / "expert")
     merge_folders(tmp_path / "base", [tmp_path / "expert"], [0.5], tmp_path / "merged")
-    loaded = UNet2DModel.from_pretrained(tmp_path / "merged" / "unet")
+    loaded = diffusers.UNet2DModel.from_pretrained(tmp_path / "merged" / "unet")
     for unet in (merge_experts(base, [expert], [0.5]), loaded):
         for name, found in unet.state_dict().items():
             theta, tuned = before[name].double(), expert.state_dict()[name].double()
@@ -274,7 +251,7 @@ def test_models_of_other_architectures_are_refused(tiny_unet):
 
 
 def test_a_merge_of_folders_is_whole_or_not_there(tmp_path, monkeypatch):
-    base, expert = (saved(tmp_path / str(k), tensors(k), 2) for k in range(2))
+    base, expert = (saved(tmp_path / str(k), tensors(k), 1000) for k in range(2))
     with monkeypatch.context() as patch, pytest.raises(AttributeError):
         patch.delattr(merged.os, "replace")
         merge_folders(base, [expert], [0.5], tmp_path / "new" / "out")

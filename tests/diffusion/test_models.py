@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel, VQModel
 from safetensors.torch import load_file, save_file
-from tiny_models import add_adapter
+from tiny_models import PICKLE, add_adapter, equal
 
 from deme_lib.diffusion import models
 from deme_lib.diffusion.data import PRETRAINED, content_hash, split
@@ -18,11 +18,6 @@ from deme_lib.method.projection import ProjectedUNet2DModel
 
 def small(seed=0):
     return models.new_unet((1, 8, 8), [8, 16], 1, seed)
-
-
-def equal(first, second):
-    first, second = first.state_dict(), second.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 @pytest.fixture
@@ -100,12 +95,8 @@ def test_a_damaged_folder_is_named(folder, name):
 
 
 def test_a_pickle_is_not_opened(folder, tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
-
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    torch.save({"a": Payload()}, folder / "unet" / "diffusion_pytorch_model.bin")
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_text(PICKLE.format(tmp_path / "ran"))
     with pytest.raises(ModelError, match=r"(?s)unet.*save or copy"):
         models.load_pipeline(folder)
     assert not (tmp_path / "ran").exists()

@@ -1,28 +1,17 @@
 """Sampling by diffusers' schedulers, with noise that belongs to the image and not to the batch."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMPipeline,
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 from torch import nn
 
-from deme_lib.diffusion import metrics, models
+from deme_lib.diffusion import metrics, models, sampling
 from deme_lib.diffusion.data import fashion8, shipped_pretrained
 from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.randomness import generator, seed_of
-from deme_lib.diffusion.sampling import (
-    SAMPLERS,
-    SamplingError,
-    sample,
-    sampling_scheduler,
-    to_uint8,
-)
+from deme_lib.diffusion.sampling import SamplingError, sample, sampling_scheduler, to_uint8
 from deme_lib.diffusion.training import to_model_range
 
 SCHEDULER = DDPMScheduler(1000)
@@ -98,7 +87,9 @@ def test_ddim_equals_diffusers_pipeline(tiny_unet, sampler):
 def test_dpm_solver_is_diffusers_own(tiny_unet, clips):
     """Thresholding at the largest pixel, but not above 1, is clipping; two batches start anew."""
     unet, limits = tiny_unet(), {"dynamic_thresholding_ratio": 1.0, "sample_max_value": 1.0}
-    solver = DPMSolverMultistepScheduler(1000, use_lu_lambdas=True, thresholding=clips, **limits)
+    solver = diffusers.DPMSolverMultistepScheduler(
+        1000, use_lu_lambdas=True, thresholding=clips, **limits
+    )
     solver.set_timesteps(7)
     x = torch.stack([torch.randn(1, 8, 8, generator=generator(*PURPOSE, i)) for i in range(5)])
     for t in solver.timesteps:
@@ -174,7 +165,7 @@ def test_no_denoiser_beats_the_optimal_one(images, tiny_unet):
 # schedules that are unlike
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
 @pytest.mark.parametrize("schedule", ["sigmoid", "squaredcos_cap_v2"])
 def test_any_schedule_of_betas_is_kept(schedule, sampler):
     """DDIM of diffusers knows no sigmoid."""
@@ -183,7 +174,7 @@ def test_any_schedule_of_betas_is_kept(schedule, sampler):
     torch.testing.assert_close(found.alphas_cumprod, scheduler.alphas_cumprod)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS[:2])
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS[:2])
 @pytest.mark.parametrize("total", [100, 2000])
 def test_sampling_begins_at_the_last_timestep_of_a_schedule_of_any_length(total, sampler):
     """Given in place of by name: diffusers calls such arguments defaults, and would drop them."""
@@ -193,7 +184,7 @@ def test_sampling_begins_at_the_last_timestep_of_a_schedule_of_any_length(total,
         assert found[0] == total - 1 and found[-1] >= 0 and len(found) == steps
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS[:2])
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS[:2])
 def test_a_last_timestep_without_signal_is_sampled_where_it_can_be(tiny_unet, sampler):
     zero = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
     assert sample(tiny_unet(), DDPMScheduler(**zero), 2, steps=3, sampler=sampler).float().std() > 1
@@ -207,14 +198,14 @@ def test_clipping_is_as_the_model_s_scheduler_says():
     with pytest.raises(SamplingError, match=r"clips to 1, not to 2\.0: take sampler='ddim'"):
         sampling_scheduler(DDPMScheduler(clip_sample_range=2.0), "dpm-solver", 4)
     dynamic = DDPMScheduler(thresholding=True, sample_max_value=3.0)
-    for sampler in SAMPLERS[:2]:
+    for sampler in sampling.SAMPLERS[:2]:
         found = sampling_scheduler(dynamic, sampler, 4).config
         assert (found.dynamic_thresholding_ratio, found.sample_max_value) == (0.995, 3.0)
 
 
 def test_a_sampler_that_does_not_fit_is_refused(tiny_unet):
     with pytest.raises(SamplingError, match=r"FlowMatch.* no schedule of betas.*own pipeline"):
-        sample(tiny_unet(), FlowMatchEulerDiscreteScheduler(), 1, steps=2)
+        sample(tiny_unet(), diffusers.FlowMatchEulerDiscreteScheduler(), 1, steps=2)
     for steps in (0, 1001):
         with pytest.raises(SamplingError, match=f"{steps} steps: give 1 to 1000"):
             sampled(tiny_unet(), steps=steps)

@@ -10,7 +10,6 @@ from tiny import experiment
 from deme_lib.diffusion.merged import Merger
 from deme_lib.experiment import collect, graph
 from deme_lib.experiment.arms import ARMS, DEME, Arm
-from deme_lib.experiment.parameters import ParameterError
 
 
 def ties(base, members, ranges, kept=0.2):
@@ -52,10 +51,3 @@ def test_an_edited_arm_is_made_again(tmp_path, registered, monkeypatch):
 
     monkeypatch.setitem(ARMS, "ties", Arm("ties", "edited", DEME, ties))
     assert graph.images(p, ARMS["ties"]).name != before
-
-
-def test_an_unknown_arm_names_the_nearest(tmp_path):
-    with pytest.raises(
-        ParameterError, match=r"unknown arm 'deme_merge'; did you mean 'deme_merged'"
-    ):
-        experiment(tmp_path, arms=["deme_merge"])

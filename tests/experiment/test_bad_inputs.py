@@ -28,7 +28,7 @@ FILES = {
     "an EMA too long": ("ema_fraction: 0.5", "ema_fraction", "less than or equal to 0.25"),
     "an unknown sampler": ("sampler: euler", "sampler", "'dpm-solver', 'ddim'"),
     "steps that N does not divide": ("n_ranges: 3", "total_steps=4000", "give a multiple"),
-    "an unknown arm": ("arms: [deme_merge]", "did you mean 'deme_merged'?"),
+    "an unknown arm": ("arms: [deme_merge]", "unknown arm", "did you mean 'deme_merged'?"),
     "a cell's typo": ("cells: [{cell: a, n_rangs: 2}]", "cell 'a'", "did you mean 'n_ranges'?"),
     "a cell that trains longer": (
         "cells: [{cell: a, total_steps: 8}]",

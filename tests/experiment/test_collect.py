@@ -37,16 +37,15 @@ def test_every_row_is_recorded_for_every_training_and_sampling_seed(made):
     assert len(metrics) == len(rows) * 2 * 2
     assert set(metrics.groupby(["cell", "arm"], sort=False).groups) == set(rows)
     assert (metrics["n"] == p.samples).all() and (metrics["features"] == "digits-a").all()
-    arms = pd.read_csv(folder / "records" / "arms.csv").query("training_seed == 0")
-    cost = arms.set_index(["cell", "arm"])[["parameters", "calls_per_image", "training_steps"]]
-    one = cost.loc[("default", "pretrained")]
-    names = ("deme_merged", "deme_routed", "averaged", "last_expert")
-    merged, routed, averaged, last = (cost.loc[("default", name)] for name in names)
-    assert last.tolist() == [2 * one["parameters"], 2, 8]
-    assert cost.loc[("default", "distilled")].tolist() == [one["parameters"], 2, 32]
-    assert one.tolist()[1:] == [2, 0] and merged.tolist()[1:] == [2, 16]
-    assert routed["parameters"] == averaged["parameters"] == 2 * merged["parameters"]
-    assert routed["calls_per_image"] == 2 and averaged["calls_per_image"] == 4
+    arms = found.arms.query("training_seed == 0 and cell == 'default'").set_index("arm")
+    cost = arms[["parameters", "calls_per_image", "training_steps"]].T.to_dict("list")
+    one, merged = cost["pretrained"][0], cost["deme_merged"][0]
+    assert cost.pop("pretrained") == [one, 2, 0] and cost.pop("balanced") == [one, 2, 16]
+    assert cost.pop("last_expert") == [2 * one, 2, 8]
+    assert cost.pop("deme_routed") == [2 * merged, 2, 16]
+    assert cost.pop("deme_merged") == [merged, 2, 16]
+    assert cost.pop("averaged") == [2 * merged, 4, 16]
+    assert cost == {"distilled": [one, 2, 32]}
 
 
 def test_a_search_s_weights_are_those_of_its_best_trial(made):
@@ -123,6 +122,9 @@ def test_make_by_name_label_and_job(tmp_path, preset, capsys):
     assert not graph.floor(p).folder.exists()
     assert main(["make", "prepare", "-f", file]) == 0
     assert graph.floor(p).folder.exists()
+    first = graph.experts(p)[0]  # the job of all experts has its name
+    assert main(["make", first.name, "-f", file]) == 0
+    assert [folder.name for folder in first.folder.parent.glob("deme-*")] == [first.name]
     assert main(["make", "expert-9of2", "-f", file]) == 1
     said = capsys.readouterr().err
     assert "no job or artefact 'expert-9of2'" in said and "deme-1of4" in said

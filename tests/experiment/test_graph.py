@@ -3,18 +3,8 @@
 import pytest
 from tiny import experiment
 
-from deme_lib.experiment import graph, parameters
-from deme_lib.experiment.arms import (
-    ALL_PLAIN,
-    ARMS,
-    BALANCED,
-    DEME,
-    DISTILLED,
-    LAST,
-    PLAIN,
-    REWEIGHTED,
-    SOUP,
-)
+from deme_lib.experiment import arms, graph, parameters
+from deme_lib.experiment.arms import ARMS
 from deme_lib.experiment.schema import EXECUTION
 
 P = parameters.load("params/fashion8.yaml").per_seed()[0]
@@ -40,10 +30,10 @@ def test_n_ranges_reaches_the_stage_as_its_own_range():
 def test_families_differ_in_ranges_and_techniques_alone():
     everywhere, first = [0, 1000], [0, 250]
     expected = {
-        ALL_PLAIN: (everywhere, 4000, 0.0, 0.0, False),
-        SOUP: (everywhere, 1000, 0.0, 0.0, False),
-        PLAIN: (first, 1000, 0.0, 0.0, False),
-        DEME: (first, 1000, 0.3, 1.0, True),
+        arms.ALL_PLAIN: (everywhere, 4000, 0.0, 0.0, False),
+        arms.SOUP: (everywhere, 1000, 0.0, 0.0, False),
+        arms.PLAIN: (first, 1000, 0.0, 0.0, False),
+        arms.DEME: (first, 1000, 0.3, 1.0, True),
     }
     looked = ("own_range", "steps", "probability", "consistency_weight", "channel_projection")
     for family, values in expected.items():
@@ -55,32 +45,29 @@ def test_families_differ_in_ranges_and_techniques_alone():
         )
 
 
-def test_the_reweighted_control_has_the_draws_of_the_plain_one():
+def test_a_weighted_control_differs_from_the_plain_one_in_its_weights_alone():
     p = changed(loss_weighting="min-snr", arms=["reweighted"])
-    (plain,), (other,) = graph.copies(p, ALL_PLAIN), graph.copies(p, REWEIGHTED)
+    (plain,), (other,), (balanced,) = (
+        graph.copies(p, family) for family in (arms.ALL_PLAIN, arms.REWEIGHTED, arms.BALANCED)
+    )
+    assert plain.arguments["purpose"] == "all-plain"
     extra = {"loss_weighting": "min-snr", "min_snr_gamma": 5.0}
-    assert {n: v for n, v in other.arguments.items() if n in extra} == extra
-    assert other.arguments["purpose"] == plain.arguments["purpose"] == "all-plain"
-
-
-def test_the_balanced_control_differs_from_the_plain_one_in_its_weights_alone():
-    (plain,), (other,) = graph.copies(P, ALL_PLAIN), graph.copies(P, BALANCED)
-    extra = {"loss_weighting": "balanced", "n_tasks": 4}
     assert other.arguments == plain.arguments | extra
+    assert balanced.arguments == plain.arguments | {"loss_weighting": "balanced", "n_tasks": 4}
 
 
 def test_a_distilled_copy_is_taught_by_the_plain_experts_of_its_job():
     p = changed(arms=["plain_routed", "distilled"])
-    (copy,) = graph.copies(p, DISTILLED)
-    assert copy.arguments["teachers"] == graph.copies(p, PLAIN)
+    (copy,) = graph.copies(p, arms.DISTILLED)
+    assert copy.arguments["teachers"] == graph.copies(p, arms.PLAIN)
     jobs = graph.jobs(p, False)
     (made,) = (made for made in jobs.values() if copy in made)
-    assert all(a in made[: made.index(copy)] for a in graph.copies(p, PLAIN))
+    assert all(a in made[: made.index(copy)] for a in graph.copies(p, arms.PLAIN))
     assert len(graph.jobs(p, False, fine=True)) == len(jobs) + 4 + 2
 
 
 def test_the_last_expert_is_the_plain_one_of_the_last_range():
-    assert [a.name for a in graph.copies(P, LAST)] == [graph.copies(P, PLAIN)[-1].name]
+    assert [a.name for a in graph.copies(P, arms.LAST)] == [graph.copies(P, arms.PLAIN)[-1].name]
 
 
 @pytest.mark.parametrize("name", sorted(EXECUTION - {"seeds", "again", "figures_dir"}))

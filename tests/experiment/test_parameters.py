@@ -6,19 +6,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 
-from deme_lib.experiment.parameters import (
-    FIELDS,
-    PRESETS,
-    ParameterError,
-    check,
-    folder_name,
-    from_notebook,
-    listing,
-    load,
-)
+from deme_lib.experiment import parameters
+from deme_lib.experiment.parameters import FIELDS, ParameterError, check, from_notebook, load
 
 DEFAULTS = check({}, "nothing")
-PRESET_FILES = sorted(PRESETS.glob("*.yaml"))
+PRESET_FILES = sorted(parameters.PRESETS.glob("*.yaml"))
 
 
 def of_type(kind):
@@ -101,20 +93,20 @@ def test_a_home_is_expanded(monkeypatch):
 @pytest.mark.parametrize("path", PRESET_FILES, ids=lambda p: p.stem)
 def test_every_preset_loads_and_is_itself(path):
     preset = load(path)
-    assert preset.experiment == path.stem == folder_name(preset)
+    assert preset.experiment == path.stem == parameters.folder_name(preset)
     assert load(f"params/{path.name}") == preset
     changed = load(path, margin=0.1)
-    assert folder_name(changed) == f"{path.stem}-{changed.digest()}"
-    assert folder_name(load(path, runs_dir="elsewhere", seeds=[9])) == path.stem
+    assert parameters.folder_name(changed) == f"{path.stem}-{changed.digest()}"
+    assert parameters.folder_name(load(path, runs_dir="elsewhere", seeds=[9])) == path.stem
 
 
 def test_the_listing_is_a_parameter_file(tmp_path):
-    (tmp_path / "all.yaml").write_text(listing())
-    assert yaml.safe_load(listing()).keys() == FIELDS.keys()
+    (tmp_path / "all.yaml").write_text(parameters.listing())
+    assert yaml.safe_load(parameters.listing()).keys() == FIELDS.keys()
     assert load(tmp_path / "all.yaml") == DEFAULTS
     kind = "{maximum: 10000000, minimum: 4, type: integer}"
-    assert f"samples: 5000  # {kind}: images per row" in listing()
-    assert "device: auto  # {enum: [auto, cpu, cuda], type: string}: where" in listing()
+    assert f"samples: 5000  # {kind}: images per row" in parameters.listing()
+    assert "device: auto  # {enum: [auto, cpu, cuda], type: string}: where" in parameters.listing()
 
 
 # notebooks

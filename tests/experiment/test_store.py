@@ -62,12 +62,6 @@ def test_a_higher_version_is_another_artefact(on, monkeypatch):
     assert artefact(on).name != before
 
 
-def test_an_edited_function_is_another_artefact(on, monkeypatch):
-    before = artefact(on, function=half).name
-    monkeypatch.setattr(store.inspect, "getsource", lambda f: "def half(x):\n    return x / 3")
-    assert artefact(on, function=half).name != before
-
-
 def test_an_artefact_is_made_once_with_what_it_needs(on, capsys):
     first, second = artefact(on), artefact(on, "second", upstream=artefact(on))
     folder = make(second)
@@ -130,12 +124,7 @@ def test_what_failed_leaves_its_work_and_nothing_that_counts(on):
     assert seen == ["step 7"] and not partial.exists()
 
 
-def test_a_full_disk_or_a_forbidden_folder_speaks_for_itself(on):
-    def full(out, work, on, *, text):
-        raise OSError(28, "No space left on device", str(out / "weights"))
-
-    with pytest.raises(OSError, match="No space left on device"):
-        make(artefact(on, stage=full))
+def test_a_forbidden_folder_speaks_for_itself(on):
     nowhere = dataclasses.replace(on, runs_dir="/dev/null/runs")
     with pytest.raises(OSError, match="/dev/null/runs"):
         make(artefact(nowhere))

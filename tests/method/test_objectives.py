@@ -3,15 +3,8 @@
 import pytest
 import torch
 
-from deme_lib.method.objectives import (
-    NashWeighting,
-    UncertaintyWeighting,
-    balanced_weights,
-    deme_loss,
-    nash_weights,
-    snr_weights,
-    squared_error,
-)
+from deme_lib.method import objectives
+from deme_lib.method.objectives import balanced_weights, deme_loss, nash_weights, snr_weights
 from deme_lib.method.timesteps import split_timesteps
 
 ALPHAS = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
@@ -26,7 +19,7 @@ BY_HAND = {
 
 def test_squared_error_is_per_sample():
     a, b = torch.zeros(2, 1, 2, 2), torch.tensor([1.0, 3.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
-    assert squared_error(a, b).tolist() == [1.0, 9.0]
+    assert objectives.squared_error(a, b).tolist() == [1.0, 9.0]
 
 
 def test_equation_5_by_hand():
@@ -72,7 +65,7 @@ def test_no_weights_follow_from_a_loss_of_zero_or_not_finite(loss):
 
 
 def test_uncertainty_weights_are_one_at_first_and_of_mean_one_after():
-    weighting = UncertaintyWeighting(split_timesteps(3, 10))
+    weighting = objectives.UncertaintyWeighting(split_timesteps(3, 10))
     assert weighting.weights().tolist() == pytest.approx([1.0] * 10)
     with torch.no_grad():
         weighting.log_variances.copy_(torch.tensor([0.0, -1.0, 2.0]))
@@ -84,7 +77,7 @@ def test_uncertainty_weights_are_one_at_first_and_of_mean_one_after():
 
 def test_uncertainty_settles_where_kendall_says():
     """sum exp(-s) L + s is least at s = log L, so the weight of a task is 1 / L."""
-    weighting = UncertaintyWeighting(split_timesteps(2, 10))
+    weighting = objectives.UncertaintyWeighting(split_timesteps(2, 10))
     optimiser = torch.optim.Adam(weighting.parameters(), 0.05)
     timesteps = torch.tensor([0, 9])
     losses = torch.tensor([0.5, 0.1], requires_grad=True)
@@ -120,7 +113,7 @@ def test_nash_weights_of_gradients_that_are_nearly_opposed():
 
 @pytest.mark.parametrize("odd", [-1.0, 0.0, float("inf")])
 def test_nash_keeps_its_weights_where_no_bargain_exists(odd):
-    weighting = NashWeighting(split_timesteps(2, 10))
+    weighting = objectives.NashWeighting(split_timesteps(2, 10))
     weighting.bargain(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
     torch.testing.assert_close(weighting.weights(), torch.tensor([4 / 3] * 5 + [2 / 3] * 5))
     weighting.bargain(torch.tensor([[1.0, odd], [odd, odd**2]]))

@@ -5,15 +5,11 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from tiny_models import shaken
 from torch import nn
 
-from deme_lib.method.projection import (
-    ProjectedUNet2DModel,
-    is_projection,
-    model_class,
-    plain_or_projected,
-    projection_share,
-)
+from deme_lib.method import projection
+from deme_lib.method.projection import ProjectedUNet2DModel, is_projection, plain_or_projected
 
 CONFIGS = {
     "plain": {},
@@ -36,16 +32,6 @@ CONFIGS = {
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys())
 def stock(request, tiny_unet):
     return tiny_unet(**request.param)
-
-
-def shake_projections(unet, seed=5):
-    """Move every projection away from the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in unet.named_parameters():
-            if is_projection(name):
-                tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
-    return unet
 
 
 def predict(unet, batch):
@@ -90,7 +76,7 @@ def test_blocks_may_be_of_other_widths_than_configured(tiny_unet, noisy_batch):
 
 
 def test_projections_act_on_hidden_states_and_not_on_skips(stock, noisy_batch):
-    unet = shake_projections(ProjectedUNet2DModel.from_stock(stock))
+    unet = shaken(ProjectedUNet2DModel.from_stock(stock))
     with torch.no_grad():
         expected = blocks_then_projections(unet, *noisy_batch)
     torch.testing.assert_close(predict(unet, noisy_batch), expected, rtol=1e-4, atol=1e-5)
@@ -106,16 +92,16 @@ def test_one_projection_a_block_and_the_share_counts_them(stock):
     assert len(names) == 2 * len(channels) + mid
     assert all(is_projection(name) for name in names)
     assert not any(is_projection(name) for name in stock.state_dict())
-    assert projection_share(unet) == expected / (expected + stock.num_parameters())
-    assert projection_share(stock) == 0
+    assert projection.projection_share(unet) == expected / (expected + stock.num_parameters())
+    assert projection.projection_share(stock) == 0
 
 
 def test_a_deep_copy_uses_its_own_projection(tiny_unet, noisy_batch):
-    original = shake_projections(ProjectedUNet2DModel.from_stock(tiny_unet()))
+    original = shaken(ProjectedUNet2DModel.from_stock(tiny_unet()))
     before = predict(original, noisy_batch)
     twin = copy.deepcopy(original)
     assert_same_function(twin, original, noisy_batch)
-    shake_projections(twin, seed=6)
+    shaken(twin, seed=6)
     torch.testing.assert_close(predict(original, noisy_batch), before, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(predict(twin, noisy_batch), before, rtol=1e-2)
 
@@ -131,10 +117,10 @@ def test_from_stock_leaves_the_stock_alone_and_keeps_dtype_and_mode(tiny_unet):
 
 def test_the_class_and_projections_are_as_asked(tiny_unet):
     for cls in (UNet2DModel, ProjectedUNet2DModel, UNet2DConditionModel):
-        assert model_class({"_class_name": cls.__name__}) is cls
+        assert projection.model_class({"_class_name": cls.__name__}) is cls
     for config in ({}, [], {"_class_name": "DDPMScheduler"}, {"_class_name": "MyUNet"}):
         with pytest.raises(ValueError, match="no model of diffusers'"):
-            model_class(config)
+            projection.model_class(config)
     stock = tiny_unet()
     assert plain_or_projected(stock, projected=False) is stock
     projected = plain_or_projected(stock, projected=True)

@@ -59,8 +59,8 @@ def test_samplers_are_drawn_over_their_steps(cells, change):
 def test_one_training_an_arm_of_ones_own_and_no_comparison_are_drawn(folder, change):
     for name in ("history", "gradients", "activations", "landscape", "task_vectors", "plane"):
         (folder / f"{name}.csv").unlink()
-    for name in ("metrics", "arms", "losses"):
-        change(folder, f"{name}.csv", lambda f: f.replace({"arm": {"all_plain": "mine"}}))
+    mine = {"arm": {"all_plain": "mine"}}
+    change(folder, "metrics.csv arms.csv losses.csv", lambda f: f.replace(mine))
     none = {"primary_decoupling": [], "primary_merging": [], "exploratory": []}
     change(folder, "run.json", lambda run: run["parameters"].update(none))
     change(folder, "run.json", lambda run: run.update(trainings={"0": {}}))

@@ -112,7 +112,7 @@ class Parameters(BaseModel):
     min_snr_gamma: Positive = _of(5.0, "of Min-SNR (Hang et al. 2023)")
     p2_gamma: Positive = _of(1.0, "of P2 weighting (Choi et al. 2022)")
     precision: Literal["no", "bf16", "fp16"] = _of("no", "autocast in training")
-    seeds: Seeds = _of([*range(14)], "training seeds")
+    seeds: Seeds = _of([*range(16)], "training seeds")
 
     # merge: weights of the arm deme_merged
     merge_weights: Literal["uniform", "search"] | list[Weight] = _of(

@@ -79,7 +79,8 @@ def setting(records: Records) -> str:
 
 
 NAMES = {"dpm-solver": "DPM-Solver++", "ddim": "DDIM"}
-"""Samplers as printed, where not by their name."""
+NAMES |= {"ddim-diffusers": "DDIM as in diffusers", "ddim-unclipped": "DDIM unclipped"}
+"""Samplers as printed."""
 
 
 def sampler(records: Records) -> str:
@@ -88,7 +89,7 @@ def sampler(records: Records) -> str:
     if len(used) > 1:
         return "sampler and steps as the rows say"
     ((name, steps),) = used.itertuples(index=False)
-    return f"{NAMES.get(name, name)}, {steps} steps"
+    return f"{NAMES[name]}, {steps} steps"
 
 
 def seeds(kind: str, found: list[int]) -> str:

@@ -134,7 +134,8 @@ def cells(records: Records) -> Figure:
 
 def samplers(records: Records) -> Figure:
     """FID of every arm against the sampler's steps; of records with several samplers."""
-    means = records.metrics.groupby(["arm", "sampler", "steps"])["fid"].mean().rename("FID")
+    named = records.metrics.assign(sampler=records.metrics["sampler"].map(tables.NAMES))
+    means = named.groupby(["arm", "sampler", "steps"], sort=False)["fid"].mean().rename("FID")
     arms = dict(zip(records.arms["arm"], records.arms["title"], strict=True))
     figure, axes = subplots(1, len(arms), 3.6, sharey=True)
     for ax, (arm, title) in zip(axes.flat, arms.items(), strict=True):
@@ -145,8 +146,9 @@ def samplers(records: Records) -> Figure:
         )
         ax.set_title(title, fontsize=10)
         ax.set(xscale="log", yscale="log", xticks=(steps := means[arm].index.unique("steps")))
-        ax.set_xticks([], minor=True)
         ax.set_xticklabels(steps)
+        ax.set_yticks(ticks := [0.1, 0.2, 0.3, 0.5], ticks)
+        ax.minorticks_off()
     legend(figure, 5)
     return captioned(figure, f"Means over training seeds. {tables.setting(records)}")
 

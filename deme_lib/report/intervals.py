@@ -91,7 +91,8 @@ def comparisons(records: Records) -> pd.DataFrame:
     """A row per comparison "a - b" and measure: effect, interval, level, p, margin, verdict.
 
     Kind "primary": an ablation's named comparisons in a JUDGED measure, one Holm-corrected family,
-    on the training seeds that confirm (``confirming``). Kind "estimate": the same pairs in all
+    on the training seeds that confirm (``confirming``), where a difference is said to be better or
+    worse. Kind "estimate": the same pairs in all
     measures on all trainings; "exploratory": others. Neither is corrected or gets a verdict.
     """
     rows, everyone = [], records.training_seeds
@@ -165,6 +166,10 @@ def _rows(
     d = [(values[a] - values[b])[seeds].to_numpy() for a, b in pairs]
     found = family(d, records.parameters["confidence"], distance)
     same = {"ablation": ablation, "kind": kind, "measure": measure, "margin": distance}
+    for row in found:
+        lower = (row["effect"] < 0) != (measure == "inception_score")
+        if row["verdict"].startswith("different"):
+            row["verdict"] += " (better)" if lower else " (worse)"
     if kind != "primary":
         same["verdict"] = ""
     rows = zip(pairs, found, strict=True)

@@ -87,7 +87,7 @@ def sampler(records: Records) -> str:
     """The sampler of every image and its steps; that of a cell stands in its name."""
     used = records.metrics[["sampler", "steps"]].drop_duplicates()
     if len(used) > 1:
-        return "sampler and steps as the rows say"
+        return "samplers and steps as named"
     ((name, steps),) = used.itertuples(index=False)
     return f"{NAMES[name]}, {steps} steps"
 

@@ -70,6 +70,7 @@ def _every_row(ax: plt.Axes, records: Records, measure: str) -> None:
     ax.set_ylim(len(titles) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="0.92")
+    ax.locator_params(axis="x", nbins=4)
     sizes, scale = d.mean().abs().drop(base), BETTER[measure]
     if sizes.max() > 40 * sizes.median() > 0:  # one row would squeeze all others to a point
         symlog(ax.xaxis, 10 ** np.ceil(np.log10(sizes.median())), ticks=(1,))
@@ -117,11 +118,11 @@ def _compared(ax: plt.Axes, records: Records, found: pd.DataFrame, measure: str)
                 _seeds(ax, y, d[judged], c.level, c.a, beside=0.14)
             said, look = f"{titles[c.a]} − {titles[c.b]}", {"bbox": style.WHITE, **place}
             ax.text(0, y - 0.36, said, fontsize=9.5, **look)
-            ax.text(1.03, y, c.verdict.replace(", ", ",\n"), fontsize=10, **place)
+            ax.text(1.03, y, c.verdict.replace(", ", ",\n"), fontsize=9.5, **place)
         y += 1
     ax.set(yticks=[], ylim=(y - 0.4, -0.6))
     ax.spines["left"].set_visible(False)
-    ax.set_xlabel(f"difference in {MEASURES[measure]}\ngrey: the margin, ±{decimals(margin)}")
+    ax.set_xlabel(f"difference in {MEASURES[measure]}\nband: the margin, ±{decimals(margin)}")
 
 
 def cells(records: Records) -> Figure:
@@ -135,22 +136,24 @@ def cells(records: Records) -> Figure:
 def samplers(records: Records) -> Figure:
     """FID of every arm against the sampler's steps; of records with several samplers."""
     named = records.metrics.assign(sampler=records.metrics["sampler"].map(tables.NAMES))
-    means = named.groupby(["arm", "sampler", "steps"], sort=False)["fid"].mean().rename("FID")
+    named = named.rename(columns={"fid": "FID"})
     arms = dict(zip(records.arms["arm"], records.arms["title"], strict=True))
     figure, axes = subplots(1, len(arms), 3.6, sharey=True)
     for ax, (arm, title) in zip(axes.flat, arms.items(), strict=True):
+        of = named[named["arm"] == arm]
         look = {"hue": "sampler", "style": "sampler", "markers": True, "dashes": False}
-        sns.lineplot(means[arm].reset_index(), x="steps", y="FID", ax=ax, **look)
+        look |= {"errorbar": ("pi", 100), "err_style": "bars", "err_kws": {"lw": 1}}
+        sns.lineplot(of, x="steps", y="FID", ax=ax, **look)
         ax.axhline(
             records.floor_of("fid"), color=GREY, lw=1, ls=":", label="real images, the floor"
         )
         ax.set_title(title, fontsize=10)
-        ax.set(xscale="log", yscale="log", xticks=(steps := means[arm].index.unique("steps")))
+        ax.set(xscale="log", yscale="log", xticks=(steps := of["steps"].unique()))
         ax.set_xticklabels(steps)
         ax.set_yticks(ticks := [0.1, 0.2, 0.3, 0.5], ticks)
         ax.minorticks_off()
     legend(figure, 5)
-    return captioned(figure, f"Means over training seeds. {tables.setting(records)}")
+    return captioned(figure, f"Means and ranges over training seeds. {tables.setting(records)}")
 
 
 def ladder(gains: pd.DataFrame, records: Records) -> Figure:

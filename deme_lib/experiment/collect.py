@@ -125,9 +125,9 @@ def _made(q: Parameters, looked_at: bool) -> tuple[dict[str, pd.DataFrame], dict
 
     add(graph.floor(q))
     for (cell, name), (arm, of_cell) in q.rows().items():
-        copies = graph.copies(of_cell, arm.family) if arm.family else []
+        copies = graph.copies(of_cell, arm.family)
         add(graph.images(of_cell, arm), cell=cell, arm=name)
-        taught_by = graph.taught_by(of_cell, arm.family) if arm.family else []
+        taught_by = graph.taught_by(of_cell, arm.family)
         steps = sum(copy.arguments["steps"] for copy in taught_by + copies)
         parts["arms"][-1].insert(3, "title", arm.title)
         parts["arms"][-1].insert(6, "training_steps", steps)

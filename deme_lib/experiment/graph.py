@@ -62,8 +62,10 @@ def ranges(p: Parameters) -> list[range]:
     return split_timesteps(p.n_ranges, p.num_train_timesteps)
 
 
-def copies(p: Parameters, family: Family) -> list[Artefact]:
-    """A family of finetuned copies, in order."""
+def copies(p: Parameters, family: Family | None) -> list[Artefact]:
+    """A family of finetuned copies, in order; none of the pretrained model's."""
+    if family is None:
+        return []
     n, label = p.n_ranges, family.name.replace("_", "-")
     if family.copies == "one":  # weighted it has the control's draws, so that nothing else differs
         return [_copy(p, family, "all-plain" if family.weighting else label, 0, p.total_steps)]
@@ -71,9 +73,9 @@ def copies(p: Parameters, family: Family) -> list[Artefact]:
     return [_copy(p, family, f"{label}-{k + 1}of{n}", k, steps) for k in wanted]
 
 
-def taught_by(p: Parameters, family: Family) -> list[Artefact]:
+def taught_by(p: Parameters, family: Family | None) -> list[Artefact]:
     """The copies that a family's are distilled from."""
-    return copies(p, family.teacher) if family.teacher else []
+    return copies(p, family and family.teacher)
 
 
 def experts(p: Parameters) -> list[Artefact]:
@@ -112,7 +114,7 @@ def search(p: Parameters, family: Family = DEME) -> Artefact:
 
 def _denoiser(p: Parameters, arm: Arm) -> dict[str, Any]:
     """What ``judge.denoiser_of`` builds an arm's denoiser from."""
-    members = copies(p, arm.family) if arm.family else []
+    members = copies(p, arm.family)
     weights = None
     if arm.weighted and p.merge_weights != "uniform":
         weights = search(p, arm.family) if p.merge_weights == "search" else p.merge_weights
@@ -191,7 +193,7 @@ def jobs(p: Parameters, looked_at: bool, fine: bool = False) -> dict[str, list[A
     found = {"prepare": [data(p), reference(p), floor(p)]}  # the same for all training seeds
     found[f"baseline-{p.seed}"] = [baseline(p)]
     for arm, q in p.rows().values():
-        copied = taught_by(q, arm.family) + copies(q, arm.family) if arm.family else []
+        copied = taught_by(q, arm.family) + copies(q, arm.family)
         judged, job = [images(q, arm), scores(q, arm)], ""
         if arm.weighted and q.merge_weights == "search":
             judged.insert(0, search(q, arm.family))

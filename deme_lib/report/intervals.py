@@ -11,8 +11,8 @@ from deme_lib.report.records import Records, RecordsError
 PRIMARY = {1: "primary_decoupling", 2: "primary_merging"}
 """Ablation -> the parameter that names its comparisons."""
 
-JUDGED = ("fid", "inception_score")
-"""Measures in which primary comparisons get verdicts."""
+JUDGED = {"fid": -1, "inception_score": 1}
+"""Measures in which primary comparisons get verdicts -> the sign of a difference for the better."""
 
 BESIDE = ("fid_second", "pixel", "kid", "precision", "recall", "test_loss")
 """Further measures of the primary comparisons, estimated only."""
@@ -77,8 +77,8 @@ def family(differences: list[np.ndarray], level: float, margin: float) -> list[d
 
 def excess(records: Records, measure: str = "fid") -> float:
     """What the pretrained model lacks to real images, above 0; NaN if it lacks nothing."""
-    sign = -1 if measure == "inception_score" else 1
-    found = sign * (records.of(measure)["pretrained"].mean() - records.floor_of(measure))
+    lacks = records.floor_of(measure) - records.of(measure)["pretrained"].mean()
+    found = JUDGED.get(measure, -1) * lacks
     return found if found > 0 else np.nan
 
 
@@ -100,7 +100,7 @@ def comparisons(records: Records) -> pd.DataFrame:
         named = pairs(records, name)
         for measure in JUDGED:
             rows += _rows(records, named, measure, "primary", ablation, confirming(records))
-        for pair, measure in product(named, JUDGED + BESIDE):
+        for pair, measure in product(named, (*JUDGED, *BESIDE)):
             rows += _rows(records, [pair], measure, "estimate", ablation, everyone)
     for pair, measure in product(pairs(records, "exploratory"), (*JUDGED, "test_loss")):
         rows += _rows(records, [pair], measure, "exploratory", "", everyone)
@@ -132,11 +132,10 @@ def ladder(sizes: list[Records]) -> pd.DataFrame:
         if lacking := sorted({*sum(LADDER, ())} - {*records.titles}):
             raise RecordsError(f"{records.run['experiment']} lacks {', '.join(lacking)}")
         values, whole = records.of(measure), excess(records, measure)
-        sign = 1 if measure == "inception_score" else -1
         same = {"experiment": records.run["experiment"], "measure": measure}
         same["parameters"] = records.arms["parameters"].min()
         for a, b in LADDER:
-            d = sign * (values[a] - values[b]) / whole
+            d = JUDGED[measure] * (values[a] - values[b]) / whole
             low, high, _ = t_interval(d, records.parameters["confidence"])
             found = {"n_units": len(d), "effect": d.mean(), "low": low, "high": high}
             rows.append({**same, "a": a, "b": b, **found})
@@ -167,9 +166,9 @@ def _rows(
     found = family(d, records.parameters["confidence"], distance)
     same = {"ablation": ablation, "kind": kind, "measure": measure, "margin": distance}
     for row in found:
-        lower = (row["effect"] < 0) != (measure == "inception_score")
+        better = JUDGED.get(measure, -1) * row["effect"] > 0
         if row["verdict"].startswith("different"):
-            row["verdict"] += " (better)" if lower else " (worse)"
+            row["verdict"] += " (better)" if better else " (worse)"
     if kind != "primary":
         same["verdict"] = ""
     rows = zip(pairs, found, strict=True)

@@ -100,7 +100,7 @@ def test_named_comparisons_are_corrected_within_their_ablation_alone(known):
     others = found[found["kind"] != "primary"]
     assert set(others["level"]) == {0.95} and set(others["verdict"]) == {""}
     exploratory = known.parameters["exploratory"]
-    estimated = len(intervals.JUDGED + intervals.BESIDE)
+    estimated = len(intervals.JUDGED) + len(intervals.BESIDE)
     assert len(others) == len(named) * estimated + 3 * len(exploratory)
 
 

@@ -32,7 +32,7 @@ RECORD = "record.json"
 
 
 class StoreError(Explained, RuntimeError):
-    """A stored artefact is damaged."""
+    """A stored artefact is damaged, or cannot be named."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,8 @@ def _key(value: Any) -> Any:
     if isinstance(value, Source):
         return value.content
     if callable(value):
+        if not inspect.isfunction(value) or value.__closure__:
+            raise StoreError(f"{value} holds what its source does not tell: write a plain function")
         source = inspect.getsource(value).encode()
         return f"{value.__name__} {hashlib.sha256(source).hexdigest()[:12]}"
     return value

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event
 
 import pytest
@@ -54,6 +55,15 @@ def test_the_key_knows_what_changes_results_and_nothing_else(on):
     moved = dataclasses.replace(first, on=elsewhere, arguments={**first.arguments})
     moved.arguments["source"] = Source("/somewhere/else", "content")
     assert moved.name == first.name
+
+
+def test_a_function_must_be_told_by_its_source(on):
+    def times(k):
+        return lambda x: k * x
+
+    for function in (times(2), partial(half, 2)):
+        with pytest.raises(StoreError, match="write a plain function"):
+            _ = artefact(on, function=function).name
 
 
 def test_a_higher_version_is_another_artefact(on, monkeypatch):

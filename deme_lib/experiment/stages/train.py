@@ -80,7 +80,7 @@ def train_baseline(
     )
     how = (None, on.device, work / CHECKPOINT, on.checkpoint_every)
     run = Training(unet, models.new_scheduler(num_train_timesteps), images, spec, *how)
-    _follow(run, out, "baseline", _losses(data, run.scheduler, loss_images, on), looks=16)
+    _follow(run, out, _losses(data, run.scheduler, loss_images, on), looks=16)
     models.save_pipeline(run.ema_unet(), run.scheduler, out / "pipeline")
 
 
@@ -139,7 +139,7 @@ def finetune(
         checkpoint=work / CHECKPOINT,
         checkpoint_every=on.checkpoint_every,
     )
-    _follow(run, out, purpose, _losses(data, pipeline.scheduler, loss_images, on), looks=4)
+    _follow(run, out, _losses(data, pipeline.scheduler, loss_images, on), looks=4)
     run.ema_unet().save_pretrained(out / "unet")
 
 
@@ -154,7 +154,7 @@ def _losses(data: Path, scheduler: DDPMScheduler, count: int, on: Machine) -> Lo
     return lambda unet: {c: noise.loss(unet.to(device), device) for c, noise in noisy.items()}
 
 
-def _follow(run: Training, out: Path, label: str, losses: Losses, looks: int) -> None:
+def _follow(run: Training, out: Path, losses: Losses, looks: int) -> None:
     """Train to the end; write the losses of the EMA weights along the way."""
     steps = run.spec.steps
     every = max(1, steps // looks)
@@ -168,7 +168,7 @@ def _follow(run: Training, out: Path, label: str, losses: Losses, looks: int) ->
             run.history.append(point | losses(run.ema_unet()))
 
     look(run.position)
-    with bar(steps, label, "step", done=run.position) as progress:
+    with bar(steps, out.parent.name, "step", done=run.position) as progress:
         for step in run:
             progress.update(1)
             look(step.step)

@@ -85,11 +85,10 @@ def notebooks(options: argparse.Namespace) -> int:
 def classifier(options: argparse.Namespace) -> None:
     """train the two classifiers whose features a file's FID uses"""
     from deme_lib.diffusion import classifier, data
-    from deme_lib.experiment import parameters
+    from deme_lib.experiment import graph, parameters
 
     p = parameters.load(options.file)
-    sizes = (p.train_images, p.search_images, p.test_images)
-    roles = data.split(p.dataset, *sizes, p.split_seed, p.image_size)
+    roles = data.split(p.dataset, **p.pick(*graph.ROLES))
     classifier.train(p.experiment, roles, p.split_seed, options.out)
 
 

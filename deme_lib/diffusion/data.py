@@ -63,7 +63,7 @@ def split(
     train_images: int,
     search_images: int,
     test_images: int,
-    seed: int,
+    split_seed: int,
     image_size: int = 0,
 ) -> dict[str, Images]:
     """Load a data set and give each image one role: ``train``, ``search`` or ``test``.
@@ -82,7 +82,7 @@ def split(
     parts = _load(source)
     for part, names in _parts_to_roles(parts, train_images + search_images).items():
         pictures, labels = parts[part].images, parts[part].labels
-        chosen = _cut(labels, {name: sizes[name] for name in names}, seed, source)
+        chosen = _cut(labels, {name: sizes[name] for name in names}, split_seed, source)
         for name, rows in chosen.items():
             roles[name] = Images(_read(pictures, rows, image_size, source), labels[rows])
     return roles

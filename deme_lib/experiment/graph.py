@@ -1,10 +1,13 @@
 """From parameters to artefacts: which stage makes what, from what. No work is done here.
 
 Every function takes the parameters of one training seed (``p.per_seed()``) and returns artefacts
-for ``make``. A stage's keyword arguments are its key, so what is equal is made once.
+for ``make``. A stage's keyword arguments are its key, so what is equal is made once; what a
+function does not give of them is the parameter, or the artefact (``MADE``), of that name.
 """
 
+import inspect
 import os
+from collections.abc import Callable
 from typing import Any
 
 from deme_lib.diffusion.data import (
@@ -21,40 +24,33 @@ from deme_lib.experiment.stages import judge, look, prepare, train
 from deme_lib.experiment.store import Artefact, Machine, Source
 from deme_lib.method.timesteps import split_timesteps
 
+ROLES = ("train_images", "search_images", "test_images", "split_seed", "image_size")
+SCORING = ("is_splits", "kid_subset_size", "kid_subsets")
 ADAM = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm")
-TRAINING = (*ADAM, "precision", "seed", "finetune_lr", "loss_images")
-SAMPLING = ("seed", "sampler", "sampling_steps")
-SCORING = ("fid_reference", "is_splits", "kid_subset_size", "kid_subsets")
 
 
 def data(p: Parameters) -> Artefact:
     """The images, each with one role: train, search or test."""
-    names = ("train_images", "search_images", "test_images", "split_seed", "image_size")
-    return _artefact(p, "data", prepare.data, dataset=_source(p, p.dataset), **p.pick(*names))
+    return _artefact(p, "data", prepare.data, dataset=_source(p, p.dataset), **p.pick(*ROLES))
 
 
 def reference(p: Parameters) -> Artefact:
     """Features of the real images."""
-    return _artefact(p, "reference", prepare.reference, data=data(p), **_features(p))
+    return _artefact(p, "reference", prepare.reference)
 
 
 def floor(p: Parameters) -> Artefact:
     """What real images score that no model trained on."""
-    known = {"reference": reference(p), "features": _features(p)["features"]}
-    return _artefact(p, "floor", prepare.floor, **known, **p.pick("samples", *SCORING))
+    return _artefact(p, "floor", prepare.floor, **p.pick(*SCORING))
 
 
 def baseline(p: Parameters) -> Artefact:
     """The pretrained model: shipped, a user's, or trained here."""
-    names = ("num_train_timesteps", "loss_images", "seed")
-    if p.pretrained:
-        shipped = p.pretrained in {folder.name for folder in PRETRAINED.iterdir()}
-        source = str(shipped_pretrained(p.pretrained, p.seed)) if shipped else p.pretrained
-        known = {"data": data(p), "pretrained": _source(p, source), **p.pick(*names)}
-        return _artefact(p, "baseline", train.load_baseline, **known)
-    names += ("model_channels", "layers_per_block", "attention", "pretrain_steps", "pretrain_lr")
-    known = {"data": data(p), **p.pick(*names, *TRAINING)}
-    return _artefact(p, "baseline", train.train_baseline, **known)
+    if not p.pretrained:
+        return _artefact(p, "baseline", train.train_baseline, **p.pick(*ADAM, "precision"))
+    shipped = p.pretrained in {folder.name for folder in PRETRAINED.iterdir()}
+    source = str(shipped_pretrained(p.pretrained, p.seed)) if shipped else p.pretrained
+    return _artefact(p, "baseline", train.load_baseline, pretrained=_source(p, source))
 
 
 def ranges(p: Parameters) -> list[range]:
@@ -85,9 +81,8 @@ def experts(p: Parameters) -> list[Artefact]:
 
 def _copy(p: Parameters, family: Family, purpose: str, k: int, steps: int) -> Artefact:
     own = ranges(p)[k] if family.ranged else range(p.num_train_timesteps)
-    known: dict[str, Any] = {"data": data(p), "baseline": baseline(p)}
-    known |= p.pick(*TRAINING, "final_lr", "ema_fraction")
-    known |= {"purpose": purpose, "steps": steps, "own_range": [own.start, own.stop]}
+    known = {"purpose": purpose, "steps": steps, "own_range": [own.start, own.stop]}
+    known |= p.pick(*ADAM, "precision")
     techniques = family.techniques
     known["probability"] = p.probability if techniques and family.ranged else 0.0
     known["consistency_weight"] = p.consistency_weight if techniques else 0.0
@@ -106,10 +101,7 @@ def _copy(p: Parameters, family: Family, purpose: str, k: int, steps: int) -> Ar
 
 def search(p: Parameters, family: Family = DEME) -> Artefact:
     """The search of merge weights for a family's copies."""
-    names = ("search_low", "search_high", "search_trials", "search_samples", *SAMPLING)
-    known = {"data": data(p), "reference": reference(p), "baseline": baseline(p)}
-    known |= {"members": copies(p, family), **_features(p), **p.pick(*names)}
-    return _artefact(p, "search", judge.search, **known)
+    return _artefact(p, "search", judge.search, members=copies(p, family))
 
 
 def _denoiser(p: Parameters, arm: Arm) -> dict[str, Any]:
@@ -130,15 +122,12 @@ def merged(p: Parameters, arm: Arm = ARMS["deme_merged"]) -> Artefact:
 
 def images(p: Parameters, arm: Arm) -> Artefact:
     """An arm's images for every sampling seed, its losses and its cost."""
-    names = ("samples", "sampling_seeds", "loss_draws", "loss_bins", *SAMPLING)
-    known = {"data": data(p), **_denoiser(p, arm), **p.pick(*names)}
-    return _artefact(p, f"images-{arm.name}", judge.images, **known)
+    return _artefact(p, f"images-{arm.name}", judge.images, **_denoiser(p, arm))
 
 
 def scores(p: Parameters, arm: Arm) -> Artefact:
     """An arm's metrics per sampling seed."""
-    known = {"images": images(p, arm), "reference": reference(p), **_features(p)}
-    known |= p.pick("sampling_seeds", "sampler", "sampling_steps", *SCORING)
+    known = {"images": images(p, arm), **p.pick(*SCORING)}
     return _artefact(p, f"scores-{arm.name}", judge.scores, **known)
 
 
@@ -146,34 +135,27 @@ def gradients(p: Parameters, after_merging: bool = False) -> Artefact:
     """Fig. 1a, of the pretrained model or of the merged one."""
     model = "merged" if after_merging else "pretrained"
     pipeline = merged(p) if after_merging else baseline(p)
-    known = {"data": data(p), "model": model, "pipeline": pipeline}
-    known |= p.pick("gradient_bins", "seed")
-    return _artefact(p, f"gradients-{model}", look.gradients, **known)
+    return _artefact(p, f"gradients-{model}", look.gradients, model=model, pipeline=pipeline)
 
 
 def activations(p: Parameters) -> Artefact:
     """Fig. 2: where the experts' activations differ from the pretrained model's."""
-    known = {"data": data(p), "baseline": baseline(p), "members": experts(p), "seed": p.seed}
-    return _artefact(p, "activations", look.activations, ranges=_bounds(p), **known)
+    return _artefact(p, "activations", look.activations)
 
 
 def landscape(p: Parameters) -> Artefact:
     """Fig. 4: held-out loss around the pretrained weights, for all timesteps and per range."""
-    known = {"data": data(p), "baseline": baseline(p), "ranges": _bounds(p)}
-    names = ("seed", "plane_points", "loss_images")
-    return _artefact(p, "landscape", look.landscape, **known, **p.pick(*names))
+    return _artefact(p, "landscape", look.landscape)
 
 
 def task_vectors(p: Parameters) -> Artefact:
     """Fig. 6b, and norms and cosines of the experts' task vectors."""
-    known = {"baseline": baseline(p), "members": experts(p)}
-    return _artefact(p, "task-vectors", look.task_vectors, **known)
+    return _artefact(p, "task-vectors", look.task_vectors)
 
 
 def plane(p: Parameters) -> Artefact:
     """Fig. 6a: held-out loss over the weights of the first and the last expert."""
-    known = {"data": data(p), "baseline": baseline(p), "members": experts(p)}
-    return _artefact(p, "plane", look.plane, **known, **p.pick("plane_points", "loss_images"))
+    return _artefact(p, "plane", look.plane)
 
 
 def looks(p: Parameters) -> list[Artefact]:
@@ -211,23 +193,27 @@ def jobs(p: Parameters, looked_at: bool, fine: bool = False) -> dict[str, list[A
     return found
 
 
-def _artefact(p: Parameters, label: str, stage: Any, **arguments: Any) -> Artefact:
+def _artefact(p: Parameters, label: str, stage: Callable, **given: Any) -> Artefact:
     names = ("device", "sampling_batch", "checkpoint_every", "runs_dir")
     threads = min(p.threads, os.cpu_count() or 1)
-    return Artefact(label, stage, arguments, Machine(threads=threads, **p.pick(*names)))
+    for name, wanted in inspect.signature(stage).parameters.items():
+        asked = wanted.kind is wanted.KEYWORD_ONLY and wanted.default is wanted.empty
+        if asked and name not in given:
+            given[name] = MADE[name](p) if name in MADE else getattr(p, name)
+    return Artefact(label, stage, given, Machine(threads=threads, **p.pick(*names)))
 
 
 def _bounds(p: Parameters) -> list[list[int]]:
     return [[own.start, own.stop] for own in ranges(p)]
 
 
-def _features(p: Parameters) -> dict[str, Any]:
+def _features(p: Parameters) -> list[Source]:
     names = [name for name in (p.features, p.second_features) if name]
-    weights = p.inception_weights
-    return {
-        "features": [Source(name, classifier_hash(name)) for name in names],
-        "inception_weights": _source(p, weights) if weights else "",
-    }
+    return [Source(name, classifier_hash(name)) for name in names]
+
+
+def _inception_weights(p: Parameters) -> Source | str:
+    return _source(p, p.inception_weights) if p.inception_weights else ""
 
 
 def _source(p: Parameters, name: str) -> Source:
@@ -236,3 +222,8 @@ def _source(p: Parameters, name: str) -> Source:
         content = fingerprint(name)
         p._sources[name] = Source(name, content if is_local(name) else f"{name} {content}")
     return p._sources[name]
+
+
+MADE = {"data": data, "reference": reference, "baseline": baseline, "members": experts}
+MADE |= {"ranges": _bounds, "features": _features, "inception_weights": _inception_weights}
+"""Arguments of stages that are no parameters."""

@@ -1,10 +1,9 @@
 """Artefacts addressed by what they are made from: whole or absent, made once, checked when loaded.
 
-An artefact is a stage, which is a plain function ``stage(out, work, on, **arguments)``, with its
-arguments. ``make`` returns its folder ``<label>-<key>``, made if it is not there: the stage writes
-its files to ``out``, which is renamed into place when everything is on disk; ``work`` outlives a
-killed process, for checkpoints. One process at a time makes an artefact, under a lock of the
-operating system.
+An artefact is a stage, which is a plain function ``stage(job, **arguments)``, with its arguments.
+``make`` returns its folder ``<label>-<key>``, made if it is not there: the stage writes its files
+to ``job.out``, which is renamed into place when everything is on disk. One process at a time makes
+an artefact, under a lock of the operating system.
 """
 
 import hashlib
@@ -26,6 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from deme_lib import ROOT
+from deme_lib.diffusion.models import device_of
 from deme_lib.errors import Explained
 
 RECORD = "record.json"
@@ -48,6 +48,19 @@ class Machine:
     @property
     def store(self) -> Path:
         return ROOT / self.runs_dir / "store"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is told beside its arguments."""
+
+    out: Path  # the folder to write
+    work: Path  # one that outlives a killed process, for checkpoints
+    on: Machine
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.on.device)
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,7 @@ def _build(artefact: Artefact, arguments: dict[str, Any]) -> None:
     print(f"making {artefact.name}", flush=True)
     torch.set_num_threads(artefact.on.threads)
     started, on_cuda = time.time(), artefact.on.device != "cpu" and torch.cuda.is_available()
-    artefact.stage(out, work, artefact.on, **arguments)
+    artefact.stage(Job(out, work, artefact.on), **arguments)
     record = {
         "label": artefact.label,
         "stage": artefact.stage.__name__,

@@ -58,7 +58,7 @@ def test_each_digit_has_one_role_by_a_stratified_split_that_its_seed_decides():
     """No two of the 1,797 digits are alike, so their bytes tell them apart."""
     digits = data.digits()["train"]
     labels = dict(zip(map(bytes, digits.images), digits.labels, strict=True))
-    roles, again, other = (split("digits", *SIZES.values(), seed=s) for s in (3, 3, 1))
+    roles, again, other = (split("digits", *SIZES.values(), split_seed=s) for s in (3, 3, 1))
     found = [bytes(image) for role in roles.values() for image in role.images]
     assert len(found) == 1797 and set(found) == set(labels)
     for name, count in SIZES.items():
@@ -75,7 +75,7 @@ def test_each_digit_has_one_role_by_a_stratified_split_that_its_seed_decides():
 @pytest.mark.parametrize("train", [12, 18])
 def test_search_images_come_from_what_training_leaves_where_it_does(tmp_path, train):
     """Of 20 train images: 12 + 6 fit into them, 18 + 6 do not."""
-    roles = split(image_folder(tmp_path), train, 6, 8, seed=0)
+    roles = split(image_folder(tmp_path), train, 6, 8, split_seed=0)
     assert [role.images.shape for role in roles.values()] == [(n, 3, 8, 8) for n in (train, 6, 8)]
     found = {role: numbers(images.images) for role, images in roles.items()}
     assert sum(map(len, found.values())) == len(set.union(*found.values()))
@@ -87,7 +87,7 @@ def test_search_images_come_from_what_training_leaves_where_it_does(tmp_path, tr
 
 def test_a_class_is_the_same_one_in_every_part(tmp_path):
     folder = image_folder(tmp_path, ["train/cat", "train/dog", "test/dog"])
-    roles = split(folder, 16, 4, 10, seed=0)
+    roles = split(folder, 16, 4, 10, split_seed=0)
     assert roles["test"].labels.tolist() == [1] * 10 and set(roles["train"].labels) == {0, 1}
 
 
@@ -166,7 +166,7 @@ def test_of_two_image_columns_the_one_called_image_is_taken_as_it_now_is(tmp_pat
 @pytest.mark.parametrize("label", [-1, None])
 def test_labels_that_are_kept_back_are_0(tmp_path, label):
     folder = parquet(tmp_path, image=[picture(i) for i in range(6)], label=[label] * 6)
-    roles = split(folder, 2, 2, 2, seed=0)
+    roles = split(folder, 2, 2, 2, split_seed=0)
     assert [role.labels.tolist() for role in roles.values()] == [[0, 0]] * 3
 
 

@@ -205,7 +205,9 @@ def test_what_is_not_one_model_is_not_saved_as_if_it_were(tiny_unet, tmp_path):
 
 
 def test_what_ships_fits_the_built_in_data_and_its_seed():
-    train_hash = content_hash(split("fashion8", 50_000, 10_000, 10_000, seed=0)["train"].images)
+    train_hash = content_hash(
+        split("fashion8", 50_000, 10_000, 10_000, split_seed=0)["train"].images
+    )
     folders = sorted(PRETRAINED.glob("fashion8/seed-*"))
     assert len(folders) >= 8
     for folder in folders:

@@ -21,14 +21,14 @@ def double(x):
     return 2 * x
 
 
-def write(out, work, on, *, text, upstream=None, function=None, source=None):
+def write(job, *, text, upstream=None, function=None, source=None):
     """A stage: notes in a file what it was given."""
-    (out / "deep").mkdir()
-    (out / "deep" / "notes.txt").write_text(text)
+    (job.out / "deep").mkdir()
+    (job.out / "deep" / "notes.txt").write_text(text)
     if upstream:
-        (out / "upstream.txt").write_text((upstream / "deep" / "notes.txt").read_text())
+        (job.out / "upstream.txt").write_text((upstream / "deep" / "notes.txt").read_text())
     if source:
-        (out / "source.txt").write_text(source)
+        (job.out / "source.txt").write_text(source)
 
 
 @pytest.fixture
@@ -112,13 +112,13 @@ def test_damage_is_an_error_that_names_the_folder_and_the_remedy(on, damage):
 def test_what_failed_leaves_its_work_and_nothing_that_counts(on):
     seen = []
 
-    def fail_once(out, work, on, *, text):
-        (out / "half.txt").write_text("half")
-        if not list(work.iterdir()):
-            (work / "checkpoint").write_text("step 7")
+    def fail_once(job, *, text):
+        (job.out / "half.txt").write_text("half")
+        if not list(job.work.iterdir()):
+            (job.work / "checkpoint").write_text("step 7")
             raise MemoryError("it ran out")
-        seen.append((work / "checkpoint").read_text())
-        (out / "whole.txt").write_text(text)
+        seen.append((job.work / "checkpoint").read_text())
+        (job.out / "whole.txt").write_text(text)
 
     wanted = artefact(on, stage=fail_once)
     with pytest.raises(MemoryError, match="it ran out"):
@@ -145,8 +145,8 @@ def test_two_that_ask_at_once_build_once(on, monkeypatch):
     builds, said, go = [], [], Event()
     monkeypatch.setattr(store, "print", lambda text, **_: said.append(text), raising=False)
 
-    def slow(out, work, on, *, text):
-        builds.append(out)
+    def slow(job, *, text):
+        builds.append(job)
         assert go.wait(60)
 
     wanted = artefact(on, stage=slow)

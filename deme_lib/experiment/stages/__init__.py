@@ -1,6 +1,5 @@
 """How each artefact is made: plain functions whose keyword arguments are their key.
 
-``out`` is the folder to write, ``work`` one that outlives a killed process, ``on`` the machine.
 Folders of other artefacts arrive as paths. A stage whose results change gets a
 ``stage.version = 2`` below it.
 """
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from deme_lib.diffusion import metrics, models
 from deme_lib.diffusion.heldout import FixedNoise
+from deme_lib.experiment.store import Job
 
 FIXED_NOISE_SEEDS = {"search": 0, "train": 0, "test": 1}
 """Weights are never searched on the noise of a reported loss."""
@@ -31,6 +31,26 @@ def reference_of(reference: Path, role: str, features: str) -> metrics.Features:
     with safe_open(reference / "features.safetensors", "pt") as file:
         found = [file.get_tensor(f"{role}.{features}.{kind}") for kind in ("values", "logits")]
     return metrics.Features(*found)
+
+
+def scored(
+    found: dict[str, metrics.Features],
+    reference: Path,
+    fid_reference: str,
+    is_splits: int,
+    kid_subset_size: int,
+    kid_subsets: int,
+) -> dict[str, float]:
+    """What images score whose features these are, by name; IS and KID by the first."""
+    first, *_ = features = [name for name in found if name != metrics.PIXELS]
+    spaces = dict(zip(("fid", "fid_second"), features, strict=False)) | {"pixel": metrics.PIXELS}
+    row = {}
+    for column, name in spaces.items():
+        there = reference_of(reference, fid_reference, name)
+        row[column] = metrics.frechet(found[name], there)
+    test = reference_of(reference, "test", first)
+    row["kid"] = metrics.kid(found[first], test, kid_subset_size, kid_subsets)
+    return row | {"inception_score": metrics.inception_score(found[first], is_splits)}
 
 
 def pipeline_of(baseline: Path) -> DDPMPipeline:
@@ -51,6 +71,6 @@ def fixed_noise(
     return FixedNoise(images, scheduler, draws, FIXED_NOISE_SEEDS[role])
 
 
-def table(out: Path, name: str, rows: list, columns: Sequence[str] | None = None) -> None:
+def table(job: Job, name: str, rows: list, columns: Sequence[str] | None = None) -> None:
     """Write ``rows``, as pandas takes them, as a record, ``<name>.csv``."""
-    pd.DataFrame(rows, columns=columns).to_csv(out / f"{name}.csv", index=False)
+    pd.DataFrame(rows, columns=columns).to_csv(job.out / f"{name}.csv", index=False)

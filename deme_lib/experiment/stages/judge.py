@@ -6,9 +6,10 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,8 +18,15 @@ from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.sampling import SamplingError, sample
 from deme_lib.diffusion.search import search_weights
-from deme_lib.experiment.stages import fixed_noise, members_of, pipeline_of, reference_of, table
-from deme_lib.experiment.store import Machine
+from deme_lib.experiment.stages import (
+    fixed_noise,
+    members_of,
+    pipeline_of,
+    reference_of,
+    scored,
+    table,
+)
+from deme_lib.experiment.store import Job
 from deme_lib.method.timesteps import split_timesteps
 
 SHARD = 5000  # images that are held, and kept in a file, at a time
@@ -30,26 +38,21 @@ def denoiser_of(
     ranges: list[list[int]],
     combine: Callable[..., nn.Module],
     weights: list[float] | Path | None,
-) -> tuple[nn.Module, list[float] | None]:
-    """An arm's denoiser, on the CPU, and its merge weights, as given or in a search's folder."""
+) -> tuple[nn.Module, DDPMScheduler, list[float] | None]:
+    """An arm's denoiser, on the CPU, its noise schedule, and its merge weights, as given or in a
+    search's folder."""
     if isinstance(weights, Path):
         weights = json.loads((weights / "weights.json").read_text())
     given = {} if weights is None else {"weights": weights}
-    base, copies = pipeline_of(baseline).unet.eval(), members_of(members)
-    return combine(base, copies, [range(*own) for own in ranges], **given).eval(), weights
+    pipeline, own = pipeline_of(baseline), [range(*bounds) for bounds in ranges]
+    denoiser = combine(pipeline.unet.eval(), members_of(members), own, **given).eval()
+    return denoiser, pipeline.scheduler, weights
 
 
 def images(
-    out: Path,
-    work: Path,
-    on: Machine,
+    job: Job,
     *,
     data: Path,
-    baseline: Path,
-    members: list[Path],
-    ranges: list[list[int]],
-    combine: Callable[..., nn.Module],
-    weights: list[float] | Path | None,
     seed: int,
     sampling_seeds: list[int],
     samples: int,
@@ -57,14 +60,15 @@ def images(
     sampling_steps: int,
     loss_draws: int,
     loss_bins: int,
+    **arm: Any,
 ) -> None:
-    """An arm's images of every sampling seed, its test losses and its cost."""
-    device, scheduler = models.device_of(on.device), pipeline_of(baseline).scheduler
-    model, weights = denoiser_of(baseline, members, ranges, combine, weights)
-    model = model.to(device)
-    with bar(samples * len(sampling_seeds), out.parent.name, "image") as progress:
+    """Images of every sampling seed, test losses and cost of the denoiser that ``arm`` makes."""
+    model, scheduler, weights = denoiser_of(**arm)
+    model, device = model.to(job.device), job.device
+    with bar(samples * len(sampling_seeds), job.out.parent.name, "image") as progress:
         for stream, first in itertools.product(sampling_seeds, range(0, samples, SHARD)):
-            path, count = work / f"seed{stream}-{first}.safetensors", min(SHARD, samples - first)
+            path = job.work / f"seed{stream}-{first}.safetensors"
+            count = min(SHARD, samples - first)
             if path.is_file():  # by an earlier run, that was killed
                 progress.update(count)
                 continue
@@ -75,7 +79,7 @@ def images(
                 steps=sampling_steps,
                 purpose=("evaluation", seed, stream, 1),
                 sampler=sampler,
-                batch_size=on.sampling_batch,
+                batch_size=job.on.sampling_batch,
                 device=device,
                 on_batch=progress.update,
                 first=first,
@@ -86,12 +90,12 @@ def images(
     errors = noise.errors(model, device)
     bins = split_timesteps(loss_bins, scheduler.config.num_train_timesteps)
     losses = [(own.start, own.stop, noise.mean_in(errors, own)) for own in bins]
-    table(out, "losses", losses, ["bin_start", "bin_stop", "loss"])
+    table(job, "losses", losses, ["bin_start", "bin_stop", "loss"])
     row = {"parameters": sum(t.numel() for t in model.parameters())}
     row |= {"calls_per_image": sampling_steps * _unets_run(model, device)}
-    table(out, "arms", [row | {"weights": weights}])
-    for path in work.glob("*.safetensors"):  # `work` keeps them until all is done
-        shutil.copy(path, out)
+    table(job, "arms", [row | {"weights": weights}])
+    for path in job.work.glob("*.safetensors"):  # `work` keeps them until all is done
+        shutil.copy(path, job.out)
 
 
 @torch.inference_mode()
@@ -114,9 +118,7 @@ def read_images(images: Path, stream: int) -> Iterator[Tensor]:
 
 
 def scores(
-    out: Path,
-    work: Path,
-    on: Machine,
+    job: Job,
     *,
     images: Path,
     reference: Path,
@@ -126,53 +128,30 @@ def scores(
     sampler: str,
     sampling_steps: int,
     fid_reference: str,
-    is_splits: int,
-    kid_subset_size: int,
-    kid_subsets: int,
+    **scoring: int,
 ) -> None:
     """FID, KID, IS, precision and recall of an arm's images, for every sampling seed."""
-    cuda, rows = models.device_of(on.device).type == "cuda", []
-    names = (*features, metrics.PIXELS)
+    cuda, rows = job.device.type == "cuda", []
+    real = {role: reference_of(reference, role, features[0]) for role in ("train", "test")}
     for stream in sampling_seeds:
-        parts = [
-            [metrics.extract(part, name, inception_weights, cuda) for name in names]
-            for part in read_images(images, stream)
-        ]
-        found = dict(
-            zip(names, map(metrics.Features.joined, zip(*parts, strict=True)), strict=True)
-        )
-        distance = {
-            name: metrics.frechet(found[name], reference_of(reference, fid_reference, name))
-            for name in names
-        }
+        found = {}
+        for name in (*features, metrics.PIXELS):
+            parts = read_images(images, stream)
+            parts = [metrics.extract(part, name, inception_weights, cuda) for part in parts]
+            found[name] = metrics.Features.joined(parts)
         main = found[features[0]]
-        real = {role: reference_of(reference, role, features[0]) for role in ("train", "test")}
+        row = {"seed": stream, "n": len(main), "features": features[0], "sampler": sampler}
+        row |= {"steps": sampling_steps, "reference": fid_reference}
+        row |= scored(found, reference, fid_reference, **scoring)
+        row["fid_train"] = metrics.frechet(main, real["train"])
         precision, recall = metrics.precision_recall(main, real[fid_reference])
-        rows.append(
-            {
-                "seed": stream,
-                "n": len(main),
-                "features": features[0],
-                "sampler": sampler,
-                "steps": sampling_steps,
-                "reference": fid_reference,
-                "fid": distance[features[0]],
-                "fid_second": distance[features[1]] if len(features) > 1 else None,
-                "fid_train": metrics.frechet(main, real["train"]),
-                "pixel": distance[metrics.PIXELS],
-                "kid": metrics.kid(main, real["test"], kid_subset_size, kid_subsets),
-                "inception_score": metrics.inception_score(main, is_splits),
-                "precision": precision,
-                "recall": recall,
-            }
-        )
-    table(out, "metrics", rows)
+        rows.append(row | {"precision": precision, "recall": recall})
+    columns = "seed n features sampler steps reference fid fid_second fid_train pixel kid "
+    table(job, "metrics", rows, f"{columns}inception_score precision recall".split())
 
 
 def search(
-    out: Path,
-    work: Path,
-    on: Machine,
+    job: Job,
     *,
     data: Path,
     reference: Path,
@@ -189,7 +168,7 @@ def search(
     search_samples: int,
 ) -> None:
     """Merge weights by FID to the search images, on noise that no reported number uses."""
-    device, pipeline = models.device_of(on.device), pipeline_of(baseline)
+    device, pipeline = job.device, pipeline_of(baseline)
     merger = Merger(pipeline.unet.to(device), [m.to(device) for m in members_of(members)])
     model = merger.merged([0.0] * len(members))  # each try is written into it
     real = reference_of(reference, "search", features[0])
@@ -204,7 +183,7 @@ def search(
                 steps=sampling_steps,
                 purpose=("search", seed),
                 sampler=sampler,
-                batch_size=on.sampling_batch,
+                batch_size=job.on.sampling_batch,
                 device=device,
             )
         except SamplingError:  # these weights make no images
@@ -217,21 +196,11 @@ def search(
         tried = search_weights(len(members), fid, trials=search_trials, **limits)
     best = min(range(len(tried)), key=lambda k: tried[k][1])
     rows = [(k, list(weights), value, int(k == best)) for k, (weights, value) in enumerate(tried)]
-    table(out, "search", rows, ["trial", "weights", "fid", "chosen"])
-    (out / "weights.json").write_text(json.dumps(list(tried[best][0])))
+    table(job, "search", rows, ["trial", "weights", "fid", "chosen"])
+    (job.out / "weights.json").write_text(json.dumps(list(tried[best][0])))
 
 
-def merged(
-    out: Path,
-    work: Path,
-    on: Machine,
-    *,
-    baseline: Path,
-    members: list[Path],
-    ranges: list[list[int]],
-    combine: Callable[..., nn.Module],
-    weights: list[float] | Path | None,
-) -> None:
+def merged(job: Job, **arm: Any) -> None:
     """An arm's single model as a diffusers pipeline."""
-    unet, _ = denoiser_of(baseline, members, ranges, combine, weights)
-    models.save_pipeline(unet, pipeline_of(baseline).scheduler, out / "pipeline")
+    unet, scheduler, _ = denoiser_of(**arm)
+    models.save_pipeline(unet, scheduler, job.out / "pipeline")

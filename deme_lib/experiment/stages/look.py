@@ -12,7 +12,7 @@ from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.randomness import generator, seed_of
 from deme_lib.experiment.stages import fixed_noise, images_of, members_of, pipeline_of, table
-from deme_lib.experiment.store import Machine
+from deme_lib.experiment.store import Job
 from deme_lib.method.timesteps import split_timesteps
 
 GRADIENT_IMAGES = 256
@@ -23,18 +23,10 @@ LANDSCAPE_RADIUS = 0.25  # of each filter's norm: the loss on digits doubles abo
 
 
 def gradients(
-    out: Path,
-    work: Path,
-    on: Machine,
-    *,
-    data: Path,
-    model: str,
-    pipeline: Path,
-    seed: int,
-    gradient_bins: int,
+    job: Job, *, data: Path, model: str, pipeline: Path, seed: int, gradient_bins: int
 ) -> None:
     """Fig. 1a, of the ``model`` in a folder's pipeline."""
-    found, device = models.load_pipeline(pipeline / "pipeline"), models.device_of(on.device)
+    found, device = models.load_pipeline(pipeline / "pipeline"), job.device
     unet = found.unet.eval().to(device)
     bins = split_timesteps(gradient_bins, found.scheduler.config.num_train_timesteps)
     timesteps = [(b.start + b.stop - 1) // 2 for b in bins]
@@ -48,23 +40,15 @@ def gradients(
             pairs, of_all = itertools.product(timesteps, repeat=2), (model, draw, len(images))
             rows += [(*of_all, *pair, c) for pair, c in zip(pairs, cosines.flat, strict=True)]
             progress.update(1)
-    table(out, "gradients", rows, ["model", "draw", "n", "timestep1", "timestep2", "cosine"])
+    table(job, "gradients", rows, ["model", "draw", "n", "timestep1", "timestep2", "cosine"])
 
 
 def activations(
-    out: Path,
-    work: Path,
-    on: Machine,
-    *,
-    data: Path,
-    baseline: Path,
-    members: list[Path],
-    ranges: list[list[int]],
-    seed: int,
+    job: Job, *, data: Path, baseline: Path, members: list[Path], ranges: list[list[int]], seed: int
 ) -> None:
     """Fig. 2, of every expert, beside random weight changes as long as its task vector."""
     pipeline, experts = pipeline_of(baseline), members_of(members)
-    base, device = pipeline.unet.eval(), models.device_of(on.device)
+    base, device = pipeline.unet.eval(), job.device
     images = images_of(data, "train")[:ACTIVATION_IMAGES]
     vectors, rows = Merger(base, experts).vectors, []
     with bar(len(experts) * (1 + RANDOM_STEPS), "activations", "model") as progress:
@@ -82,13 +66,11 @@ def activations(
             for i, row in enumerate(differences(expert, range(*own))):
                 share = sum(found[i]["share"] for found in random) / RANDOM_STEPS
                 rows.append({"range": k + 1, "n": len(images), **row, "share_at_random": share})
-    table(out, "activations", rows)
+    table(job, "activations", rows)
 
 
 def landscape(
-    out: Path,
-    work: Path,
-    on: Machine,
+    job: Job,
     *,
     data: Path,
     baseline: Path,
@@ -99,7 +81,7 @@ def landscape(
 ) -> None:
     """Fig. 4: held-out loss around the pretrained weights, for all timesteps and per range."""
     pipeline, rows = pipeline_of(baseline), []
-    base, cut = pipeline.unet.to(models.device_of(on.device)), [range(*own) for own in ranges]
+    base, cut = pipeline.unet.to(job.device), [range(*own) for own in ranges]
     every = [range(cut[0].start, cut[-1].stop), *cut]  # range 0: all timesteps
     draws = [generator(seed, "landscape", i) for i in (1, 2)]
     directions = [analysis.filter_normalised(base.state_dict(), g) for g in draws]
@@ -111,12 +93,10 @@ def landscape(
             for k, r in enumerate(every):
                 place = {"range": k, "start": r.start, "stop": r.stop, "a": a, "b": b}
                 rows.append({**place, "loss": noise.mean_in(errors, r)})
-    table(out, "landscape", rows)
+    table(job, "landscape", rows)
 
 
-def task_vectors(
-    out: Path, work: Path, on: Machine, *, baseline: Path, members: list[Path]
-) -> None:
+def task_vectors(job: Job, *, baseline: Path, members: list[Path]) -> None:
     """Fig. 6b, and the norms and cosines of the experts' task vectors."""
     vectors = Merger(pipeline_of(baseline).unet, members_of(members)).vectors
     flat = torch.stack([torch.cat([t.flatten() for t in v.values()]) for v in vectors])
@@ -124,16 +104,14 @@ def task_vectors(
     for k, vector in zip(names, vectors, strict=True):
         parts = analysis.task_vector_quantiles(vector)
         rows += [{"range": k, "block": block, **values} for block, values in parts.items()]
-    table(out, "task_vectors", rows)
+    table(job, "task_vectors", rows)
     cosines = torch.cat([flat.norm(dim=1, keepdim=True), unit @ unit.T], 1).tolist()
     rows = [(k, *row) for k, row in zip(names, cosines, strict=True)]
-    table(out, "cosines", rows, ["range", "norm", *(f"cosine{k}" for k in names)])
+    table(job, "cosines", rows, ["range", "norm", *(f"cosine{k}" for k in names)])
 
 
 def plane(
-    out: Path,
-    work: Path,
-    on: Machine,
+    job: Job,
     *,
     data: Path,
     baseline: Path,
@@ -142,7 +120,7 @@ def plane(
     loss_images: int,
 ) -> None:
     """Fig. 6a: held-out loss over the weights of the first and the last expert."""
-    pipeline, device = pipeline_of(baseline), models.device_of(on.device)
+    pipeline, device = pipeline_of(baseline), job.device
     merger = Merger(pipeline.unet.to(device), [m.to(device) for m in members_of(members)])
     ends, rows = (merger.vectors[0], merger.vectors[-1]), []
     axis = np.linspace(-0.2, 1.2, plane_points).round(6).tolist()
@@ -152,4 +130,4 @@ def plane(
             progress.update(1)
             place = {"w1": w1, "w2": w2, "expert1": 1, "expert2": len(members)}
             rows.append({**place, "loss": errors.double().mean().item()})
-    table(out, "plane", rows)
+    table(job, "plane", rows)

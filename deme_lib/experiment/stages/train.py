@@ -12,7 +12,7 @@ from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.training import BALANCED, Training, TrainingSpec
 from deme_lib.diffusion.training import finetune as finetuned
 from deme_lib.experiment.stages import fixed_noise, images_of, members_of, pipeline_of, table
-from deme_lib.experiment.store import Machine
+from deme_lib.experiment.store import Job
 from deme_lib.method.ensembles import RoutedEnsemble
 from deme_lib.method.timesteps import split_timesteps
 
@@ -21,9 +21,7 @@ PRETRAINING_EMA = 0.995  # with diffusers' warm-up, so that it suits short runs 
 
 
 def load_baseline(
-    out: Path,
-    work: Path,
-    on: Machine,
+    job: Job,
     *,
     data: Path,
     pretrained: str,
@@ -36,20 +34,18 @@ def load_baseline(
     if (folder / "card.json").is_file():
         train_hash = json.loads((data / "data.json").read_text())["train_hash"]
         models.check_card(folder, train_hash, seed)
-        (out / "history.csv").write_bytes((folder / "history.csv").read_bytes())
+        (job.out / "history.csv").write_bytes((folder / "history.csv").read_bytes())
         pretrained = str(folder / "pipeline")
     pipeline = models.load_pipeline(pretrained)
     models.check_pipeline(pipeline, num_train_timesteps, tuple(images_of(data, "train").shape[1:]))
-    models.save_pipeline(pipeline.unet, pipeline.scheduler, out / "pipeline")
-    if not (out / "history.csv").is_file():
-        losses = _losses(data, pipeline.scheduler, loss_images, on)(pipeline.unet.eval())
-        table(out, "history", [{"step": 0, "learning_rate": 0.0, **losses}])
+    models.save_pipeline(pipeline.unet, pipeline.scheduler, job.out / "pipeline")
+    if not (job.out / "history.csv").is_file():
+        losses = _losses(data, pipeline.scheduler, loss_images, job)(pipeline.unet.eval())
+        table(job, "history", [{"step": 0, "learning_rate": 0.0, **losses}])
 
 
 def train_baseline(
-    out: Path,
-    work: Path,
-    on: Machine,
+    job: Job,
     *,
     data: Path,
     seed: int,
@@ -78,16 +74,14 @@ def train_baseline(
         ema_warmup=True,
         **optimiser,
     )
-    how = (None, on.device, work / CHECKPOINT, on.checkpoint_every)
+    how = (None, job.on.device, job.work / CHECKPOINT, job.on.checkpoint_every)
     run = Training(unet, models.new_scheduler(num_train_timesteps), images, spec, *how)
-    _follow(run, out, _losses(data, run.scheduler, loss_images, on), looks=16)
-    models.save_pipeline(run.ema_unet(), run.scheduler, out / "pipeline")
+    _follow(run, job, _losses(data, run.scheduler, loss_images, job), looks=16)
+    models.save_pipeline(run.ema_unet(), run.scheduler, job.out / "pipeline")
 
 
 def finetune(
-    out: Path,
-    work: Path,
-    on: Machine,
+    job: Job,
     *,
     data: Path,
     baseline: Path,
@@ -113,8 +107,7 @@ def finetune(
     pipeline = pipeline_of(baseline)
     if optimiser.get("loss_weighting") == BALANCED:
         noise = fixed_noise(data, "search", pipeline.scheduler, loss_images)
-        device = models.device_of(on.device)
-        errors = noise.errors(pipeline.unet.eval().to(device), device)
+        errors = noise.errors(pipeline.unet.eval().to(job.device), job.device)
         cut = split_timesteps(optimiser["n_tasks"], pipeline.scheduler.config.num_train_timesteps)
         optimiser["range_losses"] = tuple(noise.mean_in(errors, own) for own in cut)
     spec = TrainingSpec(
@@ -135,26 +128,26 @@ def finetune(
         spec,
         channel_projection=channel_projection,
         teacher=RoutedEnsemble(members_of(teachers), ranges) if teachers else None,
-        device=on.device,
-        checkpoint=work / CHECKPOINT,
-        checkpoint_every=on.checkpoint_every,
+        device=job.on.device,
+        checkpoint=job.work / CHECKPOINT,
+        checkpoint_every=job.on.checkpoint_every,
     )
-    _follow(run, out, _losses(data, pipeline.scheduler, loss_images, on), looks=4)
-    run.ema_unet().save_pretrained(out / "unet")
+    _follow(run, job, _losses(data, pipeline.scheduler, loss_images, job), looks=4)
+    run.ema_unet().save_pretrained(job.out / "unet")
 
 
 Losses = Callable[[UNet2DModel], dict[str, float]]
 
 
-def _losses(data: Path, scheduler: DDPMScheduler, count: int, on: Machine) -> Losses:
+def _losses(data: Path, scheduler: DDPMScheduler, count: int, job: Job) -> Losses:
     """Losses on held-out and on training images, under the same kind of fixed noise."""
-    device = models.device_of(on.device)
+    device = job.device
     columns = {"held_out_loss": "search", "train_loss": "train"}
     noisy = {c: fixed_noise(data, role, scheduler, count) for c, role in columns.items()}
     return lambda unet: {c: noise.loss(unet.to(device), device) for c, noise in noisy.items()}
 
 
-def _follow(run: Training, out: Path, losses: Losses, looks: int) -> None:
+def _follow(run: Training, job: Job, losses: Losses, looks: int) -> None:
     """Train to the end; write the losses of the EMA weights along the way."""
     steps = run.spec.steps
     every = max(1, steps // looks)
@@ -168,8 +161,8 @@ def _follow(run: Training, out: Path, losses: Losses, looks: int) -> None:
             run.history.append(point | losses(run.ema_unet()))
 
     look(run.position)
-    with bar(steps, out.parent.name, "step", done=run.position) as progress:
+    with bar(steps, job.out.parent.name, "step", done=run.position) as progress:
         for step in run:
             progress.update(1)
             look(step.step)
-    table(out, "history", run.history)
+    table(job, "history", run.history)

@@ -118,10 +118,15 @@ def fingerprint(source: str) -> str:
         return content_hash(np.concatenate([p.images for p in BUILT_IN[source]().values()]))
     if not is_local(source):
         return f"hub:{source}"
-    path, total = local_folder(source) or Path(source), hashlib.sha256()
-    for file in _files(path):
-        name = file.relative_to(path if path.is_dir() else path.parent)
-        total.update(f"{name.as_posix()}\0".encode())
+    path = local_folder(source) or Path(source)
+    return hash_of(_files(path), path if path.is_dir() else path.parent)
+
+
+def hash_of(files: Sequence[Path], folder: Path) -> str:
+    """One hash of files and of their paths below a folder."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.relative_to(folder).as_posix()}\0".encode())
         with file.open("rb") as content:
             total.update(hashlib.file_digest(content, "sha256").digest())
     return total.hexdigest()[:16]

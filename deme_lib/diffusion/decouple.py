@@ -143,10 +143,9 @@ def decouple(
                 cuda_graphs=cuda_graphs,
             )
             label = f"expert {k}, t {cut[k].start} to {cut[k].stop - 1}"
-            with bar(steps, label, "step", run.position) if progress else nullcontext() as shown:
+            with bar(steps, label, "step", run.position, progress) as shown:
                 for _ in run:
-                    if shown is not None:
-                        shown.update(1)
+                    shown.update(1)
             experts.append(run.ema_unet())
         if kept:
             partial = kept.with_suffix(".tmp")

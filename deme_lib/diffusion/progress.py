@@ -6,7 +6,7 @@ import sys
 from tqdm import tqdm
 
 
-def bar(total: int, label: str, unit: str, done: int = 0) -> tqdm:
+def bar(total: int, label: str, unit: str, done: int = 0, shown: bool = True) -> tqdm:
     """A bar over ``total`` units of which ``done`` were done by an earlier run.
 
     Where a browser shows it (Jupyter's server names the session) it goes when it is full; papermill
@@ -16,4 +16,5 @@ def bar(total: int, label: str, unit: str, done: int = 0) -> tqdm:
     file = sys.stdout if browser else sys.stderr
     seconds = 0.2 if browser or file.isatty() else 5
     how = {"mininterval": seconds, "file": file, "leave": not browser, "ascii": True, "ncols": 90}
+    how["disable"] = not shown
     return tqdm(total=total, desc=label, unit=unit, initial=done, **how)

@@ -31,26 +31,26 @@ ADAM = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm")
 
 def data(p: Parameters) -> Artefact:
     """The images, each with one role: train, search or test."""
-    return _artefact(p, "data", prepare.data, dataset=_source(p, p.dataset), **p.pick(*ROLES))
+    return _artefact(p, prepare.data, dataset=_source(p, p.dataset), **p.pick(*ROLES))
 
 
 def reference(p: Parameters) -> Artefact:
     """Features of the real images."""
-    return _artefact(p, "reference", prepare.reference)
+    return _artefact(p, prepare.reference)
 
 
 def floor(p: Parameters) -> Artefact:
     """What real images score that no model trained on."""
-    return _artefact(p, "floor", prepare.floor, **p.pick(*SCORING))
+    return _artefact(p, prepare.floor, **p.pick(*SCORING))
 
 
 def baseline(p: Parameters) -> Artefact:
     """The pretrained model: shipped, a user's, or trained here."""
     if not p.pretrained:
-        return _artefact(p, "baseline", train.train_baseline, **p.pick(*ADAM, "precision"))
+        return _artefact(p, train.train_baseline, "baseline", **p.pick(*ADAM, "precision"))
     shipped = p.pretrained in {folder.name for folder in PRETRAINED.iterdir()}
     source = str(shipped_pretrained(p.pretrained, p.seed)) if shipped else p.pretrained
-    return _artefact(p, "baseline", train.load_baseline, pretrained=_source(p, source))
+    return _artefact(p, train.load_baseline, "baseline", pretrained=_source(p, source))
 
 
 def ranges(p: Parameters) -> list[range]:
@@ -96,12 +96,12 @@ def _copy(p: Parameters, family: Family, purpose: str, k: int, steps: int) -> Ar
         label = f"all-{weighting.replace('+', '-')}"
     if family.teacher:
         known |= {"teachers": taught_by(p, family), "ranges": _bounds(p), "consistency_weight": 1.0}
-    return _artefact(p, label, train.finetune, **known)
+    return _artefact(p, train.finetune, label, **known)
 
 
 def search(p: Parameters, family: Family = DEME) -> Artefact:
     """The search of merge weights for a family's copies."""
-    return _artefact(p, "search", judge.search, members=copies(p, family))
+    return _artefact(p, judge.search, members=copies(p, family))
 
 
 def _denoiser(p: Parameters, arm: Arm) -> dict[str, Any]:
@@ -117,45 +117,45 @@ def _denoiser(p: Parameters, arm: Arm) -> dict[str, Any]:
 
 def merged(p: Parameters, arm: Arm = ARMS["deme_merged"]) -> Artefact:
     """The merged model as a diffusers pipeline."""
-    return _artefact(p, "merged", judge.merged, **_denoiser(p, arm))
+    return _artefact(p, judge.merged, **_denoiser(p, arm))
 
 
 def images(p: Parameters, arm: Arm) -> Artefact:
     """An arm's images for every sampling seed, its losses and its cost."""
-    return _artefact(p, f"images-{arm.name}", judge.images, **_denoiser(p, arm))
+    return _artefact(p, judge.images, f"images-{arm.name}", **_denoiser(p, arm))
 
 
 def scores(p: Parameters, arm: Arm) -> Artefact:
     """An arm's metrics per sampling seed."""
     known = {"images": images(p, arm), **p.pick(*SCORING)}
-    return _artefact(p, f"scores-{arm.name}", judge.scores, **known)
+    return _artefact(p, judge.scores, f"scores-{arm.name}", **known)
 
 
 def gradients(p: Parameters, after_merging: bool = False) -> Artefact:
     """Fig. 1a, of the pretrained model or of the merged one."""
     model = "merged" if after_merging else "pretrained"
     pipeline = merged(p) if after_merging else baseline(p)
-    return _artefact(p, f"gradients-{model}", look.gradients, model=model, pipeline=pipeline)
+    return _artefact(p, look.gradients, f"gradients-{model}", model=model, pipeline=pipeline)
 
 
 def activations(p: Parameters) -> Artefact:
     """Fig. 2: where the experts' activations differ from the pretrained model's."""
-    return _artefact(p, "activations", look.activations)
+    return _artefact(p, look.activations)
 
 
 def landscape(p: Parameters) -> Artefact:
     """Fig. 4: held-out loss around the pretrained weights, for all timesteps and per range."""
-    return _artefact(p, "landscape", look.landscape)
+    return _artefact(p, look.landscape)
 
 
 def task_vectors(p: Parameters) -> Artefact:
     """Fig. 6b, and norms and cosines of the experts' task vectors."""
-    return _artefact(p, "task-vectors", look.task_vectors)
+    return _artefact(p, look.task_vectors)
 
 
 def plane(p: Parameters) -> Artefact:
     """Fig. 6a: held-out loss over the weights of the first and the last expert."""
-    return _artefact(p, "plane", look.plane)
+    return _artefact(p, look.plane)
 
 
 def looks(p: Parameters) -> list[Artefact]:
@@ -193,13 +193,14 @@ def jobs(p: Parameters, looked_at: bool, fine: bool = False) -> dict[str, list[A
     return found
 
 
-def _artefact(p: Parameters, label: str, stage: Callable, **given: Any) -> Artefact:
+def _artefact(p: Parameters, stage: Callable, label: str = "", **given: Any) -> Artefact:
     names = ("device", "sampling_batch", "checkpoint_every", "runs_dir")
     threads = min(p.threads, os.cpu_count() or 1)
     for name, wanted in inspect.signature(stage).parameters.items():
         asked = wanted.kind is wanted.KEYWORD_ONLY and wanted.default is wanted.empty
         if asked and name not in given:
             given[name] = MADE[name](p) if name in MADE else getattr(p, name)
+    label = label or stage.__name__.replace("_", "-")
     return Artefact(label, stage, given, Machine(threads=threads, **p.pick(*names)))
 
 

@@ -36,12 +36,6 @@ OF_CELLS |= {"ema_fraction", "sampler", "sampling_steps"}
 ALONE = [{"cell": DEFAULT}]
 FEATURES = (*sorted(path.stem for path in CLASSIFIERS.glob("*.json")), "inception")
 
-TAKEN_FROM = {
-    "kid_subset_size": ("samples", "test_images"),
-    "loss_images": ("search_images", "train_images"),
-}
-"""Parameter -> those that it must not be above."""
-
 
 def _of(default: Any, meaning: str, **bounds: Any) -> Any:
     return Field(default, description=meaning, **bounds)
@@ -309,7 +303,9 @@ def _check_sizes(p: Parameters) -> None:
         raise ValueError("second_features must differ from features: they check each other")
     if 2 * p.is_splits > p.samples:
         raise ValueError(f"is_splits={p.is_splits} needs {2 * p.is_splits} samples: lower it")
-    for name, sources in TAKEN_FROM.items():
+    most = {"kid_subset_size": ("samples", "test_images")}
+    most["loss_images"] = ("search_images", "train_images")
+    for name, sources in most.items():
         held = p.pick(*sources)
         if (value := getattr(p, name)) > min(held.values()):
             many = " and ".join(f"{source} ({count})" for source, count in held.items())

@@ -25,6 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from deme_lib import ROOT
+from deme_lib.diffusion.data import hash_of
 from deme_lib.diffusion.models import device_of
 from deme_lib.errors import Explained
 
@@ -193,12 +194,8 @@ def _check(folder: Path, _changed: int) -> None:
 
 def _content(folder: Path) -> str:
     """One hash of all files of an artefact but its record."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != RECORD):
-        total.update(f"{path.relative_to(folder).as_posix()}\0".encode())
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != RECORD)
+    return hash_of(sorted(files), folder)
 
 
 def locked(root: Path, name: str):

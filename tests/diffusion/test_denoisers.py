@@ -16,7 +16,6 @@ from tiny_models import CALL, FAMILIES, LORA, NONE, SPEC, add_adapter, equal, fa
 from deme_lib import ROOT, decouple, merge_experts
 from deme_lib.diffusion import denoisers, lora
 from deme_lib.diffusion.denoisers import ArgumentError
-from deme_lib.diffusion.heldout import FixedNoise
 from deme_lib.diffusion.models import ModelError
 from deme_lib.diffusion.training import Training, draw, finetune
 from deme_lib.method.ensembles import AveragedEnsemble, RoutedEnsemble, WithAdapter
@@ -156,7 +155,7 @@ def test_an_adapter_s_steps_change_it_alone_and_its_files_are_routed(family, tmp
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-# stopped, narrow, held out
+# stopped, narrow
 
 
 @kinds
@@ -194,21 +193,6 @@ def test_narrow_models_train_float32_masters(family, adapted):
     moved = [(tensors[name] != start[name].float()).float().mean() for name in start]
     assert sum(moved) / len(moved) > 0.6
     assert family.sampled(family.model).isfinite().all()
-
-
-def test_held_out_losses_see_the_conditions(family):
-    given = (family.data, family.pipeline.scheduler, 5, 0, family.conditioning, family.predict)
-    fixed = FixedNoise(*given)
-    errors = fixed.errors(family.model)
-    for i in (0, 7, 29):
-        drawn = {"clean": denoisers.to_model_range(family.data)[fixed.image[i], None]}
-        drawn |= {"noise": fixed.noise[i, None], "timesteps": fixed.timesteps[i, None]}
-        noisy, target = by_hand(family, SimpleNamespace(**drawn))
-        mine = {name: v[fixed.image[i], None] for name, v in family.conditioning.items()}
-        with torch.no_grad():
-            found = family.predict(family.model, noisy, drawn["timesteps"], mine)
-        error = (found[:, : noisy.shape[1]] - target).square().mean()
-        assert errors[i].item() == pytest.approx(error.item(), rel=1e-3)
 
 
 # what is refused, before the first step

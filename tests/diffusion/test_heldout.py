@@ -21,10 +21,14 @@ def test_timesteps_are_spread_evenly_and_all_is_a_function_of_the_seed(fixed, im
     assert not torch.equal(fixed.noise, other.noise)
 
 
-def test_means_are_those_of_the_errors(tiny_unet, fixed):
-    """These are written out in test_denoisers.py, for noise, v, images and a flow."""
+def test_errors_by_hand_and_their_means(tiny_unet, fixed, images):
     unet = tiny_unet()
     found = fixed.errors(unet)
+    a = SCHEDULER.alphas_cumprod[fixed.timesteps].view(-1, 1, 1, 1)
+    clean = images.repeat(20, 1, 1, 1) / 127.5 - 1
+    predicted = unet(a.sqrt() * clean + (1 - a).sqrt() * fixed.noise, fixed.timesteps).sample
+    expected = (predicted - fixed.noise).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert fixed.loss(unet) == pytest.approx(found.mean().item())
     inside = [e for e, t in zip(found.tolist(), fixed.timesteps.tolist(), strict=True) if t < 300]
     assert fixed.mean_in(found, range(300)) == pytest.approx(sum(inside) / len(inside))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 
-from deme_lib.diffusion import analysis, models
+from deme_lib.diffusion import analysis
 from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
 from deme_lib.diffusion.randomness import generator, seed_of
@@ -26,7 +26,7 @@ def gradients(
     job: Job, *, data: Path, model: str, pipeline: Path, seed: int, gradient_bins: int
 ) -> None:
     """Fig. 1a, of the ``model`` in a folder's pipeline."""
-    found, device = models.load_pipeline(pipeline / "pipeline"), job.device
+    found, device = pipeline_of(pipeline), job.device
     unet = found.unet.eval().to(device)
     bins = split_timesteps(gradient_bins, found.scheduler.config.num_train_timesteps)
     timesteps = [(b.start + b.stop - 1) // 2 for b in bins]

@@ -89,8 +89,6 @@ def finetune(
     purpose: str,
     steps: int,
     own_range: list[int],
-    probability: float,
-    consistency_weight: float,
     channel_projection: bool,
     finetune_lr: float,
     final_lr: float,
@@ -98,18 +96,18 @@ def finetune(
     loss_images: int,
     teachers: Sequence[Path] = (),
     ranges: Sequence[list[int]] = (),
-    **optimiser: Any,
+    **training: Any,
 ) -> None:
     """A finetuned copy of the pretrained model, on [start, stop) of ``own_range`` (Eq. 3 to 6).
 
     With ``teachers``, the experts of ``ranges``, it is taught by these and not by the noise.
     """
     pipeline = pipeline_of(baseline)
-    if optimiser.get("loss_weighting") == BALANCED:
+    if training.get("loss_weighting") == BALANCED:
         noise = fixed_noise(data, "search", pipeline.scheduler, loss_images)
         errors = noise.errors(pipeline.unet.eval().to(job.device), job.device)
-        cut = split_timesteps(optimiser["n_tasks"], pipeline.scheduler.config.num_train_timesteps)
-        optimiser["range_losses"] = tuple(noise.mean_in(errors, own) for own in cut)
+        cut = split_timesteps(training["n_tasks"], pipeline.scheduler.config.num_train_timesteps)
+        training["range_losses"] = tuple(noise.mean_in(errors, own) for own in cut)
     spec = TrainingSpec(
         steps=steps,
         purpose=(seed, purpose),
@@ -117,9 +115,7 @@ def finetune(
         learning_rate=finetune_lr,
         final_learning_rate=final_lr,
         ema_decay=max(0.0, 1 - 1 / max(1.0, ema_fraction * steps)),
-        probability=probability,
-        consistency_weight=consistency_weight,
-        **optimiser,
+        **training,
     )
     run = finetuned(
         pipeline.unet,
@@ -141,8 +137,7 @@ Losses = Callable[[UNet2DModel], dict[str, float]]
 
 def _losses(data: Path, scheduler: DDPMScheduler, count: int, job: Job) -> Losses:
     """Losses on held-out and on training images, under the same kind of fixed noise."""
-    device = job.device
-    columns = {"held_out_loss": "search", "train_loss": "train"}
+    columns, device = {"held_out_loss": "search", "train_loss": "train"}, job.device
     noisy = {c: fixed_noise(data, role, scheduler, count) for c, role in columns.items()}
     return lambda unet: {c: noise.loss(unet.to(device), device) for c, noise in noisy.items()}
 

@@ -12,7 +12,7 @@ from diffusers import (
 from torch import nn
 
 from deme_lib.diffusion.denoisers import Denoiser
-from deme_lib.diffusion.models import ModelError, noise_schedule, shape_of
+from deme_lib.diffusion.models import noise_schedule, shape_of
 from deme_lib.diffusion.randomness import generator
 from deme_lib.errors import Explained
 
@@ -42,15 +42,13 @@ def sampling_scheduler(
             the unclipped noise, at leading timesteps; "ddim-unclipped" never clips.
 
     Raises:
+        ModelError: the schedule is none to train with, see ``noise_schedule``.
         SamplingError: an unknown sampler, a schedule without betas, too many steps for it, or a
             ``clip_sample_range`` that DPM-Solver++ lacks.
     """
     if sampler not in SAMPLERS:
         raise SamplingError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
-    try:
-        schedule = noise_schedule(scheduler)
-    except ModelError as error:
-        raise SamplingError(str(error)) from error
+    schedule = noise_schedule(scheduler)
     if not isinstance(schedule, DDPMScheduler):
         raise SamplingError(
             f"{type(scheduler).__name__} is no schedule of betas, which is sampled here: sample "
@@ -116,7 +114,7 @@ def sample(
         uint8 [count, C, H, W].
 
     Raises:
-        SamplingError: an image is not finite, or the sampler does not fit the schedule.
+        ModelError, SamplingError: an image is not finite, or the sampler does not fit the schedule.
     """
     chosen, shape = sampling_scheduler(scheduler, sampler, steps), shape_of(denoiser)
     indices, images = range(first, first + count), torch.zeros(count, *shape, dtype=torch.uint8)

@@ -88,7 +88,7 @@ def classifier(options: argparse.Namespace) -> None:
     from deme_lib.experiment import graph, parameters
 
     p = parameters.load(options.file)
-    roles = data.split(p.dataset, **p.pick(*graph.ROLES))
+    roles = data.split(p.dataset, **p.pick(*graph.SPLIT))
     classifier.train(p.experiment, roles, p.split_seed, options.out)
 
 

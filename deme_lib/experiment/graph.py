@@ -24,14 +24,14 @@ from deme_lib.experiment.stages import judge, look, prepare, train
 from deme_lib.experiment.store import Artefact, Machine, Source
 from deme_lib.method.timesteps import split_timesteps
 
-ROLES = ("train_images", "search_images", "test_images", "split_seed", "image_size")
+SPLIT = ("train_images", "search_images", "test_images", "split_seed", "image_size")
 SCORING = ("is_splits", "kid_subset_size", "kid_subsets")
 ADAM = ("batch_size", "adam_beta1", "adam_beta2", "weight_decay", "clip_norm")
 
 
 def data(p: Parameters) -> Artefact:
     """The images, each with one role: train, search or test."""
-    return _artefact(p, prepare.data, dataset=_source(p, p.dataset), **p.pick(*ROLES))
+    return _artefact(p, prepare.data, dataset=_source(p, p.dataset), **p.pick(*SPLIT))
 
 
 def reference(p: Parameters) -> Artefact:

@@ -11,20 +11,11 @@ T_and_N = st.integers(1, 1200).flatmap(lambda t: st.tuples(st.just(t), st.intege
 
 
 @given(T_and_N)
-def test_ranges_tile_all_timesteps_and_differ_by_one_at_most(sizes):
+def test_ranges_tile_all_timesteps_and_routing_is_floor_of_tN_over_T(sizes):
     T, N = sizes
     ranges = split_timesteps(N, T)
-    assert len(ranges) == N
-    assert [t for r in ranges for t in r] == list(range(T))
-    lengths = {len(r) for r in ranges}
-    assert max(lengths) - min(lengths) <= 1
-
-
-@given(T_and_N)
-def test_routing_is_floor_of_tN_over_T(sizes):
-    T, N = sizes
-    timesteps = torch.arange(T)
-    owner = route(timesteps, split_timesteps(N, T))
+    assert len(ranges) == N and [t for r in ranges for t in r] == list(range(T))
+    owner = route(torch.arange(T), ranges)
     assert owner.dtype == torch.int64
     assert owner.tolist() == [t * N // T for t in range(T)]
 

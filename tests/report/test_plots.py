@@ -46,12 +46,8 @@ def test_samplers_are_drawn_over_their_steps(cells, change):
     found = records.read(cells)
     drawn = render.figures(found)
     assert "samplers" in drawn and "cells" not in drawn
-    axes = drawn["samplers"]().axes
-    assert [ax.get_title() for ax in axes] == [
-        "pretrained",
-        "one model, all timesteps",
-        "DeMe merged",
-    ]
+    axes, arms = drawn["samplers"]().axes, ["pretrained", "one model, all timesteps", "DeMe merged"]
+    assert [ax.get_title() for ax in axes] == arms
     mine = found.metrics.query("arm == 'pretrained'")["fid"].mean()
     assert axes[0].lines[0].get_ydata() == pytest.approx([mine])
 

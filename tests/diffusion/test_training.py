@@ -6,7 +6,6 @@ import itertools
 import math
 from types import SimpleNamespace
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -79,11 +78,12 @@ def test_decouple_finetunes_a_copy_per_range(tiny_unet, images, call, weight, ca
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
-def test_the_noise_is_ddpm_s_whatever_the_sampler(call, name):
-    """Eq. 1; Euler's own add_noise has a standard deviation up to 107 here."""
-    schedulers = getattr(diffusers, name), DDPMScheduler
-    assert same(*(call(scheduler=s(beta_schedule="scaled_linear")) for s in schedulers))
+def test_in_jupyter_a_full_bar_is_taken_away(call, monkeypatch, capsys):
+    """It would stand in the notebook for ever, and on stderr it would be red."""
+    monkeypatch.setenv("JPY_SESSION_NAME", "01.ipynb")
+    call(ranges=[0], progress=True)
+    shown = capsys.readouterr()
+    assert "expert 0" in shown.out and shown.out.split("\r")[-2].isspace() and not shown.err
 
 
 # what is refused before training
@@ -103,6 +103,7 @@ def test_the_noise_is_ddpm_s_whatever_the_sampler(call, name):
         ({"ranges": [0, 2]}, r"ranges=\[0, 2\]: give some of 0 to 1"),
         ({"ranges": []}, r"ranges=\[\]: give some of 0 to 1"),
         ({"n_ranges": 1001}, "n_ranges=1001"),
+        ({"checkpoint_every": 0}, "checkpoint_every=0: give 1 or more"),
     ],
 )
 def test_what_cannot_be_trained_with_is_named(call, changes, words):
@@ -117,13 +118,6 @@ def test_models_that_cannot_be_trained_are_named(tiny_unet, images, call):
     tied.mid_block.resnets[0].conv1 = tied.mid_block.resnets[1].conv1
     with pytest.raises(ValueError, match=r"mid_block.*tied"):
         call(tied)
-
-
-def test_checkpoints_of_no_interval_and_unknown_weightings_are_refused(start):
-    with pytest.raises(ArgumentError, match="checkpoint_every=0: give 1 or more"):
-        start(checkpoint_every=0)
-    with pytest.raises(ValueError, match=r"(?s)loss_weighting.*'none', 'snr\+1'.* or 'distilled'"):
-        start(loss_weighting="snr")
 
 
 # reproducible
@@ -163,6 +157,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert list(resumed) == steps[saved:]
     assert all(map(equal, states(resumed), states(whole)))
     assert [f.name for f in tmp_path.iterdir()] == [file.name]
+    assert whole.optimiser.param_groups[0]["lr"] == whole.spec.learning_rate_at(5)  # of the last
     if whole.learnt is not None:
         assert torch.equal(resumed.learnt.weights(), whole.learnt.weights())
         assert not torch.equal(whole.learnt.weights(), torch.ones(1000))
@@ -301,15 +296,6 @@ def test_the_learning_rate_falls_from_start_to_end(steps):
     assert rates[0] == spec.learning_rate
     assert rates[held:] == pytest.approx([1e-4] * (steps + 1 - held))
     assert all(a >= b for a, b in itertools.pairwise(rates))
-
-
-def test_the_optimiser_uses_the_rate_of_the_step(start):
-    """AdamW's first step moves a weight by the learning rate, against its gradient's sign."""
-    run = start(learning_rate=3e-4, weight_decay=0.0)
-    before = run.model.conv_in.weight.detach().clone()
-    next(iter(run))
-    moved = (run.model.conv_in.weight.detach() - before).abs()
-    assert moved.median().item() == pytest.approx(3e-4, rel=0.01)
 
 
 def test_what_is_frozen_stays_and_checkpointing_too(tiny_unet, images):

@@ -3,12 +3,11 @@
 import copy
 
 import pandas as pd
-import pytest
 import torch
 from tiny import experiment
 
 from deme_lib.diffusion.merged import Merger
-from deme_lib.experiment import collect, graph
+from deme_lib.experiment import collect
 from deme_lib.experiment.arms import ARMS, DEME, Arm
 
 
@@ -28,26 +27,11 @@ def ties(base, members, ranges, kept=0.2):
     return unet
 
 
-@pytest.fixture
-def registered(monkeypatch):
+def test_a_new_arm_is_one_function_and_one_entry(tmp_path, monkeypatch):
     monkeypatch.setitem(ARMS, "ties", Arm("ties", "DeMe experts, TIES", DEME, ties))
-
-
-def test_a_new_arm_is_one_function_and_one_entry(tmp_path, registered):
     p = experiment(
         tmp_path / "runs", arms=["deme_merged", "ties"], exploratory=["ties - deme_merged"]
     )
     metrics = pd.read_csv(collect.collect(p) / "records" / "metrics.csv").set_index("arm")
     assert list(metrics.index) == ["pretrained", "deme_merged", "ties"]
     assert metrics["fid"].nunique() == 3
-
-
-def test_an_edited_arm_is_made_again(tmp_path, registered, monkeypatch):
-    p = experiment(tmp_path, arms=["ties"]).per_seed()[0]
-    before = graph.images(p, ARMS["ties"]).name
-
-    def ties(base, members, ranges):
-        return members[0]
-
-    monkeypatch.setitem(ARMS, "ties", Arm("ties", "edited", DEME, ties))
-    assert graph.images(p, ARMS["ties"]).name != before

@@ -109,6 +109,47 @@ def test_the_listing_is_a_parameter_file(tmp_path):
     assert "device: auto  # {enum: [auto, cpu, cuda], type: string}: where" in parameters.listing()
 
 
+FILES = {
+    "an octal": ("samples: 0100", "YAML reads 0100 as 64", "write it in digits"),
+    "a bare no": ("precision: no", "precision", "'no', 'bf16' or 'fp16'", "needs quotes"),
+    "a path for a name": ("experiment: ../up", "experiment", "match pattern"),
+    "too few weights": ("merge_weights: [0.5]", "1 weights for n_ranges=4", "one each"),
+    "too few for KID": ("kid_subset_size: 6000", "as many samples (5000)", "lower it"),
+    "too few for IS": ("is_splits: 2501", "is_splits=2501", "lower it"),
+    "unknown features": ("features: digits-z", "features='digits-z'", "'digits-a'", "inception"),
+    "no comparison": ("primary_merging: [merged]", "'merged'", "write 'a - b'"),
+    "a pair twice": ("exploratory: [soup - averaged, averaged - soup]", "named twice", "it once"),
+    "an EMA too long": ("ema_fraction: 0.5", "ema_fraction", "less than or equal to 0.25"),
+    "an unknown sampler": ("sampler: euler", "sampler", "'dpm-solver', 'ddim'"),
+    "steps that N does not divide": ("n_ranges: 3", "total_steps=4000", "give a multiple"),
+    "an unknown arm": ("arms: [deme_merge]", "unknown arm", "did you mean 'deme_merged'?"),
+    "a cell's typo": ("cells: [{cell: a, n_rangs: 2}]", "cell 'a'", "did you mean 'n_ranges'?"),
+    "a longer cell": ("cells: [{cell: a, total_steps: 8}]", "unknown parameter of cell 'a'"),
+    "a cell without a name": ("cells: [{n_ranges: 2}]", "needs a name"),
+    "two cells of one name": ("cells: [{cell: a}, {cell: a}]", "give a name twice"),
+    "an odd cell": ("cells: [{cell: a, n_ranges: 3}]", "a cell does not fit", "give a multiple"),
+    "another arm's number": ("cells: [{cell: a, paper: {ties: 3.5}}]", "paper of cell 'a'"),
+    "an unknown base": ("base: plain", "unknown row in base 'plain'", "'all_plain'"),
+    "too few for curves": ("loss_images: 20000", "as many search_images (10000)", "lower it"),
+    "a list": ("- 1", "bad.yaml", "list of `name: value` lines"),
+    "twice": ("n_ranges: 2\nn_ranges: 4", "'n_ranges' twice", "delete one"),
+    "an octal in a list": ("seeds: [1, 010]", "seeds: YAML reads 010 as 8", "write it in digits"),
+    "no text": (b"\xff\xfe", "bad.yaml", "not valid YAML"),
+    "code": ("experiment: !!python/object/apply:os.getcwd []", "bad.yaml", "not valid YAML"),
+    "none": ("", "no parameter file", "there are params/"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_wrong_file_is_named_with_its_remedy(name, tmp_path):
+    text, *words = FILES[name]
+    (tmp_path / "bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ParameterError) as caught:
+        load(tmp_path / "bad.yaml" if text else "")
+    message = " ".join(str(caught.value).split())
+    assert not [word for word in words if word not in message], message
+
+
 # notebooks
 
 CELL = "n_ranges: int = 4  # N of Eq. 3\nprobability: float = 0.3\npretrained: str = 'fashion8'\n"

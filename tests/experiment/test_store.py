@@ -40,7 +40,7 @@ def artefact(on, label="notes", stage=write, **arguments):
     return Artefact(label, stage, {"text": "whole", **arguments}, on)
 
 
-def test_the_key_knows_what_changes_results_and_nothing_else(on):
+def test_the_key_knows_what_changes_results_and_nothing_else(on, monkeypatch):
     first = artefact(on, upstream=artefact(on), function=half, source=Source("a", "content"))
     others = [
         artefact(on, text="other"),
@@ -55,6 +55,9 @@ def test_the_key_knows_what_changes_results_and_nothing_else(on):
     moved = dataclasses.replace(first, on=elsewhere, arguments={**first.arguments})
     moved.arguments["source"] = Source("/somewhere/else", "content")
     assert moved.name == first.name
+    before = artefact(on).name
+    monkeypatch.setattr(write, "version", 2, raising=False)
+    assert artefact(on).name != before
 
 
 def test_a_function_must_be_told_by_its_source(on):
@@ -64,12 +67,6 @@ def test_a_function_must_be_told_by_its_source(on):
     for function in (times(2), partial(half, 2)):
         with pytest.raises(StoreError, match="write a plain function"):
             _ = artefact(on, function=function).name
-
-
-def test_a_higher_version_is_another_artefact(on, monkeypatch):
-    before = artefact(on).name
-    monkeypatch.setattr(write, "version", 2, raising=False)
-    assert artefact(on).name != before
 
 
 def test_an_artefact_is_made_once_with_what_it_needs(on, capsys):
@@ -126,18 +123,8 @@ def test_what_failed_leaves_its_work_and_nothing_that_counts(on):
     assert not wanted.folder.exists()
     partial = on.store / ".partial" / wanted.name
     (partial / "out" / "foreign.txt").write_text("from before")
-    assert sorted(p.name for p in make(wanted).iterdir()) == [
-        "half.txt",
-        "record.json",
-        "whole.txt",
-    ]
+    assert {p.name for p in make(wanted).iterdir()} == {"half.txt", "record.json", "whole.txt"}
     assert seen == ["step 7"] and not partial.exists()
-
-
-def test_a_forbidden_folder_speaks_for_itself(on):
-    nowhere = dataclasses.replace(on, runs_dir="/dev/null/runs")
-    with pytest.raises(OSError, match="/dev/null/runs"):
-        make(artefact(nowhere))
 
 
 def test_two_that_ask_at_once_build_once(on, monkeypatch):

@@ -84,19 +84,12 @@ def test_every_table_of_the_paper_has_its_rows(name):
         assert name == "probability" or any("paper" in cell for cell in p.cells)
 
 
-@pytest.mark.parametrize("flag", ["-f", "-p"])
-def test_a_typo_stops_at_once(tmp_path, flag):
+def test_a_typo_stops_at_once(tmp_path):
     (tmp_path / "mine.yaml").write_text("n_range: 3\n")
-    given = ["-f", "mine.yaml"] if flag == "-f" else ["-p", "n_range", "3"]
-    failed = papermill(tmp_path, NOTEBOOKS["03"], "out.ipynb", *given, "-p", "runs_dir", tmp_path)
+    given = ("-f", "mine.yaml", "-p", "runs_dir", tmp_path)
+    failed = papermill(tmp_path, NOTEBOOKS["03"], "out.ipynb", *given)
     assert failed.returncode and "did you mean 'n_ranges'" in failed.stderr
     assert not (tmp_path / "store").exists()
-
-
-def test_cifar_offline_says_what_to_fetch_and_where_a_copy_is_named(tmp_path):
-    failed = papermill(tmp_path, NOTEBOOKS["03"], "out.ipynb", "-f", ROOT / "params/cifar.yaml")
-    assert failed.returncode
-    assert "uoft-cs/cifar10" in failed.stderr and "parameter `dataset`" in failed.stderr
 
 
 @EVERY

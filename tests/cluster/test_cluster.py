@@ -20,17 +20,23 @@ PROFILE = ["--profile", "params/profiles/slurm"] if PLUGIN else []
 NEEDS = ("slurmctld", "slurmd", "munged", "sbatch", "unshare")
 
 
+def snakemake(*arguments, **config):
+    """What it prints, run from the repository."""
+    command = [sys.executable, "-m", "snakemake", *arguments, "--config"]
+    command += [f"{name}={value}" for name, value in config.items()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
 @pytest.fixture
 def planned(preset):
     """A function: (rule, what Snakemake prints of it) of each job in a dry run of smoke."""
 
     def plan(*arguments, config=(), **changes):
         path = preset(**changes)
-        command = [sys.executable, "-m", "snakemake", "-n", "-p", "--cores", "2", *arguments]
-        command += ["--config", f"params={path}", f"figures={path.parent / 'figures'}", *config]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        told = done.stdout + done.stderr
+        given = {"params": path, "figures": path.parent / "figures", **dict(config)}
+        told = snakemake("-n", "-p", "--cores", "2", *arguments, **given)
         return re.findall(r"^rule (\w+):\n((?: +.*\n)+(?:Shell command:.*)?)", told, re.M)
 
     return plan
@@ -38,7 +44,7 @@ def planned(preset):
 
 def test_fine_plans_a_job_per_expert_and_arm_and_spaces_are_quoted(planned, tmp_path):
     runs = tmp_path / "a space" / "runs"
-    jobs = planned(*PROFILE, "--attempt=3", config=["fine=1"], seeds=[0], runs_dir=str(runs))
+    jobs = planned(*PROFILE, "--attempt=3", config={"fine": 1}, seeds=[0], runs_dir=str(runs))
     names = [name for name, _ in jobs if name != "all"]
     assert sum(name.startswith("make_deme_") for name in names) == 4
     assert sum(name.startswith("make_scores_") for name in names) == 9
@@ -64,27 +70,19 @@ def test_what_several_seeds_share_is_made_by_one_job(planned):
 )
 def test_reproduce_makes_the_seeds_again_that_it_names(tmp_path, seeds, made):
     """Committed records hold them all: without their names nothing is made."""
-    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "2", "--config"]
-    command += ["params=params/fashion8.yaml", f"figures={tmp_path}", f"seeds={seeds}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    planned = set(re.findall(r"rule make_baseline_(\d+)", done.stdout + done.stderr))
-    stored = {s for s in made if graph.baseline(seed_of(s)).record.is_file()}
-    assert planned == made - stored
-
-
-def seed_of(seed):
-    return parameters.load("params/fashion8.yaml", seeds=[int(seed)])
+    of_fashion8 = {"params": "params/fashion8.yaml", "figures": tmp_path, "seeds": seeds}
+    told = snakemake("-n", "--cores", "2", **of_fashion8)
+    each = {s: parameters.load("params/fashion8.yaml", seeds=[int(s)]) for s in made}
+    stored = {s for s, p in each.items() if graph.baseline(p).record.is_file()}
+    assert {*re.findall(r"rule make_baseline_(\d+)", told)} == made - stored
 
 
 def test_a_job_goes_on_from_what_a_stopped_one_made(preset):
     path = preset(seeds=[0])
     made = make(graph.data(parameters.load(path)))  # the first of the job's artefacts
-    command = [sys.executable, "-m", "snakemake", "--profile", "params/profiles/local", "--cores=1"]
-    command += ["make_prepare", "--config", f"params={path}", f"figures={path.parent}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"making {made.name}" not in done.stdout and "making floor" in done.stdout
+    local = ("--profile", "params/profiles/local", "--cores=1")
+    told = snakemake(*local, "make_prepare", params=path, figures=path.parent)
+    assert f"making {made.name}" not in told and "making floor" in told
 
 
 @pytest.mark.parametrize(

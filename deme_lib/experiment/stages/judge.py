@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deme_lib.diffusion import metrics, models
 from deme_lib.diffusion.merged import Merger
 from deme_lib.diffusion.progress import bar
-from deme_lib.diffusion.sampling import SamplingError, sample
+from deme_lib.diffusion.sampling import SamplingError, sample, sampling_scheduler
 from deme_lib.diffusion.search import search_weights
 from deme_lib.experiment.stages import (
     fixed_noise,
@@ -169,6 +169,7 @@ def search(
 ) -> None:
     """Merge weights by FID to the search images, on noise that no reported number uses."""
     device, pipeline = job.device, pipeline_of(baseline)
+    sampling_scheduler(pipeline.scheduler, sampler, sampling_steps)  # below, only weights may fail
     merger = Merger(pipeline.unet.to(device), [m.to(device) for m in members_of(members)])
     model = merger.merged([0.0] * len(members))  # each try is written into it
     real = reference_of(reference, "search", features[0])

@@ -17,6 +17,8 @@ from deme_lib.report import tables
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+FINDINGS = ("What the trainings say", "The paper's tables")
+PAPERS = ("techniques", "ranges", "probability", "reweighting")
 FASHION8S = "experiment dataset pretrained image_size train_images search_images test_images "
 FASHION8S += "num_train_timesteps total_steps finetune_lr batch_size sampling_steps "
 FASHION8S += "samples features second_features seeds"
@@ -54,16 +56,18 @@ def test_the_table_is_that_of_the_committed_records(known):
 
 
 def test_numbers_of_the_findings_stand_in_a_committed_table():
-    results = (ROOT / "figures" / "README.md").read_text().split("## What the trainings say")[1]
-    rows = [line.rsplit("|", 2)[0] for line in results.split("\n## ")[0].splitlines()]
+    page = (ROOT / "figures" / "README.md").read_text()
+    parts = (page.split(f"## {name}")[1].split("\n## ")[0] for name in FINDINGS)
+    first, second = ([row for row in part.splitlines() if row.startswith("| ")] for part in parts)
+    first = [row.rsplit("|", 2)[0] for row in first]  # without the old answer
     findings = README.split("<!-- /table -->")[1].split("\n## ")[0]
-    findings += "\n".join(row for row in rows if row.startswith("| "))
-    folder = ROOT / "figures" / "fashion8"
-    printed = "".join((folder / f"{name}.md").read_text() for name in ("table", "comparisons"))
-    numbers = re.findall(r"[−+]?\d[\d,]*\.\d+(?: ± \d+\.\d+)?", findings)
-    assert len(numbers) > 24
-    for number in numbers:
-        assert re.search(rf"(?<![\d.−]){re.escape(number)}(?![\d.])", printed), number
+    for said, names in (([findings, *first], ["fashion8"]), (second, PAPERS)):
+        files = [ROOT / "figures" / n / f"{k}.md" for n in names for k in ("table", "comparisons")]
+        printed = "".join(file.read_text() for file in files)
+        numbers = re.findall(r"[−+]?\d[\d,]*\.\d+(?: ± \d+\.\d+)?", "\n".join(said))
+        assert len(numbers) > 24
+        for number in numbers:
+            assert re.search(rf"(?<![\d.−]){re.escape(number)}(?![\d.])", printed), number
 
 
 def test_the_readme_is_short():

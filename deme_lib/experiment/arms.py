@@ -2,7 +2,7 @@
 
 Every arm starts from the same pretrained weights. Families take the same number of optimiser steps
 in total; the last expert alone takes its own, a distilled copy as many beside its teachers'. An arm
-of your own is one function and one entry, made before parameters are read:
+of your own is one plain function and one entry, made before parameters are read:
 
     def ties(base, members, ranges):
         ...

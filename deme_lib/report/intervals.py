@@ -92,8 +92,8 @@ def comparisons(records: Records) -> pd.DataFrame:
 
     Kind "primary": an ablation's named comparisons in a JUDGED measure, one Holm-corrected family,
     on the training seeds that confirm (``confirming``), where a difference is said to be better or
-    worse. Kind "estimate": the same pairs in all
-    measures on all trainings; "exploratory": others. Neither is corrected or gets a verdict.
+    worse. Kind "estimate": the same pairs in all measures on all trainings; "exploratory": others.
+    Neither is corrected or gets a verdict.
     """
     rows, everyone = [], records.training_seeds
     for ablation, name in PRIMARY.items():

@@ -23,15 +23,17 @@ export LD_PRELOAD := $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4)
 .PHONY: reproduce figures test lint bench lab clean
 
 reproduce: .venv/installed
-	$(SNAKEMAKE) --config params=$(PARAMS) seeds="$(SEEDS)"
-	@if [ -d figures/$(NAME)/records ]; then $(BIN)/python -m deme_lib compare \
-		figures/$(NAME)/records runs/figures/$(NAME)/records $(if $(SEEDS),--seeds $(SEEDS)); fi
+	$(SNAKEMAKE) --forcerun notebook --config params=$(PARAMS) seeds="$(SEEDS)"
+	@if [ -n "$(SEEDS)" ] && [ -d figures/$(NAME)/records ]; then $(BIN)/python -m deme_lib compare \
+		figures/$(NAME)/records runs/figures/$(NAME)/records --seeds $(SEEDS); \
+	else echo "nothing was compared: SEEDS is empty, or there is no figures/$(NAME)/records"; fi
 
 figures: .venv/installed
 	$(SNAKEMAKE) jobs --config params=$(PARAMS) figures=figures
 	$(BIN)/python -m deme_lib make -f $(PARAMS) -p figures_dir=figures
 ifeq ($(NAME),fashion8)
 	$(BIN)/python -m deme_lib render figures/fashion8 --page README.md
+	$(BIN)/python -m deme_lib ladder figures/fashion8 figures/wider
 	$(BIN)/python -m deme_lib notebooks
 endif
 

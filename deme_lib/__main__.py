@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 PRESET = "params/fashion8.yaml"
 
 
@@ -93,10 +91,15 @@ def classifier(options: argparse.Namespace) -> None:
 
 
 def _override(text: str) -> tuple[str, Any]:
+    from deme_lib.experiment import parameters
+
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r}: write name=value")
-    return name, yaml.safe_load(value)
+    try:
+        return name, parameters.parse(value, name)
+    except parameters.ParameterError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 FILE = ("-f", "--file"), {"default": PRESET, "help": f"parameter file ({PRESET})"}

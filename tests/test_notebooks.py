@@ -129,17 +129,20 @@ def test_stamps_are_of_the_committed_cells_and_records():
 
 
 def test_an_edited_cell_or_record_is_seen(tmp_path, monkeypatch):
-    records, path = tmp_path / "records", tmp_path / "02.ipynb"
-    shutil.copytree(notebooks.RECORDS, records)
-    monkeypatch.setattr(notebooks, "RECORDS", records)
+    figures, path = tmp_path / "figures", tmp_path / "02.ipynb"
+    shutil.copytree(notebooks.FIGURES, figures)
+    monkeypatch.setattr(notebooks, "FIGURES", figures)
     notebook = nbformat.read(NOTEBOOKS["02"], as_version=4)
     notebook.metadata["deme"] = {"stamp": notebooks.stamp(notebook)}
     nbformat.write(notebook, path)
     assert notebooks.check(tmp_path) == 0
-    with (records / "metrics.csv").open("a") as file:
-        file.write("\n")
-    assert notebooks.check(tmp_path) == 1
-    notebook.metadata["deme"] = {"stamp": notebooks.stamp(notebook)}
+    for shown in ("fashion8/records/metrics.csv", "ranges/table.md"):
+        with (figures / shown).open("a") as file:
+            file.write("\n")
+        assert notebooks.check(tmp_path) == 1
+        notebook.metadata["deme"] = {"stamp": notebooks.stamp(notebook)}
+        nbformat.write(notebook, path)
+        assert notebooks.check(tmp_path) == 0
     notebook.cells[2].source += " "
     nbformat.write(notebook, path)
     assert notebooks.check(tmp_path) == 1

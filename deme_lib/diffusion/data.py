@@ -209,7 +209,7 @@ def _load(source: str) -> dict[str, Images]:
     """A source's parts, unread, the train part first; prints what they are."""
     if source in BUILT_IN:
         return BUILT_IN[source]()
-    folder = local_folder(source)
+    folder = local_folder(os.path.expanduser(source))
     try:
         parts, found = _load_folder(folder) if folder else _load_dataset(source)
     except Exception as error:  # the datasets library raises dozens of types, its HTTP client's too
@@ -246,7 +246,7 @@ def _load_folder(folder: Path) -> tuple[dict[str, Images], str]:
         words += re.split("[^a-z]+", file.name.lower()) if tables else []
         part = next((PARTS[word] for word in words if word in PARTS), "no part")
         groups.setdefault(part, []).append(file)
-    if tables and {"train", "no part"} <= groups.keys():
+    if {"train", "no part"} <= groups.keys() and (tables or len(groups) > 2):
         beside = groups.pop("no part")
         warnings.warn(f"{beside[0]} is in no part: {len(beside)} files left out", stacklevel=2)
     elif "no part" in groups:

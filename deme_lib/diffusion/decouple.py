@@ -1,6 +1,7 @@
 """Decoupled finetuning (paper Sec. 3.2): an expert for every range of timesteps."""
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +115,7 @@ def decouple(
             channel_projection=channel_projection,
             model=_hash(model.state_dict()),
             settings=_settings(model),
-            predict=f"{predict.__module__}.{getattr(predict, '__qualname__', type(predict))}",
+            predict=_source(predict),
             noise_schedule=_hash({schedule.config.get("prediction_type", "flow"): noise}),
             images=_hash({"": images}),
             conditioning=_hash(conditioning or {}),
@@ -181,9 +182,19 @@ def _claim(folder: Path, **arguments: Any) -> None:
             raise ArgumentError(f"{note} is of another call, without {other}: give an empty folder")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    partial = note.with_suffix(".tmp")
+    partial = note.with_suffix(f".{os.getpid()}")  # another process may train another range
     partial.write_text(told)
     os.replace(partial, note)
+
+
+def _source(predict: Predict) -> str:
+    """Its name, and a hash of its source where Python knows that."""
+    try:
+        text = inspect.getsource(predict)
+    except (OSError, TypeError):
+        text = ""
+    name = f"{predict.__module__}.{getattr(predict, '__qualname__', type(predict))}"
+    return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _settings(model: ModelMixin) -> str:

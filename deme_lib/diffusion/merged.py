@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import shutil
+import tempfile
 from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,15 +94,16 @@ def merge_folders(
     merging.check_weights(weights, len(experts))
     if out.exists():
         raise ModelError(f"{out} is there already: name a new folder, nothing is overwritten")
-    partial = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    if all(map(_is_adapter, experts)):
-        state = lora.merge_adapters(experts, weights)
-        state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in state.items()}
-        lora.save_adapter(state, partial, lora.read_adapter(experts[0])[2])
-    else:
-        _merge_models(base, experts, weights, partial, dtype)
-    os.replace(partial, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder:
+        partial = Path(folder) / out.name
+        if all(map(_is_adapter, experts)):
+            state = lora.merge_adapters(experts, weights)
+            state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in state.items()}
+            lora.save_adapter(state, partial, lora.read_adapter(experts[0])[2])
+        else:
+            _merge_models(base, experts, weights, partial, dtype)
+        os.replace(partial, out)
 
 
 def _merge_models(

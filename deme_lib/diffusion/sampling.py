@@ -116,6 +116,8 @@ def sample(
     Raises:
         ModelError, SamplingError: an image is not finite, or the sampler does not fit the schedule.
     """
+    if min(count, batch_size) < 1:
+        raise SamplingError(f"count={count}, batch_size={batch_size}: give 1 or more")
     chosen, shape = sampling_scheduler(scheduler, sampler, steps), shape_of(denoiser)
     indices, images = range(first, first + count), torch.zeros(count, *shape, dtype=torch.uint8)
     predict, modes = Denoiser(denoiser), {m: m.training for m in denoiser.modules()}

@@ -201,6 +201,8 @@ class Training:
         self.adapter = denoisers.check_adapter(model) if lora.has_adapters(model) else None
         self.accelerate = models.OwnAccelerator(device, spec.precision)
         device = self.device = self.accelerate.accelerator.device
+        if spec.precision == "fp16" and device.type == "cpu":  # accelerate would leave it out
+            raise denoisers.ArgumentError("fp16 trains on a GPU alone: set precision to bf16 or no")
         self.scaler = self.accelerate.accelerator.scaler  # None but for fp16
         model.to(device)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -408,7 +410,7 @@ class Training:
             return {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}.")}
 
         with safe_open(self.checkpoint, "pt") as file:
-            rest = {k: json.loads(v) for k, v in file.metadata().items()}
+            rest = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
             tensors = {k: file.get_tensor(k).clone() for k in file.keys()}  # noqa: SIM118
         if of("model").keys() != self.trained.keys():
             raise KeyError("it holds other weights")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def collect(p: Parameters) -> Path:
             copy = out.with_name(f"{out.name}.tmp")
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(committed, copy / "records")
-            shutil.rmtree(out, ignore_errors=True)  # the store has what was only there
+            if out.is_dir():  # kept, since it may hold what the committed folder does not
+                os.rename(out, out.with_name(f"{out.name}.before-{time.time_ns()}"))
             os.rename(copy, out)
             run = _read_run(records)
         wanted = missing(p)

@@ -71,13 +71,27 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ParameterError(f"no parameter file {str(path or '')!r}; there are {presets}")
     try:
         text = found.read_text()
-        values, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:
         raise ParameterError(f"{found} is not valid YAML: {error}") from error
+    values = parse(text, str(found))
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise ParameterError(f"{found} must be a list of `name: value` lines")
-    _check_nodes(root, str(found))
     return values
+
+
+def parse(text: str, where: str) -> Any:
+    """YAML, without what it would read otherwise than it is written.
+
+    Raises:
+        ParameterError: the text is no YAML, gives a name twice or holds an octal.
+    """
+    try:
+        value, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ParameterError(f"{where} is not valid YAML: {error}") from error
+    if root is not None:
+        _check_nodes(root, where)
+    return value
 
 
 def _check_nodes(node: yaml.Node, where: str) -> None:

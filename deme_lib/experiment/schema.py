@@ -305,6 +305,7 @@ def _check_sizes(p: Parameters) -> None:
         raise ValueError(f"is_splits={p.is_splits} needs {2 * p.is_splits} samples: lower it")
     most = {"kid_subset_size": ("samples", "test_images")}
     most["loss_images"] = ("search_images", "train_images")
+    most["n_ranges"], most["loss_bins"] = ("loss_images",), ("test_images",)  # a draw in each
     for name, sources in most.items():
         held = p.pick(*sources)
         if (value := getattr(p, name)) > min(held.values()):
@@ -325,16 +326,17 @@ def _check_cells(p: Parameters) -> None:
             what = f"parameter of cell {cell['cell']!r}"
             raise ValueError(unknown(name, OF_CELLS | {"paper"}, what))
     try:
-        cells = p.per_cell()
+        rows = p.rows()
     except ValueError as error:
         problems = [e["msg"] for e in error.errors()] if hasattr(error, "errors") else [error]
         raise ValueError(f"a cell does not fit: {problems[0]}") from error
     for cell in p.cells:
         paper = cell.get("paper", {})
-        known = {*cells[cell["cell"]].arms}
+        known = {arm for name, arm in rows if name == cell["cell"]}
         typed = isinstance(paper, dict) and all(type(x) in (int, float) for x in paper.values())
         if not typed or not paper.keys() <= known:
-            raise ValueError(f"paper of cell {cell['cell']!r} must be {{arm of the cell: FID}}")
+            told = f"{{arm of a row of this cell: FID}}, of {', '.join(sorted(known))}"
+            raise ValueError(f"paper of cell {cell['cell']!r} must be {told}")
 
 
 def _check_comparisons(p: Parameters) -> None:

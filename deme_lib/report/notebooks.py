@@ -1,7 +1,8 @@
 """Notebooks committed with their outputs: run in place, cleaned, stamped with what they show.
 
-GitHub and JupyterLab show results before anything is run. A hash of a notebook's own cells and of
-the committed records stands in its metadata; ``check`` recomputes it.
+GitHub and JupyterLab show results before anything is run. A hash of a notebook's own cells, of
+fashion8's records and of the other committed tables stands in its metadata; ``check`` recomputes
+it.
 """
 
 import hashlib
@@ -15,18 +16,19 @@ from nbformat import NotebookNode
 from deme_lib import ROOT
 
 FOLDER = ROOT / "notebooks"
-RECORDS = ROOT / "figures" / "fashion8" / "records"
+FIGURES = ROOT / "figures"
 MADE = re.compile(r"^(making |\S+: another process).*\n?", re.M)
 """What the store says while it works, which is no result."""
 
 
 def stamp(notebook: NotebookNode) -> str:
-    """A hash of the cells' sources and of all records behind the outputs."""
+    """A hash of the cells' sources and of all records and tables behind the outputs."""
     total = hashlib.sha256()
     for cell in notebook.cells:
         total.update(f"{cell.cell_type}\0{cell.source}\0".encode())
-    for path in sorted(RECORDS.glob("*")):
-        total.update(path.name.encode() + path.read_bytes())
+    for shown in ("fashion8/records/*", "*/table.md", "ladder.csv"):
+        for path in sorted(FIGURES.glob(shown)):
+            total.update(path.relative_to(FIGURES).as_posix().encode() + path.read_bytes())
     return total.hexdigest()[:16]
 
 

@@ -103,7 +103,12 @@ def read(folder: Path) -> Records:
                 f"{folder / name} is missing: notebooks/05_evaluation.ipynb, run with the "
                 "parameter file of the experiment, writes it"
             )
-    run = json.loads((folder / "run.json").read_text())
+    try:
+        run = json.loads((folder / "run.json").read_text())
+    except ValueError as error:
+        raise RecordsError(f"{folder / 'run.json'} is damaged ({error}): restore it") from error
+    if not run["trainings"]:
+        raise RecordsError(f"{folder / 'run.json'} names no training: collect them again")
     paths = {kind: folder / f"{kind}.csv" for kind in COLUMNS}
     frames = {kind: _frame(path, run) for kind, path in paths.items() if path.is_file()}
     needed = {kind: frames.pop(kind) for kind in NEEDED}

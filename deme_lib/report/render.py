@@ -30,6 +30,7 @@ def render(folder: Path) -> None:
 def ladder(folders: list[Path], out: Path) -> None:
     """Write ladder.csv and ladder.png into a folder, of experiments that differ in model size."""
     sizes = [read(folder / "records") for folder in folders]
+    out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "ladder.csv", gains := intervals.ladder(sizes))
     save(plots.ladder(gains, sizes[0]), out / "ladder.png")
 

@@ -153,6 +153,17 @@ def test_of_two_image_columns_the_one_called_image_is_taken_as_it_now_is(tmp_pat
     assert "4 train images of column image of mask, image, label" in capsys.readouterr().out
 
 
+def test_a_folder_beside_train_and_test_is_left_out(tmp_path, monkeypatch):
+    """Else test images would be trained on."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for i, part in enumerate(("train", "test", "extra")):
+        (tmp_path / "mine" / part).mkdir(parents=True)
+        for k in range(4):
+            picture(4 * i + k).save(tmp_path / "mine" / part / f"{k}.png")
+    with pytest.warns(UserWarning, match=r"extra.*is in no part: 4 files left out"):
+        assert numbers(load_images("~/mine")) == set(range(4))
+
+
 @pytest.mark.parametrize("label", [-1, None])
 def test_labels_that_are_kept_back_are_0(tmp_path, label):
     folder = parquet(tmp_path, image=[picture(i) for i in range(6)], label=[label] * 6)

@@ -260,6 +260,10 @@ def test_experts_of_another_adapter_or_predict_are_not_taken(text, tmp_path):
     assert same(decoupled(text, **how), first)
     with pytest.raises(ArgumentError, match=r"another call, without .*predict"):
         decoupled(text, **how, predict=lambda m, x, t, c: denoisers.predict(m, x, t, c))
+    halved = how | {"folder": tmp_path / "halved"}
+    decoupled(text, **halved, predict=lambda m, x, t, c: denoisers.predict(m, x, t, c))
+    with pytest.raises(ArgumentError, match=r"another call, without .*predict"):
+        decoupled(text, **halved, predict=lambda m, x, t, c: denoisers.predict(m, x, t, c) / 2)
     text.model.set_adapters("default", 0.25)
     with pytest.raises(ArgumentError, match=r"another call, without .*settings"):
         decoupled(text, **how)

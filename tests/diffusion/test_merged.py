@@ -108,7 +108,9 @@ def test_folders_are_merged_as_the_textbook_says(shard, dtype, tuned_in, tmp_pat
     states = [tensors(0, dtype), *(tensors(k, tuned_in) for k in (1, 2, 3))]
     base = saved(tmp_path / "base", states[0], shard)
     experts = [saved(tmp_path / str(k), states[k], 10 ** (3 * k - 2)) for k in (1, 2, 3)]
+    (tmp_path / "merged.tmp").mkdir()  # of somebody else
     merge_folders(base, experts, weights, tmp_path / "merged")
+    assert len([*tmp_path.glob("merged*")]) == 2
     names = sorted(path.name for path in (tmp_path / "merged").iterdir())
     assert names == sorted(path.name for path in base.iterdir())
     found, eps = loaded(tmp_path / "merged"), torch.finfo(wide).eps

@@ -212,6 +212,8 @@ def test_a_sampler_that_does_not_fit_is_refused(tiny_unet):
             sampled(tiny_unet(), steps=steps)
     with pytest.raises(SamplingError, match=r"463 steps .* fewer"):
         sampled(tiny_unet(), steps=463, sampler="ddim")
+    with pytest.raises(SamplingError, match="batch_size=-5: give 1 or more"):
+        sampled(tiny_unet(), batch_size=-5)
     with pytest.raises(SamplingError, match="choose one of dpm-solver, ddim"):
         sampled(tiny_unet(), sampler="euler")
 

@@ -100,6 +100,7 @@ def test_in_jupyter_a_full_bar_is_taken_away(call, monkeypatch, capsys):
         ({"learning_rate": math.nan}, "learning_rate\n.*finite"),
         ({"probability": 1.1}, "probability\n.*less than or equal to 1"),
         ({"precision": "half"}, "precision\n.*'no', 'bf16' or 'fp16'"),
+        ({"precision": "fp16", "device": "cpu"}, "fp16 trains on a GPU alone"),
         ({"ranges": [0, 2]}, r"ranges=\[0, 2\]: give some of 0 to 1"),
         ({"ranges": []}, r"ranges=\[\]: give some of 0 to 1"),
         ({"n_ranges": 1001}, "n_ranges=1001"),

@@ -6,6 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 
+from deme_lib.__main__ import main
 from deme_lib.experiment import parameters
 from deme_lib.experiment.parameters import FIELDS, ParameterError, check, from_notebook, load
 
@@ -130,6 +131,9 @@ FILES = {
     "an odd cell": ("cells: [{cell: a, n_ranges: 3}]", "a cell does not fit", "give a multiple"),
     "another arm's number": ("cells: [{cell: a, paper: {ties: 3.5}}]", "paper of cell 'a'"),
     "an unknown base": ("base: plain", "unknown row in base 'plain'", "'all_plain'"),
+    "a shared row's number": ("cells: [{cell: a, paper: {pretrained: 4}}]", "paper of cell 'a'"),
+    "too few draws": ("loss_images: 3", "n_ranges=4 needs as many loss_images (3)"),
+    "too many bins": ("test_images: 800\nloss_bins: 900", "as many test_images (800)"),
     "too few for curves": ("loss_images: 20000", "as many search_images (10000)", "lower it"),
     "a list": ("- 1", "bad.yaml", "list of `name: value` lines"),
     "twice": ("n_ranges: 2\nn_ranges: 4", "'n_ranges' twice", "delete one"),
@@ -206,3 +210,17 @@ def test_papermills_non_finite_numbers_are_errors():
     """papermill writes float('nan'), which is no literal; the cell still counts."""
     with pytest.raises(ParameterError, match="finetune_lr"):
         from_notebook(notebook(CELL, injected({"finetune_lr": float("nan"), "n_ranges": 3})))
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("search_trials", "write name=value"),
+        ("search_trials=0100", "YAML reads 0100 as 64"),
+        ("arms=[a", "arms is not valid YAML"),
+    ],
+)
+def test_a_parameter_on_the_command_line_is_read_as_one_of_a_file(written, words, capsys):
+    with pytest.raises(SystemExit):
+        main(["make", "data", "-p", written])
+    assert words in capsys.readouterr().err

@@ -37,6 +37,9 @@ def test_a_missing_record_is_named_with_its_remedy(folder, name):
     (folder / name).unlink()
     with pytest.raises(RecordsError, match=f"{name} is missing: notebooks/05_evaluation.ipynb"):
         records.read(folder)
+    (folder / name).write_text("{")
+    with pytest.raises(RecordsError, match=name):
+        records.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -61,4 +64,7 @@ def test_rows_count_once_run_json_names_their_training_seed(folder, change):
     assert 0 not in known.training_seeds and 0 not in set(known.losses["training_seed"])
     change(folder, "run.json", lambda run: run["trainings"].update({"99": {}}))
     with pytest.raises(RecordsError, match=r"metrics\.csv: missing .*99, 'all_plain', 0"):
+        records.read(folder)
+    change(folder, "run.json", lambda run: run["trainings"].clear())
+    with pytest.raises(RecordsError, match=r"run\.json names no training: collect"):
         records.read(folder)

@@ -82,9 +82,9 @@ def test_the_ladder_has_every_size_with_its_gains(tmp_path, change):
         change(own, "arms.csv", lambda f, times=times: f.assign(parameters=times * f["parameters"]))
         change(own, "run.json", lambda run, name=name: run.update(experiment=name))
     folders = [str(tmp_path / name) for name in ("larger", "small")]
-    assert main(["ladder", *folders, "-o", str(tmp_path)]) == 0
-    assert (tmp_path / "ladder.png").is_file()
-    found = pd.read_csv(tmp_path / "ladder.csv")
+    assert main(["ladder", *folders, "-o", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "ladder.png").is_file()
+    found = pd.read_csv(tmp_path / "new" / "ladder.csv")
     assert list(found["experiment"].unique()) == ["small", "larger"]
     assert list(found["parameters"].unique()) == [40489, 4 * 40489]
     for measure, sign in (("fid", -1), ("inception_score", 1)):

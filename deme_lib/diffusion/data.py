@@ -230,7 +230,7 @@ def _load_folder(folder: Path) -> tuple[dict[str, Images], str]:
     """Its parts and words on them. Folders of images are classes, pictures beside them left out.
 
     The names of the folders that a file is in say its part, of parquet its own name's words too,
-    where they do so for every file.
+    where they do so for every file; beside train/ and test/ other folders are left out.
     """
     files = _files(folder)
     if any(f.name.endswith("-ubyte.gz") for f in files):
